@@ -1,0 +1,107 @@
+//! The raft handle: what this node proposes, knows and decides through openraft.
+//!
+//! [`handle::Handle`] is given to everyone who needs raft; nobody else names openraft's API. The
+//! transport is supplied by `node` as a [`Peers`].
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+
+use crate::types::{LogIndex, NodeId, Term, member::Members, position::Positions};
+
+/// What a future of a trait object is here.
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Why another node gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PeerError {
+    #[error("no address is known for node {0}")]
+    NoAddress(NodeId),
+    #[error("node {node_id} is not reachable: {why}")]
+    Unreachable { node_id: NodeId, why: String },
+    #[error("node {node_id} gave no answer within {after:?}")]
+    TimedOut { node_id: NodeId, after: Duration },
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// What a node without data shows while a cluster is founded, and with data says instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FoundingState {
+    /// blake3 of the sorted founding list.
+    pub(crate) list_hash: [u8; 32],
+    pub(crate) has_data: bool,
+}
+
+/// Questions to other nodes beside raft's own messages.
+pub(crate) trait Peers: Send + Sync + 'static {
+    /// The other node's `raft_status`, as JSON.
+    fn status(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+    /// One ReadIndex round at the leader: the index a linearizable read must have applied.
+    fn read_index(
+        &self,
+        leader_id: NodeId,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<LogIndex, PeerError>>;
+    /// What the node at the founding list's address shows.
+    fn founding(
+        &self,
+        node_id: NodeId,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<FoundingState, PeerError>>;
+}
+
+/// What this node answers to [`Peers`] of other nodes; supplied by `node`.
+pub(crate) trait Answers: Send + Sync + 'static {
+    fn status(&self) -> BoxFuture<'_, Bytes>;
+    /// `Err` says why there is none: not the leader, or no quorum.
+    fn read_index(&self) -> BoxFuture<'_, Result<LogIndex, String>>;
+    fn founding(&self) -> FoundingState;
+    /// Whether this node would take leadership over when asked now; `Err` says why not (safety rule 14).
+    fn may_take_over(&self) -> Result<(), String>;
+    /// Whether this node may grant votes already (safety rule 16).
+    fn may_vote(&self) -> bool;
+    /// An append or a heartbeat of the leader of `term` was handled at this moment.
+    fn leader_heard(&self, term: Term, leader_id: NodeId);
+}
+
+/// raft's own role, also when cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    Stopped,
+}
+
+/// What the leader knows of another member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerProgress {
+    pub(crate) node_id: NodeId,
+    pub(crate) matched: Option<LogIndex>,
+    /// Leader's last − matched.
+    pub(crate) lag: u64,
+    /// Since the newest acknowledged heartbeat or append was sent.
+    pub(crate) ack_age: Option<Duration>,
+    /// Acknowledged within 2 × heartbeat_timeout.
+    pub(crate) is_reachable: bool,
+}
+
+/// Everything raft knows, from one look at its metrics and one at the clock.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) role: Role,
+    pub(crate) term: Term,
+    /// The leader that is heard (safety rule 11); never openraft's `current_leader` alone.
+    pub(crate) leader_id: Option<NodeId>,
+    pub(crate) positions: Positions,
+    pub(crate) members: Members,
+    /// Leader only: since the newest send that a quorum acknowledged. A sole voter: zero.
+    pub(crate) quorum_ack_age: Option<Duration>,
+    /// Leader only, one per other member.
+    pub(crate) peers: Option<Vec<PeerProgress>>,
+    /// The core has run once, so that the above means something.
+    pub(crate) is_started: bool,
+    pub(crate) is_running: bool,
+}

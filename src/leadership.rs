@@ -1,0 +1,1 @@
+//! This node's role, lease and fence.

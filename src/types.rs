@@ -1,0 +1,28 @@
+//! The vocabulary: blocks, members, positions, the fence.
+//!
+//! Plain values that every other module may use. Knows nothing of raft, disks or sockets.
+
+/// The protobuf contract, generated from `api/proto`.
+#[allow(
+    missing_docs,
+    clippy::doc_markdown,
+    clippy::derive_partial_eq_without_eq
+)]
+pub(crate) mod proto {
+    include!(concat!(env!("OUT_DIR"), "/blockraft.v1.rs"));
+}
+
+pub mod block;
+pub mod error;
+pub mod member;
+pub mod position;
+pub mod settings;
+
+/// A node's number, 1 to 2^53 − 1.
+pub type NodeId = u64;
+/// An election number.
+pub type Term = u64;
+/// A place in the log.
+pub type LogIndex = u64;
+/// A block's height, at most [`block::HEIGHT_MAX`].
+pub type Height = u64;

@@ -1,0 +1,30 @@
+//! Members of the cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::types::{LogIndex, NodeId};
+
+/// A member as the membership names it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Member {
+    pub node_id: NodeId,
+    /// 1–63 of `a-z0-9-`, unique in the cluster.
+    pub name: String,
+    /// `host:port`.
+    pub peer_addr: String,
+    /// `host:port`.
+    pub api_addr: String,
+}
+
+/// Who belongs to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Members {
+    /// Log index of the entry that holds it.
+    pub version: LogIndex,
+    pub voters: BTreeSet<NodeId>,
+    pub learners: BTreeSet<NodeId>,
+    /// Voters and learners.
+    pub nodes: BTreeMap<NodeId, Member>,
+    /// Two configurations are in force while a change is under way.
+    pub joint: bool,
+}
