@@ -5,5 +5,6 @@ pub mod types;
 pub(crate) mod consensus;
 pub(crate) mod instants;
 pub(crate) mod machine;
+pub(crate) mod peer;
 pub(crate) mod raft;
 pub(crate) mod telemetry;
