@@ -4,6 +4,9 @@ pub mod types;
 
 pub(crate) mod consensus;
 pub(crate) mod instants;
+pub(crate) mod leadership;
 pub(crate) mod machine;
+pub(crate) mod proposals;
 pub(crate) mod raft;
+pub(crate) mod store;
 pub(crate) mod telemetry;
