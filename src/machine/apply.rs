@@ -9,19 +9,17 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::{
-        command::{Command, Kind},
-        table::Table,
-    },
-    types::{
-        Height, LogIndex, NodeId, Term,
-        block::{Block, BlockRef},
-        error::{Accepted, Refusal},
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, SettingsInForce},
-    },
+use crate::machine::{
+    command::{Command, Kind},
+    table::Table,
+};
+use crate::types::{
+    Height, LogIndex, NodeId, Term,
+    block::{Block, BlockRef},
+    error::{Accepted, Refusal},
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, SettingsInForce},
 };
 
 pub(crate) mod record;

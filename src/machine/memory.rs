@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::{
-        apply::{LoadError, Machine},
-        table::Table,
-    },
-    types::{Height, Term, proto},
+use crate::machine::{
+    apply::{LoadError, Machine},
+    table::Table,
 };
+use crate::types::{Height, Term, proto};
 
 /// Every row, and nothing that is not in a row: two equal ones hold the same state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -8,20 +8,18 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::{
-    machine::{
-        apply::{Applying, Machine, Outcome, settings_to_proto},
-        command::{Command, Kind},
-        memory::Memory,
-    },
-    types::{
-        Height,
-        block::Block,
-        error::Refusal,
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, Continuity, Timestamps},
-    },
+use crate::machine::{
+    apply::{Applying, Machine, Outcome, settings_to_proto},
+    command::{Command, Kind},
+    memory::Memory,
+};
+use crate::types::{
+    Height,
+    block::Block,
+    error::Refusal,
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, Continuity, Timestamps},
 };
 
 /// One entry and how far the log moves on with it.

@@ -8,19 +8,17 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::{
-        apply::{Applying, HASH_EVERY, Machine, Outcome, settings_to_proto},
-        command::{CARRIER_BYTES, Command, Kind},
-        memory::Memory,
-    },
-    types::{
-        block::{Block, BlockRef},
-        error::{Certainty, ProposeError},
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, Continuity, SettingsInForce, Timestamps},
-    },
+use crate::machine::{
+    apply::{Applying, HASH_EVERY, Machine, Outcome, settings_to_proto},
+    command::{CARRIER_BYTES, Command, Kind},
+    memory::Memory,
+};
+use crate::types::{
+    block::{Block, BlockRef},
+    error::{Certainty, ProposeError},
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, Continuity, SettingsInForce, Timestamps},
 };
 
 /// Fewer would say that files were lost.

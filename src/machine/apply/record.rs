@@ -5,15 +5,13 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::apply::{Leadership, Machine, View},
-    types::{
-        Height, Term,
-        block::BlockRef,
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, Continuity, SettingsInForce, Timestamps},
-    },
+use crate::machine::apply::{Leadership, Machine, View};
+use crate::types::{
+    Height, Term,
+    block::BlockRef,
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, Continuity, SettingsInForce, Timestamps},
 };
 
 /// Why a stored state cannot be loaded.

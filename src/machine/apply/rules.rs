@@ -5,14 +5,12 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::command::CARRIER_BYTES,
-    types::{
-        block::{Block, BlockRef},
-        error::{Accepted, Refusal},
-        proto,
-        settings::{ClusterSettings, Continuity, Timestamps},
-    },
+use crate::machine::command::CARRIER_BYTES;
+use crate::types::{
+    block::{Block, BlockRef},
+    error::{Accepted, Refusal},
+    proto,
+    settings::{ClusterSettings, Continuity, Timestamps},
 };
 
 /// What must hold between a block and the one it follows: height, gap, parent, timestamp, in this order.
