@@ -28,10 +28,10 @@ impl Table for Memory {
         Some(self.blocks.get(&height)?.0.clone())
     }
 
-    fn put_block(&mut self, height: Height, row: &[u8], block: &[u8]) {
+    fn put_block(&mut self, height: Height, row: &[u8], block: &Bytes) {
         let last = self.blocks.last_key_value().map(|(h, _)| *h);
         assert!(last.is_none_or(|last| last < height), "block {height} put after {last:?}");
-        self.blocks.insert(height, (Bytes::copy_from_slice(row), Bytes::copy_from_slice(block)));
+        self.blocks.insert(height, (Bytes::copy_from_slice(row), block.clone()));
     }
 
     fn prune(&mut self, floor: Height, heights: &[Height]) {
