@@ -38,13 +38,6 @@ fn long_history() -> Settings {
     settings([("state.history_blocks", toml::Value::Integer(10_000_000))])
 }
 
-/// What a node says when another one dies.
-fn allow_deaths(cluster: &mut Cluster) {
-    for part in ["peer", "leader", "heartbeat", "election", "vote", "quorum", "lease", "killed"] {
-        cluster.allow(part);
-    }
-}
-
 fn blocks(from: u64, n: u64, salt: &str) -> Vec<Block> {
     (from..from + n).map(|height| Block::new(height, salt)).collect()
 }
@@ -148,7 +141,7 @@ fn catch_up(more: Settings) -> Cluster {
     let mut all = long_history();
     all.extend(more);
     let mut cluster = Cluster::three(all);
-    allow_deaths(&mut cluster);
+    cluster.allow_deaths();
     let leader = cluster.leader();
     let api = cluster.node(leader).api.clone();
     let mut places = fill(&api, &blocks(1, 20, "before"));
@@ -194,7 +187,7 @@ fn a_stopped_follower_catches_up_by_snapshot_when_the_log_is_purged() {
 fn a_cluster_is_founded_in_any_order() {
     for order in [[1, 2, 3], [3, 1, 2], [2, 3, 1]] {
         let mut cluster = Cluster::new(3, Settings::new());
-        allow_deaths(&mut cluster);
+        cluster.allow_deaths();
         cluster.node_mut(order[0]).start();
         wait_for("the first node answers", SOON, || cluster.node(order[0]).status());
         // One of three is no majority: it must not found a cluster of its own, also over a restart.
@@ -234,7 +227,7 @@ fn two_writers(cluster: &Cluster, history: &Arc<History>) -> [Writer; 2] {
 #[test]
 fn the_leader_dies_twenty_times_under_load() {
     let mut cluster = Cluster::three(long_history());
-    allow_deaths(&mut cluster);
+    cluster.allow_deaths();
     let history = Arc::new(History::default());
     let writers = two_writers(&cluster, &history);
     for round in 0..LEADER_KILLS {
@@ -269,7 +262,7 @@ fn all_nodes_die_at_once_ten_times_under_load() {
     all.insert("snapshot.threshold".into(), toml::Value::Integer(50));
     all.insert("snapshot.trailing_logs".into(), toml::Value::Integer(10));
     let mut cluster = Cluster::three(all);
-    allow_deaths(&mut cluster);
+    cluster.allow_deaths();
     let history = Arc::new(History::default());
     let writers = two_writers(&cluster, &history);
     for _ in 0..KILLS_OF_ALL {
@@ -301,7 +294,7 @@ fn burst(addr: &str, fence: u64, blocks: &[Block]) -> Option<Stream> {
 #[test]
 fn a_leader_that_dies_in_a_burst_never_writes_another_entry_under_an_old_id() {
     let mut cluster = Cluster::three(long_history());
-    allow_deaths(&mut cluster);
+    cluster.allow_deaths();
     let history = History::default();
     for round in 0..6 {
         let leader = cluster.leader();
@@ -389,7 +382,7 @@ fn a_leader_cut_off_from_the_others_stops_being_one() {
     // Both followers stand still, as behind a broken switch: safety 11, 12 and 17. The leader's own view
     // must change though raft's does not.
     let mut cluster = Cluster::three(Settings::new());
-    allow_deaths(&mut cluster);
+    cluster.allow_deaths();
     let old = cluster.leader();
     let others = cluster.others(old);
     let term = cluster.node(old).status().expect("it answers")["term"].as_u64().expect("a term");

@@ -213,6 +213,5 @@ fn a_folder_of_a_node_that_never_led_alone_is_whole_after_a_kill() {
     }
     cluster.node_mut(1).start();
     cluster.leader();
-    cluster.allow("killed");
     cluster.end();
 }

@@ -81,7 +81,7 @@ fn another_cluster_id_in_the_config_of_a_folder_is_refused() {
 #[test]
 fn another_cluster_id_is_refused_at_connect() {
     let mut cluster = Cluster::three(Settings::new());
-    cluster.allow("refused");
+    cluster.allow_strangers();
     let dir = tempfile::tempdir().expect("writable");
     let mut stranger = Node::new(4, dir.path());
     let mut founders = cluster.founders();
@@ -98,7 +98,7 @@ fn another_cluster_id_is_refused_at_connect() {
 #[test]
 fn a_second_node_with_a_taken_id_is_refused() {
     let mut cluster = Cluster::three(Settings::new());
-    cluster.allow("refused");
+    cluster.allow_strangers();
     goes_on(&mut cluster);
     // A copy of node 2's config on another machine: other addresses, an own folder, the same id.
     let dir = tempfile::tempdir().expect("writable");
@@ -118,8 +118,7 @@ fn a_second_node_with_a_taken_id_is_refused() {
 #[test]
 fn a_wiped_node_is_refused_and_counts_for_nothing() {
     let mut cluster = Cluster::three(Settings::new());
-    cluster.allow("refused");
-    cluster.allow("peer");
+    cluster.allow_strangers();
     goes_on(&mut cluster);
     let leader = cluster.leader();
     let [wiped, other] = cluster.others(leader)[..] else { panic!("two others") };
@@ -174,7 +173,7 @@ fn different_founding_lists_never_form_a_cluster() {
     cluster.nodes.iter_mut().for_each(Node::kill);
     cluster.write_configs();
     cluster.nodes.iter_mut().for_each(Node::start);
-    cluster.allow("founding");
+    cluster.allow("founding list");
     goes_on(&mut cluster);
     cluster.end();
 }
@@ -199,8 +198,7 @@ fn one_node_with_another_founding_list_stays_outside_until_it_is_mended() {
     cluster.node_mut(3).kill();
     cluster.write_configs();
     cluster.node_mut(3).start();
-    cluster.allow("founding");
-    cluster.allow("peer");
+    cluster.allow("founding list");
     goes_on(&mut cluster);
     assert_eq!(cluster.settled().len(), 3);
 }
@@ -244,6 +242,5 @@ fn a_second_process_on_the_same_folder_is_refused() {
     cluster.node_mut(1).start();
     cluster.leader();
     assert_eq!(cluster.height(1), 2);
-    cluster.allow("killed");
     cluster.end();
 }

@@ -31,9 +31,7 @@ const STOP_BOUND: Duration = Duration::from_millis(5 * 200 + 3_000 + 1_000);
 #[test]
 fn every_node_stops_in_time_and_loses_nothing() {
     let mut cluster = Cluster::three(Settings::new());
-    cluster.allow("peer");
-    cluster.allow("leader");
-    cluster.allow("quorum");
+    cluster.allow_deaths();
     let leader = cluster.leader();
     let blocks: Vec<Block> = (1..=100).map(|h| Block::new(h, "kept")).collect();
     fill(&cluster.node(leader).api.clone(), &blocks);
@@ -70,7 +68,7 @@ fn a_stop_under_load_answers_what_is_in_flight() {
     let mut all = Settings::new();
     all.insert("state.history_blocks".into(), toml::Value::Integer(10_000_000));
     let mut cluster = Cluster::three(all);
-    cluster.allow("peer");
+    cluster.allow_deaths();
     let history = Arc::new(History::default());
     let writers = [("a", Way::Protobuf), ("b", Way::JsonRpc)]
         .map(|(name, way)| Writer::start(name, way, cluster.endpoints(), history.clone()));
@@ -98,9 +96,7 @@ fn a_stop_under_load_answers_what_is_in_flight() {
 #[test]
 fn a_second_signal_ends_a_stop_at_once() {
     let mut cluster = Cluster::three(Settings::new());
-    for part in ["peer", "leader", "quorum", "signal"] {
-        cluster.allow(part);
-    }
+    cluster.allow_deaths();
     let leader = cluster.leader();
     let others = cluster.others(leader);
     // Nobody answers, so the first signal has to wait for its bounds.
@@ -141,7 +137,6 @@ fn assert_last_exit(node: &Node, cause: &str) {
 fn a_killed_node_says_so_after_the_restart() {
     let mut cluster = Cluster::new(1, Settings::new());
     cluster.start();
-    cluster.allow("killed");
     assert_last_exit(cluster.node(1), "first");
     cluster.node_mut(1).kill();
     cluster.node_mut(1).start();
@@ -161,7 +156,6 @@ fn a_killed_node_says_so_after_the_restart() {
 #[test]
 fn what_must_not_stop_a_node() {
     let mut cluster = Cluster::three(Settings::new());
-    cluster.allow("SIGHUP");
     let leader = cluster.leader();
     let term = cluster.node(leader).status().expect("it answers")["term"].clone();
     for node in &cluster.nodes {

@@ -65,6 +65,20 @@ impl Cluster {
         self.allowed.push(part.to_owned());
     }
 
+    /// What the others say of a node that was killed, stopped or stands still, and it of itself.
+    pub(crate) fn allow_deaths(&mut self) {
+        for part in ["peer does not answer", "snapshot was not sent", "stopping "] {
+            self.allow(part);
+        }
+    }
+
+    /// What is said of somebody who is no member.
+    pub(crate) fn allow_strangers(&mut self) {
+        for part in ["peer sent what cannot be right", "peer is refused"] {
+            self.allow(part);
+        }
+    }
+
     /// Starts all for the first time and waits for a leader.
     #[track_caller]
     pub(crate) fn start(&mut self) -> NodeId {
