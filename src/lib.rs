@@ -2,10 +2,12 @@
 
 pub mod types;
 
+pub(crate) mod config;
 pub(crate) mod consensus;
 pub(crate) mod instants;
 pub(crate) mod leadership;
 pub(crate) mod machine;
+pub(crate) mod peer;
 pub(crate) mod proposals;
 pub(crate) mod raft;
 pub(crate) mod store;
