@@ -38,17 +38,9 @@ pub(crate) trait Peers: Send + Sync + 'static {
     /// The other node's `raft_status`, as JSON.
     fn status(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<Bytes, PeerError>>;
     /// One ReadIndex round at the leader: the index a linearizable read must have applied.
-    fn read_index(
-        &self,
-        leader_id: NodeId,
-        within: Duration,
-    ) -> BoxFuture<'_, Result<LogIndex, PeerError>>;
+    fn read_index(&self, leader_id: NodeId, within: Duration) -> BoxFuture<'_, Result<LogIndex, PeerError>>;
     /// What the node at the founding list's address shows.
-    fn founding(
-        &self,
-        node_id: NodeId,
-        within: Duration,
-    ) -> BoxFuture<'_, Result<FoundingState, PeerError>>;
+    fn founding(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<FoundingState, PeerError>>;
 }
 
 /// What this node answers to [`Peers`] of other nodes; supplied by `node`.

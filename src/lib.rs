@@ -1,7 +1,9 @@
 //! blockraft keeps a block sequencer alive: raft agreement on every block, one fenced producer.
 
+pub mod cli;
 pub mod types;
 
+pub(crate) mod config;
 pub(crate) mod consensus;
 pub(crate) mod instants;
 pub(crate) mod machine;

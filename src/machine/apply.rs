@@ -131,38 +131,21 @@ impl Machine {
             return Ok(Self::default());
         };
         let r = proto::MachineRecord::decode(record)?;
-        let hash =
-            |h: &Bytes| <[u8; 32]>::try_from(h.as_ref()).map_err(|_| LoadError::Hash(h.len()));
+        let hash = |h: &Bytes| <[u8; 32]>::try_from(h.as_ref()).map_err(|_| LoadError::Hash(h.len()));
         let window: VecDeque<_> = blocks.collect();
         if window.len() as u64 != r.history_blocks {
-            return Err(LoadError::Rows {
-                rows: window.len() as u64,
-                recorded: r.history_blocks,
-            });
+            return Err(LoadError::Rows { rows: window.len() as u64, recorded: r.history_blocks });
         }
         let view = View {
-            applied: LogPos {
-                term: r.applied_term,
-                index: r.applied_index,
-            },
-            head: r.head.map(|h| BlockRef {
-                height: h.height,
-                hash: h.hash,
-                timestamp: h.timestamp,
-            }),
-            head_pos: LogPos {
-                term: r.head_term,
-                index: r.head_index,
-            },
+            applied: LogPos { term: r.applied_term, index: r.applied_index },
+            head: r.head.map(|h| BlockRef { height: h.height, hash: h.hash, timestamp: h.timestamp }),
+            head_pos: LogPos { term: r.head_term, index: r.head_index },
             oldest_height: window.front().map(|(h, _)| *h),
             has_pruned: r.has_pruned,
             history_blocks: r.history_blocks,
             history_bytes: r.history_bytes,
             settings: SettingsInForce {
-                settings: r
-                    .settings
-                    .map(|s| settings_from_proto(&s))
-                    .unwrap_or_default(),
+                settings: r.settings.map(|s| settings_from_proto(&s)).unwrap_or_default(),
                 index: r.settings_index,
             },
             leadership: r.leadership.map(|l| leadership_from_proto(&l)),
@@ -172,11 +155,7 @@ impl Machine {
                 index => Some((index, hash(&r.hash_mark)?)),
             },
         };
-        Ok(Self {
-            view,
-            window,
-            terms: terms.collect(),
-        })
+        Ok(Self { view, window, terms: terms.collect() })
     }
 
     /// The record that [`Machine::load`] takes back; written with every batch.
@@ -200,10 +179,7 @@ impl Machine {
             leadership: v.leadership.as_ref().map(leadership_to_proto),
             state_hash: Bytes::copy_from_slice(&v.state_hash),
             hash_mark_index: v.hash_mark.map_or(0, |(i, _)| i),
-            hash_mark: v
-                .hash_mark
-                .map(|(_, h)| Bytes::copy_from_slice(&h))
-                .unwrap_or_default(),
+            hash_mark: v.hash_mark.map(|(_, h)| Bytes::copy_from_slice(&h)).unwrap_or_default(),
         }
         .encode_to_vec()
     }
@@ -213,12 +189,7 @@ impl Machine {
     }
 
     /// Applies one entry. Entries come in log order, each once.
-    pub(crate) fn apply(
-        &mut self,
-        table: &mut dyn Table,
-        pos: LogPos,
-        entry: Applying<'_>,
-    ) -> Outcome {
+    pub(crate) fn apply(&mut self, table: &mut dyn Table, pos: LogPos, entry: Applying<'_>) -> Outcome {
         let applied = self.view.applied;
         assert!(
             applied.index < pos.index || (applied == LogPos::default() && pos.index == 0),
@@ -270,8 +241,7 @@ impl Machine {
         let Ok(proposal) = proto::BlockCommand::decode(command.payload.clone()) else {
             return Outcome::Undecodable;
         };
-        let Ok(block) = proto::RaftBlockState::decode(proposal.block.clone()).map(Block::from)
-        else {
+        let Ok(block) = proto::RaftBlockState::decode(proposal.block.clone()).map(Block::from) else {
             return Outcome::Undecodable;
         };
         // A duplicate comes before the fence: what stands is true whoever repeats it.
@@ -280,18 +250,10 @@ impl Machine {
         }
         let head = self.view.head.clone();
         if proposal.fence != pos.term {
-            return Outcome::Fenced {
-                fence: proposal.fence,
-                term: pos.term,
-                head,
-            };
+            return Outcome::Fenced { fence: proposal.fence, term: pos.term, head };
         }
         if let Err((refusal, oldest_height)) = self.check_next(table, &block) {
-            return Outcome::Refused {
-                refusal,
-                head,
-                oldest_height,
-            };
+            return Outcome::Refused { refusal, head, oldest_height };
         }
         let trace_id = carrier_trace_id(&proposal.trace);
         let row = proto::BlockRow {
@@ -301,9 +263,7 @@ impl Machine {
             index: pos.index,
             proposer_id: proposal.proposer_id,
             proposed_at_ms: proposal.proposed_at_ms,
-            trace_id: trace_id
-                .map(|t| Bytes::copy_from_slice(&t))
-                .unwrap_or_default(),
+            trace_id: trace_id.map(|t| Bytes::copy_from_slice(&t)).unwrap_or_default(),
             header_bytes: block.header.len() as u64,
             data_bytes: block.data.len() as u64,
             stored_bytes: proposal.block.len() as u64 + ROW_BYTES,
@@ -328,20 +288,14 @@ impl Machine {
 
     /// The place of the same block, when it was applied before and is kept.
     pub(crate) fn find_same(&self, table: &dyn Table, block: &Block) -> Option<Accepted> {
-        if self.view.head.as_ref()?.height < block.height
-            || block.height < self.view.oldest_height?
-        {
+        if self.view.head.as_ref()?.height < block.height || block.height < self.view.oldest_height? {
             return None;
         }
         same_block(table.row(block.height), || table.block(block.height), block)
     }
 
     /// The acceptance rule, in the order conflict or stale, gap, parent, timestamp.
-    fn check_next(
-        &self,
-        table: &dyn Table,
-        block: &Block,
-    ) -> Result<(), (Refusal, Option<Height>)> {
+    fn check_next(&self, table: &dyn Table, block: &Block) -> Result<(), (Refusal, Option<Height>)> {
         let settings = &self.view.settings.settings;
         let Some(head) = &self.view.head else {
             return Ok(());
@@ -361,16 +315,11 @@ impl Machine {
 
     /// Forgets what exceeds the history: part of apply, so every node forgets the same.
     fn prune(&mut self, table: &mut dyn Table) {
-        let ClusterSettings {
-            history_blocks,
-            history_bytes,
-            ..
-        } = self.view.settings.settings;
+        let ClusterSettings { history_blocks, history_bytes, .. } = self.view.settings.settings;
         let mut gone = Vec::new();
         // The head stays whatever it weighs.
         while 1 < self.window.len()
-            && (history_blocks < self.view.history_blocks
-                || history_bytes < self.view.history_bytes)
+            && (history_blocks < self.view.history_blocks || history_bytes < self.view.history_bytes)
         {
             let (height, bytes) = self.window.pop_front().expect("more than one is kept");
             self.view.history_blocks -= 1;
@@ -384,12 +333,7 @@ impl Machine {
         }
     }
 
-    fn apply_leadership(
-        &mut self,
-        table: &mut dyn Table,
-        pos: LogPos,
-        command: &Command,
-    ) -> Outcome {
+    fn apply_leadership(&mut self, table: &mut dyn Table, pos: LogPos, command: &Command) -> Outcome {
         let Ok(c) = proto::LeadershipCommand::decode(command.payload.clone()) else {
             return Outcome::Undecodable;
         };
@@ -406,20 +350,13 @@ impl Machine {
             return Outcome::Led;
         }
         self.terms.push_back(pos.term);
-        let forget = (LEADERSHIPS_MAX < self.terms.len())
-            .then(|| self.terms.pop_front())
-            .flatten();
+        let forget = (LEADERSHIPS_MAX < self.terms.len()).then(|| self.terms.pop_front()).flatten();
         table.put_leadership(pos.term, &row.encode_to_vec(), forget);
         self.view.leadership = Some(leadership_from_proto(&row));
         Outcome::Led
     }
 
-    fn apply_configure(
-        &mut self,
-        table: &mut dyn Table,
-        pos: LogPos,
-        command: &Command,
-    ) -> Outcome {
+    fn apply_configure(&mut self, table: &mut dyn Table, pos: LogPos, command: &Command) -> Outcome {
         let Ok(c) = proto::ConfigureCommand::decode(command.payload.clone()) else {
             return Outcome::Undecodable;
         };
@@ -429,10 +366,7 @@ impl Machine {
         if c.expected_index != 0 && c.expected_index != self.view.settings.index {
             return Outcome::SettingsMoved(self.view.settings.clone());
         }
-        self.view.settings = SettingsInForce {
-            settings: settings_from_proto(&settings),
-            index: pos.index,
-        };
+        self.view.settings = SettingsInForce { settings: settings_from_proto(&settings), index: pos.index };
         // A shorter history holds at once.
         self.prune(table);
         Outcome::Configured(self.view.settings.clone())
@@ -457,11 +391,7 @@ pub(crate) fn check_successor(
         Timestamps::Strict => head.timestamp < block.timestamp,
         Timestamps::Nondecreasing => head.timestamp <= block.timestamp,
     };
-    if is_later {
-        Ok(())
-    } else {
-        Err(Refusal::BadTimestamp)
-    }
+    if is_later { Ok(()) } else { Err(Refusal::BadTimestamp) }
 }
 
 /// Compares a block with the kept one at its height: by its row first, which spares reading the bytes.
@@ -506,26 +436,11 @@ fn outcome_code(outcome: &Outcome) -> u8 {
         Outcome::Accepted(a) if !a.duplicate => 1,
         Outcome::Accepted(_) => 2,
         Outcome::Fenced { .. } => 3,
-        Outcome::Refused {
-            refusal: Refusal::Conflict,
-            ..
-        } => 4,
-        Outcome::Refused {
-            refusal: Refusal::Stale,
-            ..
-        } => 5,
-        Outcome::Refused {
-            refusal: Refusal::Gap,
-            ..
-        } => 6,
-        Outcome::Refused {
-            refusal: Refusal::BadParent,
-            ..
-        } => 7,
-        Outcome::Refused {
-            refusal: Refusal::BadTimestamp,
-            ..
-        } => 8,
+        Outcome::Refused { refusal: Refusal::Conflict, .. } => 4,
+        Outcome::Refused { refusal: Refusal::Stale, .. } => 5,
+        Outcome::Refused { refusal: Refusal::Gap, .. } => 6,
+        Outcome::Refused { refusal: Refusal::BadParent, .. } => 7,
+        Outcome::Refused { refusal: Refusal::BadTimestamp, .. } => 8,
         Outcome::Led => 9,
         Outcome::Configured(_) => 10,
         Outcome::SettingsMoved(_) => 11,
@@ -535,10 +450,7 @@ fn outcome_code(outcome: &Outcome) -> u8 {
 
 fn leadership_from_proto(l: &proto::LeadershipRow) -> Leadership {
     Leadership {
-        pos: LogPos {
-            term: l.term,
-            index: l.index,
-        },
+        pos: LogPos { term: l.term, index: l.index },
         node_id: l.node_id,
         cause: l.cause(),
         operation_id: l.operation_id.clone(),
