@@ -11,6 +11,7 @@ use crate::{
         layers::{Source, Sources},
         values::Values,
     },
+    telemetry::log,
     types::{NodeId, member::Member, setting::Problem, settings::ClusterSettings},
 };
 
@@ -150,21 +151,13 @@ pub(crate) struct Telemetry {
     /// 0 to 1.
     pub(crate) sample_ratio: f64,
     pub(crate) traces_per_second: u64,
-    pub(crate) log_format: LogFormat,
-    pub(crate) log_filter: String,
+    pub(crate) log: log::Config,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OtlpProtocol {
     Grpc,
     Http,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    Auto,
-    Human,
-    Json,
 }
 
 /// Settings, and where each of them comes from.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     config::address::{is_host_and_port, is_listen, is_name, is_origin},
+    telemetry::log::filter,
     types::{
         setting::{Fallback, INTEGER_MAX, Key, Kind},
         settings,
@@ -448,5 +449,5 @@ fn is_endpoint(text: &str) -> bool {
 }
 
 fn is_log_filter(text: &str) -> bool {
-    tracing_subscriber::EnvFilter::builder().parse(text).is_ok()
+    filter::parse(text).is_ok()
 }

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use crate::{
     config::{
-        Api, Cluster, Complaint, Executor, Feed, Leadership, LogFormat, Metrics, Node, OtlpProtocol, Peer,
-        Raft, Settings, Snapshot, Store, Telemetry, address, keys,
+        Api, Cluster, Complaint, Executor, Feed, Leadership, Metrics, Node, OtlpProtocol, Peer, Raft,
+        Settings, Snapshot, Store, Telemetry, address, keys,
         layers::{self, Source, Sources},
     },
+    telemetry::log,
     types::{
         member::Member,
         setting::{Fallback, Given, Key, Value, default_name},
@@ -245,12 +246,14 @@ impl Values {
                 value => unreachable!("telemetry.sample_ratio is no ratio: {value:?}"),
             },
             traces_per_second: self.integer("telemetry.traces_per_second").expect(WHY),
-            log_format: match self.text("telemetry.log_format") {
-                Some("human") => LogFormat::Human,
-                Some("json") => LogFormat::Json,
-                _ => LogFormat::Auto,
+            log: log::Config {
+                format: match self.text("telemetry.log_format") {
+                    Some("human") => log::Format::Human,
+                    Some("json") => log::Format::Json,
+                    _ => log::Format::Auto,
+                },
+                filter: self.text("telemetry.log_filter").expect(WHY).to_owned(),
             },
-            log_filter: self.text("telemetry.log_filter").expect(WHY).to_owned(),
         }
     }
 }
