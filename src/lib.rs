@@ -1,5 +1,6 @@
 //! blockraft keeps a block sequencer alive: raft agreement on every block, one fenced producer.
 
+pub mod cli;
 pub mod types;
 
 pub(crate) mod config;

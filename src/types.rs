@@ -12,6 +12,8 @@ pub mod block;
 pub mod error;
 pub mod member;
 pub mod position;
+pub(crate) mod quantity;
+pub(crate) mod setting;
 pub mod settings;
 
 /// A node's number, 1 to 2^53 − 1.
