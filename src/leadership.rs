@@ -8,3 +8,5 @@ pub(crate) mod handle;
 pub(crate) mod metrics;
 pub(crate) mod policy;
 pub(crate) mod task;
+
+pub(crate) type Handle = handle::Handle;

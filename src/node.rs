@@ -5,6 +5,7 @@
 
 mod answers;
 mod build;
+mod parts;
 pub(crate) mod run;
 mod stop;
 pub(crate) mod tasks;
@@ -114,7 +115,7 @@ impl Node {
     /// Opens the data folder, joins or founds the cluster, and serves its API and peer ports.
     /// Needs a multi-threaded tokio runtime.
     pub async fn start(options: Options) -> Result<Self, StartError> {
-        let running = build::start(options.settings).await?;
+        let running = build::start(options.settings, build::Process::embedded()).await?;
         Ok(Self { running })
     }
 

@@ -37,3 +37,5 @@ pub(crate) trait Chain: Send + Sync + 'static {
     /// Whether another block stands at that height: `None` where the history does not tell.
     fn holds(&self, height: u64) -> Option<bool>;
 }
+
+pub(crate) type Handle = handle::Handle;

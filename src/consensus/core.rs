@@ -1,13 +1,14 @@
 //! openraft behind one trait, so that nobody else carries the type of its state machine.
 
 use openraft::{
-    RaftTypeConfig, ReadPolicy,
+    RaftNetworkFactory, RaftTypeConfig, ReadPolicy,
     errors::{Fatal, InitializeError, LinearizableReadError, RaftError},
     metrics::{RaftMetrics, RaftServerMetrics},
-    storage::RaftStateMachine,
+    network::NetSnapshot,
+    storage::{RaftLogStorage, RaftStateMachine},
     type_config::alias::WatchReceiverOf,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     consensus::BoxFuture,
@@ -145,6 +146,27 @@ where
             }
         })
     }
+}
+
+/// openraft with a state machine.
+pub(crate) type Raft<SM> = openraft::Raft<TypeConfig, SM>;
+
+/// Recovers raft from its log and state; nothing runs before [`openraft::Raft::run`].
+pub(crate) async fn build<N, LS, SM>(
+    node_id: NodeId,
+    config: &Config,
+    network: N,
+    log: LS,
+    machine: SM,
+) -> Result<Raft<SM>, Stopped>
+where
+    N: RaftNetworkFactory<TypeConfig>,
+    N::Network: NetSnapshot<TypeConfig, SnapshotData = SM::SnapshotData>,
+    LS: RaftLogStorage<TypeConfig>,
+    SM: RaftStateMachine<TypeConfig>,
+{
+    let config = config.to_openraft().map_err(|e| Stopped(format!("the settings are refused: {e}")))?;
+    Ok(openraft::Raft::build(node_id, Arc::new(config), network, log, machine).await?)
 }
 
 /// openraft's configuration out of ours (design 10 says how the timeouts map).

@@ -37,7 +37,7 @@ pub(super) async fn stop(mut running: Running) {
         }
     }
     running.serving.cancel();
-    running.tasks.drain(super::build::SERVERS_WITHIN).await;
+    running.servers.drain(super::build::SERVERS_WITHIN).await;
     running.raft.core().shutdown().await;
     running.tasks.stop().await;
     running.close().await;

@@ -49,6 +49,12 @@ impl Tasks {
         }
     }
 
+    /// Waits a bounded time for tasks that were told to end.
+    pub(crate) async fn drain(&mut self, within: std::time::Duration) {
+        // Some tasks end with raft only: those are still there afterwards.
+        let _ = tokio::time::timeout(within, async { while self.set.join_next().await.is_some() {} }).await;
+    }
+
     /// Aborts what is left and waits for it.
     pub(crate) async fn stop(&mut self) {
         self.set.shutdown().await;
