@@ -6,4 +6,5 @@ pub(crate) mod consensus;
 pub(crate) mod instants;
 pub(crate) mod machine;
 pub(crate) mod raft;
+pub(crate) mod store;
 pub(crate) mod telemetry;
