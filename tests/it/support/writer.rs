@@ -24,6 +24,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Before a producer looks for the leader again.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// Code of a block that does not fit behind the head.
+const TAKEN: i64 = -32033;
+
 /// One proposal and what its producer was told.
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
@@ -128,6 +131,10 @@ impl Producer {
             });
             match answer {
                 Answer::Acknowledged { .. } => height = block.height + 1,
+                // Somebody else's block stands there: go on behind it, on the same connection.
+                Answer::Refused { error: Some(e), .. } if e.code == TAKEN && e.data["head"].is_object() => {
+                    height = e.data["head"]["height"].as_u64().unwrap_or(leader.height) + 1;
+                }
                 Answer::Refused { .. } => return,
                 Answer::Unknown(_) => {
                     self.in_doubt = Some(block);
