@@ -1,8 +1,10 @@
 //! blockraft keeps a block sequencer alive: raft agreement on every block, one fenced producer.
 
 pub mod cli;
+pub mod node;
 pub mod types;
 
+pub(crate) mod api;
 pub(crate) mod config;
 pub(crate) mod consensus;
 pub(crate) mod instants;

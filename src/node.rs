@@ -37,12 +37,12 @@ pub struct Options {
 impl Options {
     /// Settings out of a TOML file alone: neither environment nor flags are looked at.
     pub fn from_file(path: &Path) -> Result<Self, StartError> {
-        Self::load(&Sources::file(path))
+        Self::load(&Sources { file: Some(path.to_owned()), ..Sources::default() })
     }
 
     /// Settings out of TOML text.
     pub fn from_toml(text: &str) -> Result<Self, StartError> {
-        Self::load(&Sources::text(text))
+        Self::load(&Sources { text: Some(text.to_owned()), ..Sources::default() })
     }
 
     fn load(sources: &Sources) -> Result<Self, StartError> {

@@ -39,3 +39,5 @@ pub(crate) trait Chain: Send + Sync + 'static {
 }
 
 pub(crate) type Handle = handle::Handle;
+pub(crate) type Permit = handle::Permit;
+pub(crate) type Proposal = handle::Proposal;

@@ -37,6 +37,7 @@ pub(crate) type Health = health::Health;
 pub(crate) type Identity = identity::Identity;
 pub(crate) type Local = local::Local;
 pub(crate) type LogStore = log::LogStore;
+pub(crate) type ReadError = reader::ReadError;
 pub(crate) type Reader = reader::Reader;
 pub(crate) type Snapshots = snapshot::Snapshots;
 pub(crate) type StateMachine = state::StateMachine;

@@ -45,9 +45,9 @@ pub(crate) enum ConfigureError {
     #[error("this node does not lead")]
     NotLeader { leader_id: NodeId, leader_api: Option<String> },
     #[error("no leader is known")]
-    NoLeader,
-    #[error("the settings were changed meanwhile, by the entry at index {index}")]
-    VersionMismatch { index: LogIndex },
+    NoLeader { retry_after_ms: u64 },
+    #[error("the settings were changed meanwhile, by the entry at index {version}")]
+    VersionMismatch { version: LogIndex },
     /// It may have happened.
     #[error("leadership was lost before the change was applied")]
     Unknown,
@@ -188,7 +188,7 @@ impl Handle {
     /// Puts settings into the log, if those of `expected_index` are still in force. Leader only.
     pub(crate) async fn configure(
         &self,
-        settings: &ClusterSettings,
+        settings: ClusterSettings,
         expected_index: Option<LogIndex>,
     ) -> Result<SettingsInForce, ConfigureError> {
         let status = self.status();
@@ -198,10 +198,10 @@ impl Handle {
                 let leader_api = self.api_addr(&status, leader_id);
                 return Err(ConfigureError::NotLeader { leader_id, leader_api });
             }
-            None => return Err(ConfigureError::NoLeader),
+            None => return Err(self.no_leader()),
         }
         let command = Command::configure(&proto::ConfigureCommand {
-            settings: Some(settings_to_proto(settings)),
+            settings: Some(settings_to_proto(&settings)),
             expected_index: expected_index.unwrap_or(0),
         });
         let (done_tx, done_rx) = oneshot::channel();
@@ -209,12 +209,12 @@ impl Handle {
             // Nobody waits any more when the caller's task was stopped.
             let _ = done_tx.send(result);
         });
-        sent.await.map_err(|_| ConfigureError::NoLeader)?;
+        sent.await.map_err(|_| self.no_leader())?;
         match done_rx.await {
             Ok(Ok(written)) => match written.outcome {
                 Outcome::Configured(settings) => Ok(settings),
                 Outcome::SettingsMoved(in_force) => {
-                    Err(ConfigureError::VersionMismatch { index: in_force.index })
+                    Err(ConfigureError::VersionMismatch { version: in_force.index })
                 }
                 outcome => unreachable!("a configure command came to {outcome:?}"),
             },
@@ -223,9 +223,14 @@ impl Handle {
             {
                 Err(ConfigureError::NotLeader { leader_id, leader_api })
             }
-            Ok(Err(WriteError::Forward { .. })) => Err(ConfigureError::NoLeader),
+            Ok(Err(WriteError::Forward { .. })) => Err(self.no_leader()),
             Ok(Err(WriteError::Discarded)) | Err(_) => Err(ConfigureError::Unknown),
         }
+    }
+
+    fn no_leader(&self) -> ConfigureError {
+        let patience = self.shared.config.heartbeat_timeout.as_millis();
+        ConfigureError::NoLeader { retry_after_ms: u64::try_from(patience).unwrap_or(u64::MAX) }
     }
 
     /// The index a linearizable read must have applied, asked of the leader wherever it is.

@@ -168,10 +168,14 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         list_hash: list.hash(&settings.cluster.id),
         votes_from: NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout),
     });
-    let api_parts = Arc::new(api_parts(
-        &settings, &raft, &leadership, &proposals, &opened.reader, &opened.health, &opened.snapshots,
-        &opened.last_exit, &registry,
-    )?);
+    let for_api = ForApi {
+        reader: opened.reader.clone(),
+        health: opened.health.clone(),
+        snapshots: opened.snapshots.clone(),
+        last_exit: (opened.last_exit.cause != store::exit::Cause::First)
+            .then(|| format!("{}: {}", opened.last_exit.cause.label(), opened.last_exit.text)),
+    };
+    let api_parts = Arc::new(api_parts(&settings, &raft, &leadership, &proposals, &for_api, &registry)?);
     let _ = api_later.set(Arc::clone(&api_parts));
 
     let serving = CancellationToken::new();
@@ -229,6 +233,47 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         serving,
         closer: Some(opened.closer),
     })
+}
+
+/// The API's view of the parts.
+fn api_parts(
+    settings: &config::Settings,
+    raft: &consensus::handle::Handle,
+    leadership: &leadership::Handle,
+    proposals: &proposals::Handle,
+    opened: &ForApi,
+    registry: &Registry,
+) -> Result<api::Parts, StartError> {
+    Ok(api::Parts {
+        node: api::NodeInfo {
+            cluster_id: settings.cluster.id.clone(),
+            node_id: settings.node.id,
+            name: settings.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            peer_advertise: settings.peer.advertise.clone(),
+        },
+        consensus: raft.clone(),
+        leadership: leadership.clone(),
+        proposals: proposals.clone(),
+        reader: opened.reader.clone(),
+        health: opened.health.clone(),
+        snapshots: opened.snapshots.clone(),
+        settings_file: settings.settings.clone(),
+        last_exit: opened.last_exit.clone(),
+        started: Instant::now(),
+        registry: registry.clone(),
+        metrics: api::metrics::Metrics::register(registry).map_err(metrics_failed)?,
+        probes: api::probes::Probes::default(),
+    })
+}
+
+/// What the API needs of the store.
+struct ForApi {
+    reader: store::Reader,
+    health: store::Health,
+    snapshots: store::Snapshots,
+    /// How the process before this one ended; `None` before the first.
+    last_exit: Option<String>,
 }
 
 async fn never_fails(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {

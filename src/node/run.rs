@@ -25,15 +25,7 @@ const FATAL_WITHIN: Duration = Duration::from_millis(800);
 /// `until` completes when somebody else wants it to end, such as a parent that is gone.
 pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + Send + 'static) -> u8 {
     let registry = Registry::new();
-    let log_config = telemetry::log::Config {
-        format: match settings.telemetry.log_format {
-            config::LogFormat::Auto => telemetry::log::Format::Auto,
-            config::LogFormat::Human => telemetry::log::Format::Human,
-            config::LogFormat::Json => telemetry::log::Format::Json,
-        },
-        filter: settings.telemetry.log_filter.clone(),
-    };
-    let (log, lines) = match telemetry::log::start(&log_config, &registry) {
+    let (log, lines) = match telemetry::log::start(&settings.telemetry.log, &registry) {
         Ok(started) => started,
         Err(error) => return refuse(&StartError { exit_code: 2, message: error.to_string() }),
     };
