@@ -86,11 +86,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Ctl(args) => ctl::run(*args),
         Command::Bench(args) => bench::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Config(args) => config::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Inspect(args) => inspect::run(args),
         Command::Snapshot(_) | Command::Recover(_) => later::run(),
-        Command::Completions(args) => completions::run(args),
+        Command::Completions(args) => completions::run(&args, command()),
     };
     code.into()
 }
