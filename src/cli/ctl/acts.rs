@@ -81,7 +81,7 @@ pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
     let target = target(cx, &call)?;
     if cx.flags.curl {
         let endpoint = endpoint_for_curl(cx, target).await;
-        let line = curl::call(&endpoint, &call.method, &call.params, cx.flags.token_file.as_deref());
+        let line = curl::call(&endpoint, &call.method, &call.params, cx.token_file());
         out::print_line(&line)?;
         return Ok(exit::DONE);
     }
@@ -204,7 +204,7 @@ async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
                 endpoint,
                 &call.method,
                 &call.params,
-                cx.flags.token_file.as_deref(),
+                cx.token_file(),
             ))?;
         }
         return Ok(exit::DONE);
