@@ -19,11 +19,7 @@ use hyper::header::HeaderValue;
 
 use crate::{
     cli::{endpoints, exit, exit::Failure, out, units},
-    client::{
-        cluster::Cluster,
-        endpoint::Endpoint,
-        http::Http,
-    },
+    client::{cluster::Cluster, endpoint::Endpoint, http::Http},
     types::NodeId,
 };
 

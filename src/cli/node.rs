@@ -1,8 +1,12 @@
 //! `node`: one node of a cluster.
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Signal, getpid, kill_process};
+use tokio::sync::oneshot;
 
 use crate::cli::{
     config_args::ConfigArgs,
@@ -43,19 +47,27 @@ pub(crate) fn run(args: &Args) -> u8 {
 
 fn start(args: &Args) -> Result<u8, Failure> {
     let loaded = args.config.load()?;
+    let (gone_tx, gone) = oneshot::channel();
+    // Kept, when nobody watches: `gone` then never completes.
+    let mut kept = Some(gone_tx);
     if args.exit_with_parent {
+        let gone = kept.take().expect("made above");
         // Before the node opens anything: the parent may be gone already.
         std::thread::Builder::new()
             .name("parent".into())
-            .spawn(stop_with_stdin)
+            .spawn(move || stop_with_stdin(gone))
             .map_err(|e| Failure::failed(format!("cannot watch stdin: {e}")))?;
     }
-    Ok(crate::node::run(loaded.settings))
+    let code = crate::node::run::run(loaded.settings, async {
+        let _ = gone.await;
+    });
+    drop(kept);
+    Ok(code)
 }
 
-/// Sends this process what a person would: SIGTERM, and SIGKILL when that does not help. The kernel closes
-/// the parent's end however the parent dies.
-fn stop_with_stdin() {
+/// Stops the node as SIGTERM does, and kills the process when that does not help. The kernel closes the
+/// parent's end however the parent dies.
+fn stop_with_stdin(gone: oneshot::Sender<()>) {
     let mut stdin = std::io::stdin().lock();
     let mut buffer = [0; 64];
     loop {
@@ -66,11 +78,12 @@ fn stop_with_stdin() {
             Err(_) => break,
         }
     }
-    // A failure to signal oneself has nobody to be told to.
-    let _ = kill_process(getpid(), Signal::TERM);
-    let end = std::time::Instant::now() + GRACE;
-    while let Some(left) = end.checked_duration_since(std::time::Instant::now()) {
+    // The node may have ended by itself.
+    let _ = gone.send(());
+    let end = Instant::now() + GRACE;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
         std::thread::park_timeout(left);
     }
+    // A failure to kill oneself has nobody to be told to.
     let _ = kill_process(getpid(), Signal::KILL);
 }

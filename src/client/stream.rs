@@ -231,9 +231,7 @@ async fn refused(endpoint: Endpoint, response: Response<Incoming>) -> StreamErro
     }
     match serde_json::from_slice::<ErrorLine>(&text) {
         Ok(line) => StreamError::Refused { endpoint, error: line.error },
-        Err(_) => {
-            StreamError::Garbled { endpoint, why: format!("HTTP {status}{}", rpc::excerpt(&text)) }
-        }
+        Err(_) => StreamError::Garbled { endpoint, why: format!("HTTP {status}{}", rpc::excerpt(&text)) },
     }
 }
 

@@ -200,12 +200,7 @@ async fn ask_all(cx: &Context, call: &Call) -> Result<Vec<(u64, Result<rpc::Repl
 async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
     if cx.flags.curl {
         for endpoint in &cx.endpoints {
-            out::print_line(&curl::call(
-                endpoint,
-                &call.method,
-                &call.params,
-                cx.token_file(),
-            ))?;
+            out::print_line(&curl::call(endpoint, &call.method, &call.params, cx.token_file()))?;
         }
         return Ok(exit::DONE);
     }

@@ -163,7 +163,11 @@ impl Board {
                 self.acked += count;
                 self.head = self.head.max(Some(height));
                 self.acks.push_back((now, count));
-                while self.acks.front().is_some_and(|(at, _)| RATE_WINDOW < now.saturating_duration_since(*at)) {
+                while self
+                    .acks
+                    .front()
+                    .is_some_and(|(at, _)| RATE_WINDOW < now.saturating_duration_since(*at))
+                {
                     self.acks.pop_front();
                 }
                 let pause = self.last_ack.replace(now).map(|last| now.saturating_duration_since(last))?;
@@ -171,7 +175,10 @@ impl Board {
                 if pause < PAUSE_MIN.max(self.expected_pause()) {
                     return None;
                 }
-                format!("block {height} accepted in term {term}, {} after the one before", units::duration(pause))
+                format!(
+                    "block {height} accepted in term {term}, {} after the one before",
+                    units::duration(pause)
+                )
             }
             News::Connected { node_id, fence, n_again: 0 } => {
                 format!("the producer proposes to node {node_id} under fence {fence}")
@@ -266,7 +273,8 @@ mod tests {
         let mut board = board();
         let start = Instant::now();
         for i in 0..5 {
-            let told = board.news(News::Acked { count: 1, height: i, term: 2 }, start + Duration::from_secs(i));
+            let told =
+                board.news(News::Acked { count: 1, height: i, term: 2 }, start + Duration::from_secs(i));
             assert!(told.is_none() || i < 2, "{told:?}");
         }
     }

@@ -40,7 +40,13 @@ pub(crate) enum News {
 }
 
 /// Produces until cancelled, then reads the answers that are still due.
-pub(crate) async fn run(cluster: Cluster, rate: u32, size: usize, news: mpsc::Sender<News>, stop: CancellationToken) {
+pub(crate) async fn run(
+    cluster: Cluster,
+    rate: u32,
+    size: usize,
+    news: mpsc::Sender<News>,
+    stop: CancellationToken,
+) {
     let maker = Maker::new(size, true);
     let mut producer = Producer::new(cluster, Box::new(move |next| maker.block(next)));
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);

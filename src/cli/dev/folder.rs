@@ -126,7 +126,8 @@ fn mark(path: &Path, nodes: Option<u16>) -> Result<Mark, Failure> {
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let is_foreign = fs::read_dir(path).map_err(|e| wrong(&e))?.flatten().any(|f| f.file_name() != "dev.lock");
+            let is_foreign =
+                fs::read_dir(path).map_err(|e| wrong(&e))?.flatten().any(|f| f.file_name() != "dev.lock");
             if is_foreign {
                 return Err(Failure::failed(format!(
                     "{} is not empty, and was not made by `blockraft dev`",

@@ -18,8 +18,8 @@ pub(crate) struct Addresses {
 
 /// All on loopback.
 pub(crate) fn addresses(base_port: u16, n_nodes: u16) -> Result<Vec<Addresses>, Failure> {
-    let is_in_range =
-        0 < base_port && base_port.checked_add(PEERS_ABOVE).and_then(|p| p.checked_add(n_nodes - 1)).is_some();
+    let is_in_range = 0 < base_port
+        && base_port.checked_add(PEERS_ABOVE).and_then(|p| p.checked_add(n_nodes - 1)).is_some();
     if !is_in_range {
         let max = u16::MAX - PEERS_ABOVE - (n_nodes - 1);
         return Err(Failure::usage(format!("--base-port: 1 to {max} for {n_nodes} nodes")));
@@ -49,7 +49,11 @@ pub(crate) fn check_free(addresses: &[Addresses]) -> Result<(), Failure> {
     Err(Failure::failed(if taken.len() == 1 {
         format!("port {} on {}, {of} port, {what}; choose others with --base-port", ports[0], address.ip())
     } else {
-        format!("ports {} on {}: the first {what}; choose others with --base-port", ports.join(", "), address.ip())
+        format!(
+            "ports {} on {}: the first {what}; choose others with --base-port",
+            ports.join(", "),
+            address.ip()
+        )
     }))
 }
 

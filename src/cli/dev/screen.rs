@@ -117,7 +117,14 @@ pub(crate) fn farewell(facts: &Facts, board: &Board) -> String {
 }
 
 /// One screen of at most `height` lines, none wider than `width`.
-pub(crate) fn frame(facts: &Facts, board: &Board, width: usize, height: usize, is_colored: bool, now: Instant) -> String {
+pub(crate) fn frame(
+    facts: &Facts,
+    board: &Board,
+    width: usize,
+    height: usize,
+    is_colored: bool,
+    now: Instant,
+) -> String {
     let mut lines = Vec::new();
     let title = Tone::Strong.paint("blockraft dev", is_colored);
     lines.push(format!("{title} · cluster {} · {} · Ctrl-C stops it", facts.cluster_id, facts.folder));
@@ -142,7 +149,8 @@ pub(crate) fn frame(facts: &Facts, board: &Board, width: usize, height: usize, i
         lines.push(format!("  kill -9 {pid}    # node {id}, which leads"));
     }
     if !facts.restarts {
-        let ended = board.rows.iter().zip(&facts.commands).filter(|(r, _)| r.ended.is_some() && r.status.is_none());
+        let ended =
+            board.rows.iter().zip(&facts.commands).filter(|(r, _)| r.ended.is_some() && r.status.is_none());
         lines.extend(ended.map(|(r, command)| format!("  {command}    # starts node {} again", r.node_id)));
     }
     lines.push(String::new());
