@@ -10,6 +10,7 @@ pub(crate) mod config;
 pub(crate) mod config_args;
 pub(crate) mod ctl;
 pub(crate) mod dev;
+pub(crate) mod endpoints;
 pub(crate) mod exit;
 pub(crate) mod inspect;
 pub(crate) mod later;
@@ -82,7 +83,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let code = match cli.command {
-        Command::Node(args) => node::run(args),
+        Command::Node(args) => node::run(&args),
         Command::Dev(args) => dev::run(args),
         Command::Ctl(args) => ctl::run(*args),
         Command::Bench(args) => bench::run(args),

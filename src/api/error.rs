@@ -369,6 +369,7 @@ impl From<store::ReadError> for Fault {
         let (reason, oldest) = match error {
             store::ReadError::NotFound { oldest } => ("notFound", oldest),
             store::ReadError::Pruned { oldest } => ("pruned", oldest),
+            store::ReadError::Storage(_) => return Self::from(ProposeError::Storage),
         };
         let mut fault = Self::refused(Code::NotFound, reason, message);
         fault.data.oldest_height = Some(oldest);
@@ -415,7 +416,6 @@ impl From<handle::ConfigureError> for Fault {
                 f.data.version = Some(version);
                 f
             }
-            handle::ConfigureError::NotReady => Self::from(ProposeError::NotReady),
             handle::ConfigureError::Unknown => {
                 let mut f = Self::refused(Code::Unknown, "timeout", "not committed and applied in time");
                 f.data.kind = Some(Kind::Unknown);

@@ -10,24 +10,18 @@ mod export;
 mod plan;
 mod probe;
 mod propose;
-mod render;
+pub(crate) mod render;
 mod watch;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, path::PathBuf, time::Duration};
 
 use hyper::header::HeaderValue;
 
 use crate::{
-    cli::{exit, exit::Failure, out, units},
-    client::{
-        cluster::Cluster,
-        endpoint::{self, Endpoint},
-        http::Http,
-    },
+    cli::{endpoints, exit, exit::Failure, out, units},
+    client::{cluster::Cluster, endpoint::Endpoint, http::Http},
     types::NodeId,
 };
-
-const ENDPOINTS: &str = "127.0.0.1:7400,127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -58,15 +52,11 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Flags of every ctl command")]
 pub(crate) struct Flags {
-    /// Nodes to ask, host:port between commas.
-    #[arg(long, global = true, env = "BLOCKRAFT_ENDPOINTS", default_value = ENDPOINTS, value_name = "A,B,…")]
-    endpoints: String,
+    #[command(flatten)]
+    endpoints: endpoints::Args,
     /// Ask this node.
     #[arg(long, global = true, value_name = "ID")]
     node: Option<NodeId>,
-    /// A file that holds the bearer token.
-    #[arg(long, global = true, env = "BLOCKRAFT_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
     /// A certificate authority to trust (not available in this version).
     #[arg(long, global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -84,22 +74,6 @@ pub(crate) struct Flags {
     yes: bool,
 }
 
-impl Flags {
-    fn endpoints(&self) -> Result<Vec<Endpoint>, Failure> {
-        endpoint::parse_list(&self.endpoints).map_err(|e| Failure::usage(format!("--endpoints: {e}")))
-    }
-
-    fn token(&self) -> Result<Option<HeaderValue>, Failure> {
-        let Some(file) = &self.token_file else { return Ok(None) };
-        let wrong = |why: String| Failure::usage(format!("--token-file {}: {why}", file.display()));
-        let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
-        let mut token: HeaderValue =
-            format!("Bearer {}", text.trim()).parse().map_err(|_| wrong("not one line of text".into()))?;
-        token.set_sensitive(true);
-        Ok(Some(token))
-    }
-}
-
 /// What every command is given: the flags, and the cluster they name.
 struct Context {
     flags: Flags,
@@ -109,6 +83,10 @@ struct Context {
 }
 
 impl Context {
+    fn token_file(&self) -> Option<&Path> {
+        self.flags.endpoints.token_file()
+    }
+
     /// `patience` is the bound where `--timeout` names none.
     fn cluster(&self, patience: Duration) -> Cluster {
         let timeout = self.flags.timeout.unwrap_or(patience);
@@ -125,8 +103,8 @@ fn start(args: Args) -> Result<u8, Failure> {
         return Err(Failure::usage("--ca: TLS is not available in this version"));
     }
     let context = Context {
-        endpoints: args.flags.endpoints()?,
-        token: args.flags.token()?,
+        endpoints: args.flags.endpoints.list()?,
+        token: args.flags.endpoints.token()?,
         is_colored: out::is_colored(),
         flags: args.flags,
     };

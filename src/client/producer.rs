@@ -140,7 +140,7 @@ impl Producer {
         let end = Instant::now() + within;
         loop {
             let look = end.min(Instant::now() + LOOK_TIMEOUT);
-            if let Some((leader, stream, status)) = self.open(look).await {
+            if let Some((leader, stream, status)) = Self::open(&self.cluster, look).await {
                 let n_again = self.follow(status.head.as_ref())?;
                 self.stream = Some(stream);
                 return Ok(Connected { leader, height: status.height(), n_again });
@@ -152,12 +152,12 @@ impl Producer {
         }
     }
 
-    async fn open(&self, end: Instant) -> Option<(ReadyLeader, Stream, Status)> {
-        let leader = self.cluster.ready_leader(end).await?;
+    async fn open(cluster: &Cluster, end: Instant) -> Option<(ReadyLeader, Stream, Status)> {
+        let leader = cluster.ready_leader(end).await?;
         // After the leader was ready: its head then holds every block acknowledged before.
-        let status = self.cluster.status_at(&leader.endpoint, end).await.ok()?;
+        let status = cluster.status_at(&leader.endpoint, end).await.ok()?;
         let within = end.saturating_duration_since(Instant::now());
-        let token = self.cluster.http().token();
+        let token = cluster.http().token();
         let stream = Stream::open(&leader.endpoint, Some(leader.fence), token, within).await.ok()?;
         Some((leader, stream, status))
     }

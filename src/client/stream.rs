@@ -55,11 +55,15 @@ type Body =
 type Requests = http1::SendRequest<Body>;
 type Head = Pin<Box<dyn Future<Output = hyper::Result<(Response<Incoming>, Requests)>> + Send>>;
 
+type Refused = Pin<Box<dyn Future<Output = StreamError> + Send>>;
+
 enum Reading {
     /// The node may send the head of its answer only with the first line.
     Head(Head),
     /// With the sender of requests: the connection may end once that is gone.
     Body(Incoming, Requests),
+    /// The body of an answer that is no stream.
+    Refused(Refused),
     Over,
 }
 
@@ -167,10 +171,11 @@ impl Stream {
                     let response = head.await;
                     self.reading = Reading::Over;
                     let (response, requests) = response.map_err(|e| self.broken(&e))?;
-                    if response.status() != StatusCode::OK {
-                        return Err(self.refused(response).await);
-                    }
-                    self.reading = Reading::Body(response.into_body(), requests);
+                    self.reading = if response.status() == StatusCode::OK {
+                        Reading::Body(response.into_body(), requests)
+                    } else {
+                        Reading::Refused(Box::pin(refused(self.endpoint.clone(), response)))
+                    };
                 }
                 Reading::Body(body, _) => match body.frame().await {
                     Some(Ok(frame)) => {
@@ -185,6 +190,11 @@ impl Stream {
                     }
                     None => self.reading = Reading::Over,
                 },
+                Reading::Refused(refused) => {
+                    let error = refused.await;
+                    self.reading = Reading::Over;
+                    return Err(error);
+                }
                 Reading::Over => {
                     let cut = self.lines.take_rest();
                     if cut.is_empty() {
@@ -204,27 +214,24 @@ impl Stream {
     fn broken(&self, error: &hyper::Error) -> StreamError {
         HttpError::Broken { endpoint: self.endpoint.clone(), why: root_cause(error) }.into()
     }
+}
 
-    /// Reads the body of an answer that is no stream.
-    async fn refused(&self, response: Response<Incoming>) -> StreamError {
-        let status = response.status();
-        let mut body = response.into_body();
-        let mut text = Vec::new();
-        while let Some(Ok(frame)) = body.frame().await {
-            if let Ok(data) = frame.into_data() {
-                text.extend_from_slice(&data);
-            }
-            if LINE_BYTES_MAX < text.len() {
-                break;
-            }
+/// Reads the body of an answer that is no stream.
+async fn refused(endpoint: Endpoint, response: Response<Incoming>) -> StreamError {
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Ok(data) = frame.into_data() {
+            text.extend_from_slice(&data);
         }
-        match serde_json::from_slice::<ErrorLine>(&text) {
-            Ok(line) => StreamError::Refused { endpoint: self.endpoint.clone(), error: line.error },
-            Err(_) => StreamError::Garbled {
-                endpoint: self.endpoint.clone(),
-                why: format!("HTTP {status}{}", rpc::excerpt(&text)),
-            },
+        if LINE_BYTES_MAX < text.len() {
+            break;
         }
+    }
+    match serde_json::from_slice::<ErrorLine>(&text) {
+        Ok(line) => StreamError::Refused { endpoint, error: line.error },
+        Err(_) => StreamError::Garbled { endpoint, why: format!("HTTP {status}{}", rpc::excerpt(&text)) },
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
     let target = target(cx, &call)?;
     if cx.flags.curl {
         let endpoint = endpoint_for_curl(cx, target).await;
-        let line = curl::call(&endpoint, &call.method, &call.params, cx.flags.token_file.as_deref());
+        let line = curl::call(&endpoint, &call.method, &call.params, cx.token_file());
         out::print_line(&line)?;
         return Ok(exit::DONE);
     }
@@ -200,12 +200,7 @@ async fn ask_all(cx: &Context, call: &Call) -> Result<Vec<(u64, Result<rpc::Repl
 async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
     if cx.flags.curl {
         for endpoint in &cx.endpoints {
-            out::print_line(&curl::call(
-                endpoint,
-                &call.method,
-                &call.params,
-                cx.flags.token_file.as_deref(),
-            ))?;
+            out::print_line(&curl::call(endpoint, &call.method, &call.params, cx.token_file()))?;
         }
         return Ok(exit::DONE);
     }

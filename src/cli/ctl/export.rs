@@ -32,7 +32,7 @@ pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf
         let endpoint = acts::endpoint_for_curl(cx, target).await;
         let flags = format!("-fsS -o {}", curl::quote(&format!("{id}.tar")));
         let path = format!("/v1/snapshots/{id}");
-        out::print_line(&curl::get(&endpoint, &flags, &path, cx.flags.token_file.as_deref()))?;
+        out::print_line(&curl::get(&endpoint, &flags, &path, cx.token_file()))?;
         return Ok(exit::DONE);
     }
     let cluster = cx.cluster(plan::PATIENCE);

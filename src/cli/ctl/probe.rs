@@ -51,7 +51,7 @@ fn failed(error: HttpError) -> Failure {
 async fn print_curl(cx: &Context, path: &str) -> Result<u8, Failure> {
     let target = cx.flags.node.map_or(Target::Any, Target::Node);
     let endpoint = acts::endpoint_for_curl(cx, target).await;
-    out::print_line(&curl::get(&endpoint, "-sS", path, cx.flags.token_file.as_deref()))?;
+    out::print_line(&curl::get(&endpoint, "-sS", path, cx.token_file()))?;
     Ok(exit::DONE)
 }
 

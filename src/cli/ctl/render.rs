@@ -79,7 +79,7 @@ fn time(value: &Value) -> String {
 }
 
 /// Milliseconds as a duration; `-` when there is none.
-fn span(value: &Value) -> String {
+pub(crate) fn span(value: &Value) -> String {
     value.as_u64().map_or("-".into(), units::duration_ms)
 }
 

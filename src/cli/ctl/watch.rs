@@ -81,7 +81,7 @@ pub(crate) async fn applied(cx: &Context, tail: &Tail) -> Result<u8, Failure> {
         .collect();
         let path =
             if query.is_empty() { "/v1/applied".into() } else { format!("/v1/applied?{}", query.join("&")) };
-        out::print_line(&curl::get(&endpoint, "-sSN", &path, cx.flags.token_file.as_deref()))?;
+        out::print_line(&curl::get(&endpoint, "-sSN", &path, cx.token_file()))?;
         return Ok(exit::DONE);
     }
     let position = Position::Applied {
