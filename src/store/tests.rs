@@ -1,4 +1,10 @@
 //! The store on real folders.
 
+mod damage;
+mod folder;
+mod log;
+mod model;
+mod snapshot;
+mod state;
 mod suite;
 mod support;
