@@ -265,13 +265,16 @@ where
     }
 
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<AppendError> {
-        if self.pending.is_empty() {
-            return Poll::Pending;
-        }
         if let Some(log) = &mut self.log
             && log.generation.poll_next_unpin(cx).is_ready()
         {
-            return Poll::Ready(AppendError::GivenUp);
+            self.log = None;
+            if !self.pending.is_empty() {
+                return Poll::Ready(AppendError::GivenUp);
+            }
+        }
+        if self.pending.is_empty() {
+            return Poll::Pending;
         }
         let after = self.shared.config.answer_timeout;
         let deadline = tokio::time::Instant::from_std(self.moved_at + after);

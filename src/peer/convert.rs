@@ -37,7 +37,7 @@ const ENTRY_COMMAND_MIN: u32 = 16;
 
 /// Field numbers of `AppendRequest.entries` and `LogEntry.payload`.
 const ENTRIES_FIELD: u32 = 4;
-const PAYLOAD_FIELD: u32 = 6;
+const PAYLOAD_FIELD: u32 = 7;
 /// A field number below 16 and its wire type.
 const KEY_BYTES: usize = 1;
 
