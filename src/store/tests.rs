@@ -1,0 +1,4 @@
+//! The store on real folders.
+
+mod suite;
+mod support;
