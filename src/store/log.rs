@@ -138,7 +138,7 @@ impl Shared {
             return Ok(edge);
         }
         read::frame_at(&*self.db()?, index)
-            .and_then(|frame| frame.ok_or_else(|| read::ReadError::Missing { index }))
+            .and_then(|frame| frame.ok_or(read::ReadError::Missing { index }))
             .map(|frame| frame.edge())
             .map_err(|e| self.damaged(&e))
     }

@@ -4,6 +4,7 @@ mod damage;
 mod folder;
 mod log;
 mod model;
+mod options;
 mod snapshot;
 mod state;
 mod suite;

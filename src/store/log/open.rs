@@ -215,14 +215,7 @@ fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), Rea
 /// A log that ends before its watermark, or does not hold what the watermark names, lost something.
 pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result<(), OpenError> {
     if let Some(marked) = &mark.vote {
-        let holds = contents.vote.is_some_and(|v| {
-            let (v, m) = (&v, marked);
-            m.leader_id.term < v.leader_id.term
-                || (m.leader_id.term == v.leader_id.term
-                    && m.committed <= v.committed
-                    && (m.committed < v.committed || m.leader_id == v.leader_id))
-        });
-        if !holds {
+        if !contents.vote.is_some_and(|v| may_follow(&v, marked)) {
             let what =
                 format!("the log's vote is {:?}, older than {marked:?}, which was saved", contents.vote);
             return Err(OpenError::damage(dir, what));
@@ -254,4 +247,12 @@ pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
         ReadError::Rocks(e) => OpenError::rocks(dir, &e),
         other => OpenError::damage(dir, other),
     }
+}
+
+/// Whether a vote may have been saved after another: of a later term, or what became of it.
+fn may_follow(vote: &Vote, earlier: &Vote) -> bool {
+    let is_same_term = earlier.leader_id.term == vote.leader_id.term;
+    let is_same = earlier.leader_id == vote.leader_id && (vote.committed || !earlier.committed);
+    let is_won = vote.committed && !earlier.committed;
+    earlier.leader_id.term < vote.leader_id.term || (is_same_term && (is_same || is_won))
 }

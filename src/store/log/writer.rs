@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
+use prost::Message;
 use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
@@ -19,8 +20,7 @@ use crate::store::log::Shared;
 use crate::store::log::queue::{Group, Op};
 use crate::store::rocks::{self, Db, WriteError};
 use crate::store::watermark::Watermark;
-
-use prost::Message;
+use crate::types::position::LogPos;
 
 /// Keys of the log's own records.
 pub(crate) const KEY_VOTE: &[u8] = b"mvote";
@@ -47,7 +47,7 @@ struct Reports {
     since: Vec<Instant>,
     votes: Vec<(Vote, oneshot::Sender<()>)>,
     locals: Vec<oneshot::Sender<()>>,
-    synced: Vec<crate::types::position::LogPos>,
+    synced: Vec<LogPos>,
 }
 
 /// Why a group was not written.

@@ -42,6 +42,8 @@ pub(crate) enum StateError {
     NoDatabase(PathBuf),
 }
 
+pub(crate) type KeyValue = (Box<[u8]>, Box<[u8]>);
+
 /// A family of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -146,7 +148,7 @@ impl StateDb {
         &'a self,
         family: Family,
         key: &[u8],
-    ) -> impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>> + 'a {
+    ) -> impl Iterator<Item = Result<KeyValue, rocksdb::Error>> + 'a {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(key);
         self.db.iterator_cf_opt(self.family(family), options, IteratorMode::Start)

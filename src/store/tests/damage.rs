@@ -1,7 +1,7 @@
 //! A log that lost something is refused, and the refusal names what.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::store::log::open::{log_dir, watermark_path};
 use crate::store::tests::support::{append, blocks, close, file_with, folder, open, refusal, vote};
@@ -168,6 +168,12 @@ fn flip(path: &Path, at: u64) {
     fs::write(path, content).unwrap();
 }
 
-fn newest_wal(dir: &Path) -> std::path::PathBuf {
-    crate::store::rocks::newest_wal(&log_dir(dir)).expect("a WAL")
+fn newest_wal(dir: &Path) -> PathBuf {
+    let mut logs: Vec<PathBuf> = fs::read_dir(log_dir(dir))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "log"))
+        .collect();
+    logs.sort();
+    logs.pop().expect("a WAL")
 }
