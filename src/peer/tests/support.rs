@@ -23,8 +23,8 @@ use crate::{
     consensus::{Answers, BoxFuture, FoundingState},
     machine::{Command, command::Kind},
     peer::{
-        Addresses, Config, HashMark, Handover, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
-        SendOutcome, SnapshotStore,
+        Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices,
+        Receiving, SendOutcome, SnapshotStore,
         network::Shared,
         tests::memory::{MemLog, MemMachine},
     },
@@ -344,8 +344,9 @@ impl Node {
         let bare = Bare::new(identity(node_id), config);
         let log = MemLog::default();
         let machine = MemMachine::new(bare.dir.path().join("snapshots"), CLUSTER);
-        let raft =
-            Raft::build(node_id, raft_config(), bare.network.clone(), log.clone(), machine.clone()).await.unwrap();
+        let raft = Raft::build(node_id, raft_config(), bare.network.clone(), log.clone(), machine.clone())
+            .await
+            .unwrap();
         let answers = Arc::new(MemAnswers::default());
         let shutdown = CancellationToken::new();
         let serving = bare.network.serve(listener, raft.clone(), answers.clone(), shutdown.clone());
