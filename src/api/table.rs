@@ -64,8 +64,14 @@ const PROPOSAL: &[Code] = &[
 const LOCAL: &[Code] = &[Code::Overloaded, Code::Unavailable];
 const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Unavailable];
 const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Unavailable];
-const BY_LEADER: &[Code] =
-    &[Code::NotLeader, Code::NoLeader, Code::Overloaded, Code::Unknown, Code::Precondition, Code::Unavailable];
+const BY_LEADER: &[Code] = &[
+    Code::NotLeader,
+    Code::NoLeader,
+    Code::Overloaded,
+    Code::Unknown,
+    Code::Precondition,
+    Code::Unavailable,
+];
 
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
@@ -155,8 +161,14 @@ pub(crate) const METHODS: &[Method] = &[
         is_leader_only: true,
         params: &[
             Param::required::<Block>("block", "The block."),
-            Param::optional::<u64>("fence", "Refuse in any other term. Without one: the fence held on arrival."),
-            Param::optional::<Patience>("timeoutMs", "How long to wait, 1 to 30000; default api.propose_timeout."),
+            Param::optional::<u64>(
+                "fence",
+                "Refuse in any other term. Without one: the fence held on arrival.",
+            ),
+            Param::optional::<Patience>(
+                "timeoutMs",
+                "How long to wait, 1 to 30000; default api.propose_timeout.",
+            ),
         ],
         result: schema::<Acknowledged>,
         errors: PROPOSAL,
@@ -251,6 +263,7 @@ const EXAMPLE_SETTINGS: &str = r#"{"settings":{"chain.continuity":"strict","chai
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
 
 /// The method of a name or an alias.
+#[cfg(test)]
 pub(crate) fn find(name: &str) -> Option<&'static Method> {
     METHODS.iter().find(|m| m.name == name || m.alias == Some(name))
 }

@@ -28,7 +28,8 @@ impl Parent {
 
     fn parse(text: &[u8]) -> Option<Self> {
         let (head, rest) = text.split_at_checked(55)?;
-        let [version, trace_id, span_id, flags] = [(0, 2), (3, 35), (36, 52), (53, 55)].map(|(a, b)| &head[a..b]);
+        let [version, trace_id, span_id, flags] =
+            [(0, 2), (3, 35), (36, 52), (53, 55)].map(|(a, b)| &head[a..b]);
         if [2, 35, 52].into_iter().any(|dash| head[dash] != b'-') {
             return None;
         }
