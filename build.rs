@@ -11,9 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(&files, [&root])?;
     // `bytes` fields are slices of the received frame: payloads are never copied by decoding.
-    prost_build::Config::new()
-        .bytes(["."])
-        .compile_fds(descriptors)?;
+    prost_build::Config::new().bytes(["."]).compile_fds(descriptors)?;
 
     let revision = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])

@@ -109,10 +109,7 @@ impl Instants {
                 self.lost.inc();
                 return;
             }
-            *slot = Slot {
-                pos,
-                timing: Timing::default(),
-            };
+            *slot = Slot { pos, timing: Timing::default() };
         }
         slot.timing.at[mark as usize] = Some(at);
         if mark == Mark::Applied {

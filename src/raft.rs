@@ -5,9 +5,7 @@
 
 use std::{fmt, io};
 
-use openraft::{
-    RaftTypeConfig, raft::responder::Responder, type_config::alias::LogIdOf, vote::RaftLeaderId,
-};
+use openraft::{RaftTypeConfig, raft::responder::Responder, type_config::alias::LogIdOf, vote::RaftLeaderId};
 
 use crate::{
     machine::{Command, Outcome},
@@ -107,18 +105,12 @@ pub(crate) struct SnapshotData {
 
 /// The position of an openraft log id.
 pub(crate) fn pos_of(id: &LogId) -> LogPos {
-    LogPos {
-        term: id.committed_leader_id().term,
-        index: id.index(),
-    }
+    LogPos { term: id.committed_leader_id().term, index: id.index() }
 }
 
 /// The openraft log id of a position.
 pub(crate) fn log_id_of(pos: LogPos) -> LogId {
-    LogId::new(
-        openraft::vote::leader_id_std::CommittedLeaderId::new(pos.term),
-        pos.index,
-    )
+    LogId::new(openraft::vote::leader_id_std::CommittedLeaderId::new(pos.term), pos.index)
 }
 
 /// An error of the storage as openraft wants it.

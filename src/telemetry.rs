@@ -1,3 +1,10 @@
 //! Log format, trace exporter and metric registry. No domain words.
 
 pub(crate) mod buckets;
+pub(crate) mod encode;
+pub(crate) mod exemplars;
+pub(crate) mod family;
+pub(crate) mod info;
+pub(crate) mod log;
+pub(crate) mod process;
+pub(crate) mod runtime;

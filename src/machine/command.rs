@@ -65,13 +65,7 @@ pub(crate) struct Command {
 
 impl Command {
     pub(crate) fn new(kind: Kind, payload: Bytes) -> Self {
-        Self {
-            kind,
-            version: 1,
-            crc: crc32fast::hash(&payload),
-            payload,
-            origin: None,
-        }
+        Self { kind, version: 1, crc: crc32fast::hash(&payload), payload, origin: None }
     }
 
     /// The block is encoded once, straight into the command.
@@ -86,9 +80,7 @@ impl Command {
             fence,
             proposer_id,
             proposed_at_ms,
-            trace: trace
-                .map(|t| Bytes::copy_from_slice(&t))
-                .unwrap_or_default(),
+            trace: trace.map(|t| Bytes::copy_from_slice(&t)).unwrap_or_default(),
             block: Bytes::new(),
         };
         let block = proto::RaftBlockState::from(block);
@@ -124,13 +116,7 @@ fn encode(message: &impl Message) -> Bytes {
 
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:?} v{} {} B",
-            self.kind,
-            self.version,
-            self.payload.len()
-        )
+        write!(f, "{:?} v{} {} B", self.kind, self.version, self.payload.len())
     }
 }
 

@@ -20,36 +20,20 @@ pub(crate) enum ConvertError {
 
 pub(crate) fn log_id_to_proto(id: &LogId) -> proto::LogId {
     let pos = pos_of(id);
-    proto::LogId {
-        term: pos.term,
-        index: pos.index,
-    }
+    proto::LogId { term: pos.term, index: pos.index }
 }
 
 pub(crate) fn log_id_from_proto(id: &proto::LogId) -> LogId {
-    log_id_of(LogPos {
-        term: id.term,
-        index: id.index,
-    })
+    log_id_of(LogPos { term: id.term, index: id.index })
 }
 
 pub(crate) fn vote_to_proto(vote: &Vote) -> proto::Vote {
-    proto::Vote {
-        term: vote.leader_id.term,
-        node_id: vote.leader_id.voted_for,
-        committed: vote.committed,
-    }
+    proto::Vote { term: vote.leader_id.term, node_id: vote.leader_id.voted_for, committed: vote.committed }
 }
 
 pub(crate) fn vote_from_proto(vote: &proto::Vote) -> Vote {
-    let leader_id = openraft::impls::leader_id_std::LeaderId {
-        term: vote.term,
-        voted_for: vote.node_id,
-    };
-    Vote {
-        leader_id,
-        committed: vote.committed,
-    }
+    let leader_id = openraft::impls::leader_id_std::LeaderId { term: vote.term, voted_for: vote.node_id };
+    Vote { leader_id, committed: vote.committed }
 }
 
 pub(crate) fn node_to_proto(node_id: NodeId, node: &NodeRecord) -> proto::NodeRecord {
@@ -58,10 +42,7 @@ pub(crate) fn node_to_proto(node_id: NodeId, node: &NodeRecord) -> proto::NodeRe
         name: node.name.clone(),
         peer_addr: node.peer_addr.clone(),
         api_addr: node.api_addr.clone(),
-        incarnation: node
-            .incarnation
-            .map(|i| bytes::Bytes::copy_from_slice(&i))
-            .unwrap_or_default(),
+        incarnation: node.incarnation.map(|i| bytes::Bytes::copy_from_slice(&i)).unwrap_or_default(),
     }
 }
 
@@ -86,23 +67,15 @@ pub(crate) fn membership_to_proto(m: &Membership) -> proto::Membership {
         configs: m
             .get_joint_config()
             .iter()
-            .map(|c| proto::Config {
-                voter_ids: c.iter().copied().collect(),
-            })
+            .map(|c| proto::Config { voter_ids: c.iter().copied().collect() })
             .collect(),
-        nodes: m
-            .nodes()
-            .map(|(id, node)| node_to_proto(*id, node))
-            .collect(),
+        nodes: m.nodes().map(|(id, node)| node_to_proto(*id, node)).collect(),
     }
 }
 
 pub(crate) fn membership_from_proto(m: &proto::Membership) -> Result<Membership, ConvertError> {
-    let configs: Vec<BTreeSet<NodeId>> = m
-        .configs
-        .iter()
-        .map(|c| c.voter_ids.iter().copied().collect())
-        .collect();
+    let configs: Vec<BTreeSet<NodeId>> =
+        m.configs.iter().map(|c| c.voter_ids.iter().copied().collect()).collect();
     let mut nodes = BTreeMap::new();
     for node in &m.nodes {
         nodes.insert(node.node_id, node_from_proto(node)?);
@@ -123,14 +96,8 @@ pub(crate) fn stored_membership_to_proto(m: &StoredMembership) -> proto::StoredM
 pub(crate) fn stored_membership_from_proto(
     m: &proto::StoredMembership,
 ) -> Result<StoredMembership, ConvertError> {
-    let membership = m
-        .membership
-        .as_ref()
-        .ok_or(ConvertError::Missing("membership"))?;
-    Ok(StoredMembership::new(
-        m.log_id.as_ref().map(log_id_from_proto),
-        membership_from_proto(membership)?,
-    ))
+    let membership = m.membership.as_ref().ok_or(ConvertError::Missing("membership"))?;
+    Ok(StoredMembership::new(m.log_id.as_ref().map(log_id_from_proto), membership_from_proto(membership)?))
 }
 
 /// The membership in the words of the API.
@@ -140,10 +107,7 @@ pub(crate) fn members_of(m: &StoredMembership) -> Members {
         version: m.log_id().as_ref().map_or(0, |id| id.index()),
         voters: membership.voter_ids().collect(),
         learners: membership.learner_ids().collect(),
-        nodes: membership
-            .nodes()
-            .map(|(id, n)| (*id, n.to_member(*id)))
-            .collect(),
+        nodes: membership.nodes().map(|(id, n)| (*id, n.to_member(*id))).collect(),
         joint: 1 < membership.get_joint_config().len(),
     }
 }

@@ -88,11 +88,7 @@ impl Malformed {
 
 impl Block {
     pub fn to_ref(&self) -> BlockRef {
-        BlockRef {
-            height: self.height,
-            hash: self.hash.clone(),
-            timestamp: self.timestamp,
-        }
+        BlockRef { height: self.height, hash: self.hash.clone(), timestamp: self.timestamp }
     }
 
     /// What `chain.max_block_bytes` bounds.
@@ -114,14 +110,8 @@ impl Block {
             return Err(Malformed::ParentHash(parent.len()));
         }
         for (field, value) in [
-            (
-                "block.lastSubmittedDaHeaderHeight",
-                self.last_submitted_da_header_height,
-            ),
-            (
-                "block.lastSubmittedDaDataHeight",
-                self.last_submitted_da_data_height,
-            ),
+            ("block.lastSubmittedDaHeaderHeight", self.last_submitted_da_header_height),
+            ("block.lastSubmittedDaDataHeight", self.last_submitted_da_data_height),
         ] {
             if HEIGHT_MAX < value {
                 return Err(Malformed::DaHeight { field, value });

@@ -46,18 +46,11 @@ pub enum ProposeError {
     #[error("header and data have {bytes} bytes, chain.max_block_bytes is {max}")]
     TooLarge { bytes: u64, max: u64 },
     #[error("this node does not lead")]
-    NotLeader {
-        leader_id: NodeId,
-        leader_api: Option<String>,
-    },
+    NotLeader { leader_id: NodeId, leader_api: Option<String> },
     #[error("no leader is known")]
     NoLeader { retry_after_ms: u64 },
     #[error("the fence is not the one in force")]
-    Fenced {
-        fence: Option<u64>,
-        term: Term,
-        head: Option<BlockRef>,
-    },
+    Fenced { fence: Option<u64>, term: Term, head: Option<BlockRef> },
     #[error("the block was refused")]
     Refused {
         refusal: Refusal,
@@ -68,19 +61,9 @@ pub enum ProposeError {
     #[error("too many proposals are in flight")]
     Overloaded { retry_after_ms: u64 },
     #[error("not committed and applied in time")]
-    Timeout {
-        height: Height,
-        hash: bytes::Bytes,
-        term: Option<Term>,
-        index: Option<LogIndex>,
-    },
+    Timeout { height: Height, hash: bytes::Bytes, term: Option<Term>, index: Option<LogIndex> },
     #[error("leadership was lost while the proposal was in flight")]
-    LeadershipLost {
-        height: Height,
-        hash: bytes::Bytes,
-        term: Option<Term>,
-        index: Option<LogIndex>,
-    },
+    LeadershipLost { height: Height, hash: bytes::Bytes, term: Option<Term>, index: Option<LogIndex> },
     #[error("the disk is full or damaged")]
     Storage,
     #[error("the node is stopping")]
@@ -95,11 +78,7 @@ impl ProposeError {
     pub fn certainty(&self) -> Certainty {
         match self {
             Self::Timeout { .. } | Self::LeadershipLost { .. } => Certainty::Unknown,
-            Self::Refused {
-                refusal: Refusal::Stale,
-                oldest_height: Some(_),
-                ..
-            } => Certainty::Unknown,
+            Self::Refused { refusal: Refusal::Stale, oldest_height: Some(_), .. } => Certainty::Unknown,
             Self::Malformed(_)
             | Self::FenceRequired
             | Self::TooLarge { .. }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::types::{Height, LogIndex};
 
+pub(crate) mod keys;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Continuity {
     /// Each height is the head's plus one.

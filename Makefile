@@ -1,0 +1,44 @@
+# Everything a clone is for. Each target sets up what it needs: a compiler, libclang, and RocksDB compiled
+# once per machine (three minutes) into ${XDG_CACHE_HOME:-~/.cache}/blockraft. There is one profile, release.
+
+SHELL := /bin/bash
+CARGO := scripts/cargo.sh
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET)/release/blockraft
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench lint docs contract rocksdb
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the binary, in $(TARGET)/release
+	@[ -x "$(BINARY)" ] || echo "blockraft: building the binary; the first time some six minutes on two cores, RocksDB included"
+	@$(CARGO) build --release --locked --bin blockraft
+
+demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends it
+	@echo "blockraft: the binary is $(BINARY)"
+	@exec "$(BINARY)" dev $(DEMO_ARGS)
+
+test: ## all tests
+	$(CARGO) test --release --locked
+
+check: lint docs contract test ## everything CI runs: format, lints, documentation, contract, tests
+
+lint: ## format and lints; writes nothing
+	cargo fmt --all -- --check
+	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+
+docs: ## the documentation, without a warning
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --document-private-items
+
+contract: ## alert rules, systemd unit, compose file
+	scripts/contract.sh
+
+bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
+	@exec "$(BINARY)" bench $(BENCH_ARGS)
+
+rocksdb: ## RocksDB alone, for a cargo of your own: ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR=$$(make -s rocksdb)
+	@scripts/rocksdb.sh

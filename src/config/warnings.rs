@@ -1,0 +1,205 @@
+//! What is allowed and unwise, on this machine: told by `check` and at start, never refused.
+
+use std::{ffi::OsString, fs, time::Duration};
+
+use crate::{
+    config::{Loaded, Settings, rules},
+    types::{
+        quantity::{format_duration, format_size},
+        settings::ClusterSettings,
+    },
+};
+
+/// Memory beside what settings bound: write buffers 64, cache 16, log tail 16, peers 16, process 40.
+const MEMORY_BASE: u64 = (64 + 16 + 16 + 16 + 40) << 20;
+/// Bytes a connection holds while it does little, by eye.
+const MEMORY_PER_CONNECTION: u64 = 64 << 10;
+/// Files beside connections: two databases, peers, snapshots on their way.
+const FILES_BASE: u64 = 1024;
+/// What the shipped unit and compose file give a node before they kill it.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// A stop takes this longer than its two settings together.
+const STOP_EXTRA: Duration = Duration::from_secs(1);
+
+/// What the machine allows this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Limits {
+    /// Of the container; `None`: no limit is known.
+    pub(crate) memory: Option<u64>,
+    /// The hard limit, to which the soft one is raised.
+    pub(crate) files: Option<u64>,
+}
+
+impl Limits {
+    pub(crate) fn of_this_process() -> Self {
+        // Version 2 of cgroups, then version 1, as a container sees them.
+        let memory = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+            .iter()
+            .find_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
+            // Version 1 says "no limit" by a number near 2^63.
+            .filter(|bytes| *bytes < 1 << 60);
+        let files = fs::read_to_string("/proc/self/limits").ok().and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        });
+        Self { memory, files }
+    }
+}
+
+/// All warnings, a sentence each.
+pub(crate) fn find(loaded: &Loaded, limits: Limits, env: &[(OsString, OsString)]) -> Vec<String> {
+    let settings = &loaded.settings;
+    let mut found = Vec::new();
+    warn_of_limits(settings, limits, &mut found);
+    warn_of_cluster(settings, &mut found);
+    warn_of_times(settings, &mut found);
+    warn_of_telemetry(env, &mut found);
+    let differing = ClusterSettings::default().differing(&settings.settings);
+    if !differing.is_empty() {
+        found.push(format!(
+            "{} differ from the default: of the cluster, so only the first leader's file counts; later changes go by \
+             raft_configure",
+            differing.join(", "),
+        ));
+    }
+    found
+}
+
+fn warn_of_limits(settings: &Settings, limits: Limits, found: &mut Vec<String>) {
+    let block = settings.settings.max_block_bytes;
+    // A block in flight is there as request and as entry; a queue of the feed shares its blocks with the log.
+    let bound = MEMORY_BASE
+        .saturating_add(settings.api.max_in_flight_bytes)
+        .saturating_add(settings.api.max_body.saturating_mul(2))
+        .saturating_add(settings.api.max_connections.saturating_mul(MEMORY_PER_CONNECTION));
+    if let Some(limit) = limits.memory.filter(|limit| *limit < bound) {
+        found.push(format!(
+            "the settings allow about {} MiB of memory, the container has {} MiB: lower api.max_in_flight_bytes ({}), \
+             api.max_body or api.max_connections, or raise the limit",
+            bound >> 20,
+            limit >> 20,
+            format_size(settings.api.max_in_flight_bytes),
+        ));
+    }
+    let files = settings.api.max_connections.saturating_add(FILES_BASE);
+    if let Some(limit) = limits.files.filter(|limit| *limit < files) {
+        found.push(format!(
+            "at most {limit} files may be open, api.max_connections = {} needs about {files}: raise the limit \
+             (LimitNOFILE, ulimit -n)",
+            settings.api.max_connections,
+        ));
+    }
+    if settings.api.max_in_flight_bytes < block {
+        found.push(format!(
+            "api.max_in_flight_bytes ({}) is below chain.max_block_bytes ({}): the greatest blocks are never admitted \
+             beside another",
+            format_size(settings.api.max_in_flight_bytes),
+            format_size(block),
+        ));
+    }
+}
+
+fn warn_of_cluster(settings: &Settings, found: &mut Vec<String>) {
+    let peers = &settings.cluster.peers;
+    if !peers.is_empty() {
+        let others = peers.iter().filter(|m| m.node_id != settings.node.id).count();
+        let own = peers.iter().find(|m| m.node_id == settings.node.id);
+        let n = others + usize::from(own.is_some());
+        if n % 2 == 0 {
+            found.push(format!("cluster.peers names {n} nodes: one fewer would survive as many failures"));
+        }
+        if let Some(own) = own {
+            for (key, told, mine) in [
+                ("peer.advertise", &own.peer_addr, &settings.peer.advertise),
+                ("api.advertise", &own.api_addr, &settings.api.advertise),
+                ("node.name", &own.name, &settings.node.name),
+            ] {
+                if told != mine {
+                    found.push(format!("cluster.peers says {told} for this node, {key} is {mine}"));
+                }
+            }
+        }
+    }
+}
+
+fn warn_of_times(settings: &Settings, found: &mut Vec<String>) {
+    let raft = &settings.raft;
+    if !rules::lease_spans_heartbeats(raft.leader_lease_timeout, raft.heartbeat_interval) {
+        found.push(format!(
+            "raft.leader_lease_timeout ({}) is below 2 × raft.heartbeat_interval ({}): one late heartbeat ends the lease",
+            format_duration(raft.leader_lease_timeout),
+            format_duration(raft.heartbeat_interval),
+        ));
+    }
+    let stop = raft.shutdown_timeout + raft.resign_timeout + STOP_EXTRA;
+    if STOP_LIMIT < stop {
+        found.push(format!(
+            "a stop may take {} (raft.shutdown_timeout + raft.resign_timeout + 1s); the shipped unit and compose file \
+             kill after {}",
+            format_duration(stop),
+            format_duration(STOP_LIMIT),
+        ));
+    }
+}
+
+/// The exporter takes wrong values in silence: everything is sent then, or nothing.
+fn warn_of_telemetry(env: &[(OsString, OsString)], found: &mut Vec<String>) {
+    for (name, value) in env {
+        let Some(name) = name.to_str().filter(|n| n.starts_with("OTEL_")) else { continue };
+        let Some(value) = value.to_str() else {
+            found.push(format!("{name} is not UTF-8, and ignored"));
+            continue;
+        };
+        if let Some(rule) = wrong_otel(name, value) {
+            found.push(format!("{name}={value:?} is wrong, and would be ignored in silence: {rule}"));
+        }
+    }
+    found.sort();
+}
+
+fn wrong_otel(name: &str, value: &str) -> Option<&'static str> {
+    const SAMPLERS: [&str; 6] = [
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ];
+    // An empty variable is an unset one.
+    if value.is_empty() {
+        return None;
+    }
+    let is_ms = value.parse::<u64>().is_ok_and(|ms| 0 < ms);
+    let of_exporter =
+        name.strip_prefix("OTEL_EXPORTER_OTLP_TRACES_").or_else(|| name.strip_prefix("OTEL_EXPORTER_OTLP_"));
+    match (name, of_exporter) {
+        ("OTEL_TRACES_SAMPLER", _) if !SAMPLERS.contains(&value) => {
+            Some("always_on, always_off, traceidratio, or one of them with parentbased_ before it")
+        }
+        ("OTEL_TRACES_SAMPLER_ARG", _) if !value.parse().is_ok_and(|r: f64| (0.0..=1.0).contains(&r)) => {
+            Some("a number from 0 to 1")
+        }
+        ("OTEL_TRACES_EXPORTER", _) if !["otlp", "none"].contains(&value) => Some("otlp or none"),
+        ("OTEL_SDK_DISABLED", _) if !["true", "false"].contains(&value.to_ascii_lowercase().as_str()) => {
+            Some("true or false")
+        }
+        ("OTEL_BSP_SCHEDULE_DELAY" | "OTEL_BSP_MAX_QUEUE_SIZE" | "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", _)
+            if !is_ms =>
+        {
+            Some("a whole number above 0")
+        }
+        (_, Some("TIMEOUT")) if !is_ms => Some("milliseconds, a whole number above 0 without a unit"),
+        (_, Some("ENDPOINT")) if !value.starts_with("http://") => Some(
+            "http://host:port; without a scheme nothing is sent, and TLS is not available in this version",
+        ),
+        (_, Some("PROTOCOL")) if !["grpc", "http/protobuf"].contains(&value) => Some("grpc or http/protobuf"),
+        (_, Some("COMPRESSION")) if value != "none" => Some("none: compression is not compiled in"),
+        (_, Some("HEADERS")) | ("OTEL_RESOURCE_ATTRIBUTES", _)
+            if value.split(',').any(|pair| !pair.trim().is_empty() && !pair.contains('=')) =>
+        {
+            Some("name=value, separated by commas")
+        }
+        _ => None,
+    }
+}

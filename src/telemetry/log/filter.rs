@@ -1,0 +1,79 @@
+//! Which lines are written: the text of a filter, and what it leaves to us.
+
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Libraries that say more than anybody wants to know; each is quiet unless the filter names it.
+const QUIET: [(&str, LevelFilter); 13] = [
+    ("openraft", LevelFilter::WARN),
+    ("jsonrpsee", LevelFilter::WARN),
+    ("jsonrpsee_core", LevelFilter::WARN),
+    ("jsonrpsee_server", LevelFilter::WARN),
+    ("soketto", LevelFilter::WARN),
+    ("h2", LevelFilter::WARN),
+    ("hyper", LevelFilter::WARN),
+    ("hyper_util", LevelFilter::WARN),
+    ("tonic", LevelFilter::WARN),
+    ("tower", LevelFilter::WARN),
+    // A dead collector is a line each batch; the exporter's wrapper says it once.
+    ("opentelemetry", LevelFilter::OFF),
+    ("opentelemetry_sdk", LevelFilter::OFF),
+    ("opentelemetry-otlp", LevelFilter::OFF),
+];
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no log filter: {what}")]
+pub(crate) struct WrongFilter {
+    text: String,
+    what: String,
+}
+
+pub(crate) fn parse(text: &str) -> Result<EnvFilter, WrongFilter> {
+    let directives: Vec<&str> = text.split(',').map(str::trim).filter(|d| !d.is_empty()).collect();
+    let plain =
+        directives.iter().rev().find_map(|d| d.parse::<LevelFilter>().ok()).unwrap_or(LevelFilter::OFF);
+    let mut whole = directives.join(",");
+    for (target, level) in QUIET {
+        if level < plain && !directives.iter().any(|d| names(d, target)) {
+            whole.push_str(&format!(",{target}={level}"));
+        }
+    }
+    EnvFilter::builder()
+        .parse(&whole)
+        .map_err(|error| WrongFilter { text: text.to_owned(), what: error.to_string() })
+}
+
+/// Whether a directive is about `target` or a module in it.
+fn names(directive: &str, target: &str) -> bool {
+    let named = directive.split(['=', '[']).next().unwrap_or_default();
+    named == target || named.strip_prefix(target).is_some_and(|rest| rest.starts_with("::"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> Vec<String> {
+        let filter = parse(text).expect("a good filter").to_string();
+        let mut directives: Vec<_> = filter.split(',').map(str::to_owned).collect();
+        directives.sort();
+        directives
+    }
+
+    #[test]
+    fn libraries_are_quiet_unless_named() {
+        let has = |text: &str, directive: &str| shown(text).iter().any(|d| d == directive);
+        assert!(has("info", "openraft=warn") && has("info", "info") && has("debug", "hyper=warn"));
+        assert!(has("info", "opentelemetry-otlp=off") && has("error", "opentelemetry=off"));
+        assert!(has("info,openraft=debug", "openraft=debug") && !has("info,openraft=debug", "openraft=warn"));
+        assert!(!has("info,openraft::core=debug", "openraft=warn"));
+        // Quiet never means louder than what was asked for.
+        assert!(!has("error", "openraft=warn") && !has("off", "opentelemetry=off"));
+        assert_eq!(shown("blockraft=debug"), ["blockraft=debug"]);
+    }
+
+    #[test]
+    fn a_wrong_filter_is_told() {
+        let said = parse("info,a=b=c").expect_err("a wrong filter").to_string();
+        assert!(said.starts_with("\"info,a=b=c\" is no log filter"), "{said}");
+    }
+}
