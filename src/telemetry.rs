@@ -8,3 +8,4 @@ pub(crate) mod info;
 pub(crate) mod log;
 pub(crate) mod process;
 pub(crate) mod runtime;
+pub(crate) mod traces;
