@@ -1,45 +1,115 @@
-//! The subcommands.
+//! The command line: one subcommand per file or folder below.
+//!
+//! [`run`] is all that the binary calls. Every subcommand returns its exit code; nothing else ends the process.
 
-use std::ffi::OsString;
-
-use clap::{CommandFactory, FromArgMatches};
-
-use crate::cli::exit::USAGE;
-
+pub(crate) mod bench;
+pub(crate) mod blocks;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod config_args;
+pub(crate) mod ctl;
+pub(crate) mod dev;
+pub(crate) mod endpoints;
 pub(crate) mod exit;
+pub(crate) mod inspect;
+pub(crate) mod later;
+pub(crate) mod node;
 pub(crate) mod out;
+pub(crate) mod processor;
+pub(crate) mod table;
+pub(crate) mod units;
 
-#[derive(Debug, clap::Parser)]
-#[command(name = "blockraft", version)]
-struct Root {
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+/// What `--version` prints: the release and the revision it was built from.
+pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BLOCKRAFT_REVISION"), ")");
+
+const AFTER_HELP: &str = "\
+Try it:
+  blockraft dev                                    three nodes here, blocks being produced
+  blockraft ctl status --all                       who leads, how far each node is
+  blockraft node --config n1.toml                  one node of a real cluster
+
+Exit codes: 0 done · 1 failed or refused, nothing happened · 2 usage or config ·
+3 unknown, it may have happened · 4 the data folder refuses, a restart will not help";
+
+/// Keeps a block sequencer alive: raft agreement on every block, one fenced producer at a time.
+#[derive(Debug, Parser)]
+#[command(name = "blockraft", version = VERSION, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// Check the settings and tell all problems at once.
+    Node(node::Args),
+    Dev(dev::Args),
+    Ctl(Box<ctl::Args>),
+    Bench(bench::Args),
     Check(check::Args),
-    /// Print all settings, defaults and rules as commented TOML.
     Config(config::Args),
-    /// Print a shell's completion script.
+    Inspect(inspect::Args),
+    #[command(subcommand)]
+    Snapshot(later::Snapshot),
+    Recover(later::Recover),
     Completions(completions::Args),
 }
 
-pub fn run(args: impl IntoIterator<Item = OsString>) -> std::process::ExitCode {
-    let parsed = Root::command().try_get_matches_from(args).and_then(|m| Root::from_arg_matches(&m));
-    let code = match parsed.map(|root| root.command) {
-        Ok(Command::Check(args)) => check::run(&args),
-        Ok(Command::Config(args)) => config::run(&args),
-        Ok(Command::Completions(args)) => completions::run(&args, Root::command()),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { USAGE } else { 0 }
+/// The whole command, for completions.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs what the arguments say, and returns the exit code of design section 10.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    if let Some(missing) = processor::missing() {
+        out::complain(&format!("this processor has no {missing}, which blockraft is built for"));
+        return exit::FAILED.into();
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // A reader that went away is no reason to fail.
+            let _ = e.print();
+            return match e.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::DONE.into(),
+                _ => exit::USAGE.into(),
+            };
         }
     };
+    let code = match cli.command {
+        Command::Node(args) => node::run(&args),
+        Command::Dev(args) => dev::run(args),
+        Command::Ctl(args) => ctl::run(*args),
+        Command::Bench(args) => bench::run(args),
+        Command::Check(args) => check::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Snapshot(_) | Command::Recover(_) => later::run(),
+        Command::Completions(args) => completions::run(&args, command()),
+    };
     code.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_and_help_have_their_codes() {
+        let kind = |line: &str| Cli::try_parse_from(line.split(' ')).expect_err("no command").kind();
+        assert_eq!(kind("blockraft --help"), ErrorKind::DisplayHelp);
+        assert_eq!(kind("blockraft ctl nosuchcommand"), ErrorKind::InvalidSubcommand);
+        assert_eq!(kind("blockraft node --bogus"), ErrorKind::UnknownArgument);
+    }
 }

@@ -3,6 +3,12 @@
 //! [`handle::Handle`] is given to everyone who needs raft; nobody else names openraft's API. The
 //! transport is supplied by `node` as a [`Peers`].
 
+pub(crate) mod core;
+pub(crate) mod founding;
+pub(crate) mod handle;
+pub(crate) mod snapshots;
+pub(crate) mod status;
+
 use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
@@ -88,6 +94,8 @@ pub(crate) struct Status {
     /// The leader that is heard (safety rule 11); never openraft's `current_leader` alone.
     pub(crate) leader_id: Option<NodeId>,
     pub(crate) positions: Positions,
+    /// Term of the last entry committed here.
+    pub(crate) committed_term: Term,
     pub(crate) members: Members,
     /// Leader only: since the newest send that a quorum acknowledged. A sole voter: zero.
     pub(crate) quorum_ack_age: Option<Duration>,

@@ -1,1 +1,12 @@
-//! This node's role, lease and fence.
+//! This node's role, lease and fence: whether the producer beside it may act.
+//!
+//! [`policy`] decides, from one look at raft, the applied state and the clock; [`handle::Handle`]
+//! asks it at every read, so nothing is ever cached. [`task`] makes a won election into a
+//! leadership, and gives it up on request. Knows nothing of HTTP, RocksDB or openraft.
+
+pub(crate) mod handle;
+pub(crate) mod metrics;
+pub(crate) mod policy;
+pub(crate) mod task;
+
+pub(crate) type Handle = handle::Handle;

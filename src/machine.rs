@@ -7,6 +7,13 @@ pub(crate) mod apply;
 pub(crate) mod command;
 pub(crate) mod table;
 
+#[cfg(test)]
+pub(crate) mod memory;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod scenarios;
+
 /// Everything a module that drives the machine needs to name.
 pub(crate) type Command = command::Command;
 pub(crate) type Outcome = apply::Outcome;

@@ -2,11 +2,18 @@
 
 use std::io;
 
+use crate::{
+    client::{cluster::ClusterError, rpc::CallError},
+    types::error::Certainty,
+};
+
 pub(crate) const DONE: u8 = 0;
 /// Failed or refused: nothing happened.
 pub(crate) const FAILED: u8 = 1;
 /// Usage or config.
 pub(crate) const USAGE: u8 = 2;
+/// It may have happened.
+pub(crate) const UNKNOWN: u8 = 3;
 
 /// Why a command ends, and with which code.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +45,25 @@ impl From<io::Error> for Failure {
             io::ErrorKind::BrokenPipe => Self::told(DONE),
             _ => Self::failed(format!("cannot write: {error}")),
         }
+    }
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        Self { code: code_of(error.certainty()), message: Some(error.to_string()) }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        ClusterError::Call(error).into()
+    }
+}
+
+pub(crate) fn code_of(certainty: Certainty) -> u8 {
+    match certainty {
+        Certainty::Refused => FAILED,
+        Certainty::Unknown => UNKNOWN,
     }
 }
 

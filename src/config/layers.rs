@@ -23,6 +23,8 @@ const ENV_PREFIX: &str = "BLOCKRAFT_";
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Sources {
     pub(crate) file: Option<PathBuf>,
+    /// TOML text instead of a file.
+    pub(crate) text: Option<String>,
     pub(crate) env: Vec<(OsString, OsString)>,
     /// `table.key=value` each.
     pub(crate) set: Vec<String>,
@@ -60,6 +62,9 @@ pub(crate) fn read(sources: &Sources) -> Layers {
     if let Some(path) = &sources.file {
         layers.read_file(path);
     }
+    if let Some(text) = &sources.text {
+        layers.read_text(Path::new("the given text"), text);
+    }
     layers.read_env(&sources.env);
     for text in &sources.set {
         layers.read_flag(text);
@@ -84,15 +89,20 @@ impl Layers {
                 return;
             }
         };
-        let (table, errors) = DeTable::parse_recoverable(&text);
+        self.read_text(path, &text);
+    }
+
+    fn read_text(&mut self, path: &Path, text: &str) {
+        let name = path.display();
+        let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
-            let at = error.span().map_or(1, |span| line_of(&text, span.start));
+            let at = error.span().map_or(1, |span| line_of(text, span.start));
             self.complaints.push(Complaint::of(format!("{name}:{at}"), format!("TOML: {}", error.message())));
         }
         let mut found = Vec::new();
-        walk(&text, table.get_ref(), "", &mut found);
+        walk(text, table.get_ref(), "", &mut found);
         for (key, at, given) in found {
-            let source = Source::File { path: path.to_owned(), line: line_of(&text, at) };
+            let source = Source::File { path: path.to_owned(), line: line_of(text, at) };
             self.put(&key, given, source);
         }
     }

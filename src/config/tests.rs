@@ -18,7 +18,7 @@ fn given(toml: &str, env: &[(&str, &str)], set: &[&str]) -> Given {
     std::fs::write(&path, toml).expect("the file is written");
     let env = env.iter().map(|(n, v)| (OsString::from(n), OsString::from(v))).collect();
     let set = set.iter().map(|s| (*s).to_owned()).collect();
-    Given { sources: Sources { file: Some(path), env, set }, _dir: dir }
+    Given { sources: Sources { file: Some(path), env, set, ..Sources::default() }, _dir: dir }
 }
 
 fn good(toml: &str, env: &[(&str, &str)], set: &[&str]) -> Loaded {

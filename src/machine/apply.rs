@@ -1,23 +1,33 @@
 //! Applying commands to the state: accept, recognise, refuse, prune.
+//!
+//! [`Machine`] is driven by `store`, one entry after the other in log order. What it decides depends
+//! on its record and its rows alone, so every node decides the same. [`rules`] holds the rule of
+//! acceptance, [`record`] what a state is stored as.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    machine::{
-        command::{CARRIER_BYTES, Command, Kind},
-        table::Table,
-    },
-    types::{
-        Height, LogIndex, NodeId, Term,
-        block::{Block, BlockRef},
-        error::{Accepted, Refusal},
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, Continuity, SettingsInForce, Timestamps},
-    },
+use crate::machine::{
+    command::{Command, Kind},
+    table::Table,
+};
+use crate::types::{
+    Height, LogIndex, NodeId, Term,
+    block::{Block, BlockRef},
+    error::{Accepted, Refusal},
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, SettingsInForce},
+};
+
+pub(crate) mod record;
+pub(crate) mod rules;
+
+pub(crate) use crate::machine::apply::{
+    record::{LoadError, settings_from_proto, settings_to_proto},
+    rules::{carrier_trace_id, check_successor, same_block},
 };
 
 /// Leaderships the state keeps.
@@ -61,7 +71,8 @@ pub(crate) enum Outcome {
     Configured(SettingsInForce),
     /// The settings had been changed meanwhile.
     SettingsMoved(SettingsInForce),
-    /// Known to this binary, and still not decodable: the same on every node.
+    /// Of a known kind and version, and still not decodable, or a block that is not well-formed. Only a
+    /// faulty proposer makes such an entry, and it is the same on every node.
     Undecodable,
 }
 
@@ -95,21 +106,10 @@ pub(crate) struct View {
     pub(crate) hash_mark: Option<(LogIndex, [u8; 32])>,
 }
 
-/// Why a stored state cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LoadError {
-    #[error("the record of the machine does not decode: {0}")]
-    Record(#[from] prost::DecodeError),
-    #[error("the record of the machine has a state hash of {0} bytes")]
-    Hash(usize),
-    #[error("{rows} blocks are kept, the record of the machine says {recorded}")]
-    Rows { rows: u64, recorded: u64 },
-}
-
 /// The replicated state but for its rows.
 ///
-/// Invariant: `window` lists exactly the kept blocks, heights rising; `bytes` is the sum of their
-/// stored bytes.
+/// Invariant: `window` lists exactly the kept blocks, heights rising, the head last; the counts of the
+/// view are its length and the sum of its bytes. `terms` rise.
 #[derive(Debug, Default)]
 pub(crate) struct Machine {
     view: View,
@@ -120,70 +120,6 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The machine of a stored state: its record, its kept blocks (height, stored bytes) and the
-    /// terms of its leaderships, both rising. Without a record: the empty machine.
-    pub(crate) fn load(
-        record: Option<&[u8]>,
-        blocks: impl Iterator<Item = (Height, u64)>,
-        terms: impl Iterator<Item = Term>,
-    ) -> Result<Self, LoadError> {
-        let Some(record) = record else {
-            return Ok(Self::default());
-        };
-        let r = proto::MachineRecord::decode(record)?;
-        let hash = |h: &Bytes| <[u8; 32]>::try_from(h.as_ref()).map_err(|_| LoadError::Hash(h.len()));
-        let window: VecDeque<_> = blocks.collect();
-        if window.len() as u64 != r.history_blocks {
-            return Err(LoadError::Rows { rows: window.len() as u64, recorded: r.history_blocks });
-        }
-        let view = View {
-            applied: LogPos { term: r.applied_term, index: r.applied_index },
-            head: r.head.map(|h| BlockRef { height: h.height, hash: h.hash, timestamp: h.timestamp }),
-            head_pos: LogPos { term: r.head_term, index: r.head_index },
-            oldest_height: window.front().map(|(h, _)| *h),
-            has_pruned: r.has_pruned,
-            history_blocks: r.history_blocks,
-            history_bytes: r.history_bytes,
-            settings: SettingsInForce {
-                settings: r.settings.map(|s| settings_from_proto(&s)).unwrap_or_default(),
-                index: r.settings_index,
-            },
-            leadership: r.leadership.map(|l| leadership_from_proto(&l)),
-            state_hash: hash(&r.state_hash)?,
-            hash_mark: match r.hash_mark_index {
-                0 => None,
-                index => Some((index, hash(&r.hash_mark)?)),
-            },
-        };
-        Ok(Self { view, window, terms: terms.collect() })
-    }
-
-    /// The record that [`Machine::load`] takes back; written with every batch.
-    pub(crate) fn record(&self) -> Vec<u8> {
-        let v = &self.view;
-        proto::MachineRecord {
-            applied_term: v.applied.term,
-            applied_index: v.applied.index,
-            head: v.head.as_ref().map(|h| proto::HeadRecord {
-                height: h.height,
-                hash: h.hash.clone(),
-                timestamp: h.timestamp,
-            }),
-            head_term: v.head_pos.term,
-            head_index: v.head_pos.index,
-            has_pruned: v.has_pruned,
-            history_blocks: v.history_blocks,
-            history_bytes: v.history_bytes,
-            settings: Some(settings_to_proto(&v.settings.settings)),
-            settings_index: v.settings.index,
-            leadership: v.leadership.as_ref().map(leadership_to_proto),
-            state_hash: Bytes::copy_from_slice(&v.state_hash),
-            hash_mark_index: v.hash_mark.map_or(0, |(i, _)| i),
-            hash_mark: v.hash_mark.map(|(_, h)| Bytes::copy_from_slice(&h)).unwrap_or_default(),
-        }
-        .encode_to_vec()
-    }
-
     pub(crate) fn view(&self) -> &View {
         &self.view
     }
@@ -191,8 +127,9 @@ impl Machine {
     /// Applies one entry. Entries come in log order, each once.
     pub(crate) fn apply(&mut self, table: &mut dyn Table, pos: LogPos, entry: Applying<'_>) -> Outcome {
         let applied = self.view.applied;
+        // Not `+ 1`: what founds the cluster has index 0, as a machine that applied nothing.
         assert!(
-            applied.index < pos.index || (applied == LogPos::default() && pos.index == 0),
+            (applied.index < pos.index && applied.term <= pos.term) || applied == LogPos::default(),
             "entry {pos:?} applied after {applied:?}"
         );
         let (kind, length, crc) = match &entry {
@@ -244,6 +181,11 @@ impl Machine {
         let Ok(block) = proto::RaftBlockState::decode(proposal.block.clone()).map(Block::from) else {
             return Outcome::Undecodable;
         };
+        // The proposer refuses such a block. One that got here all the same must not become the head: its
+        // successor could not be computed.
+        if block.check_well_formed().is_err() {
+            return Outcome::Undecodable;
+        }
         // A duplicate comes before the fence: what stands is true whoever repeats it.
         if let Some(first) = self.find_same(table, &block) {
             return Outcome::Accepted(first);
@@ -255,7 +197,7 @@ impl Machine {
         if let Err((refusal, oldest_height)) = self.check_next(table, &block) {
             return Outcome::Refused { refusal, head, oldest_height };
         }
-        let trace_id = carrier_trace_id(&proposal.trace);
+        let trace_id = rules::carrier_trace_id(&proposal.trace);
         let row = proto::BlockRow {
             hash: block.hash.clone(),
             timestamp: block.timestamp,
@@ -291,7 +233,7 @@ impl Machine {
         if self.view.head.as_ref()?.height < block.height || block.height < self.view.oldest_height? {
             return None;
         }
-        same_block(table.row(block.height), || table.block(block.height), block)
+        rules::same_block(table.row(block.height), || table.block(block.height), block)
     }
 
     /// The acceptance rule, in the order conflict or stale, gap, parent, timestamp.
@@ -310,7 +252,7 @@ impl Machine {
                 _ => (Refusal::Stale, None),
             });
         }
-        check_successor(settings, head, block).map_err(|r| (r, None))
+        rules::check_successor(settings, head, block).map_err(|r| (r, None))
     }
 
     /// Forgets what exceeds the history: part of apply, so every node forgets the same.
@@ -345,14 +287,14 @@ impl Machine {
             operation_id: c.operation_id,
             started_at_ms: c.started_at_ms,
         };
+        // A leader repeats its first proposal when it did not learn what became of it.
         if self.terms.back() == Some(&pos.term) {
-            // A leader repeats its first proposal when it did not learn what became of it.
             return Outcome::Led;
         }
         self.terms.push_back(pos.term);
         let forget = (LEADERSHIPS_MAX < self.terms.len()).then(|| self.terms.pop_front()).flatten();
         table.put_leadership(pos.term, &row.encode_to_vec(), forget);
-        self.view.leadership = Some(leadership_from_proto(&row));
+        self.view.leadership = Some(record::leadership_from_proto(&row));
         Outcome::Led
     }
 
@@ -360,72 +302,19 @@ impl Machine {
         let Ok(c) = proto::ConfigureCommand::decode(command.payload.clone()) else {
             return Outcome::Undecodable;
         };
-        let Some(settings) = c.settings else {
+        // A value this binary does not know must not pass for the default: the outcome stands in the state
+        // hash, the value does not, so nodes that read it differently would differ unseen.
+        let Some(settings) = c.settings.filter(record::is_known) else {
             return Outcome::Undecodable;
         };
         if c.expected_index != 0 && c.expected_index != self.view.settings.index {
             return Outcome::SettingsMoved(self.view.settings.clone());
         }
-        self.view.settings = SettingsInForce { settings: settings_from_proto(&settings), index: pos.index };
+        self.view.settings =
+            SettingsInForce { settings: record::settings_from_proto(&settings), index: pos.index };
         // A shorter history holds at once.
         self.prune(table);
         Outcome::Configured(self.view.settings.clone())
-    }
-}
-
-/// What must hold between a block and the one it follows: gap, parent, timestamp, in this order.
-pub(crate) fn check_successor(
-    settings: &ClusterSettings,
-    head: &BlockRef,
-    block: &Block,
-) -> Result<(), Refusal> {
-    if settings.continuity == Continuity::Strict && block.height != head.height + 1 {
-        return Err(Refusal::Gap);
-    }
-    if let Some(parent) = &block.parent_hash
-        && *parent != head.hash
-    {
-        return Err(Refusal::BadParent);
-    }
-    let is_later = match settings.timestamps {
-        Timestamps::Strict => head.timestamp < block.timestamp,
-        Timestamps::Nondecreasing => head.timestamp <= block.timestamp,
-    };
-    if is_later { Ok(()) } else { Err(Refusal::BadTimestamp) }
-}
-
-/// Compares a block with the kept one at its height: by its row first, which spares reading the bytes.
-pub(crate) fn same_block(
-    row: Option<Bytes>,
-    stored: impl FnOnce() -> Option<Bytes>,
-    block: &Block,
-) -> Option<Accepted> {
-    let row = proto::BlockRow::decode(row?).expect("a row of our own decodes");
-    if row.hash != block.hash
-        || row.timestamp != block.timestamp
-        || row.header_bytes != block.header.len() as u64
-        || row.data_bytes != block.data.len() as u64
-    {
-        return None;
-    }
-    let stored = proto::RaftBlockState::decode(stored()?).expect("a block of our own decodes");
-    Block::from(stored).is_same(block).then(|| Accepted {
-        height: block.height,
-        hash: row.hash,
-        term: row.term,
-        index: row.index,
-        duplicate: true,
-        trace_id: <[u8; 16]>::try_from(row.trace_id.as_ref()).ok(),
-    })
-}
-
-/// The trace id of a carrier of a version this binary knows.
-pub(crate) fn carrier_trace_id(carrier: &[u8]) -> Option<[u8; 16]> {
-    match carrier {
-        [1, rest @ ..] if carrier.len() == CARRIER_BYTES => {
-            Some(rest[..16].try_into().expect("sixteen bytes are there"))
-        }
-        _ => None,
     }
 }
 
@@ -445,68 +334,5 @@ fn outcome_code(outcome: &Outcome) -> u8 {
         Outcome::Configured(_) => 10,
         Outcome::SettingsMoved(_) => 11,
         Outcome::Undecodable => 12,
-    }
-}
-
-fn leadership_from_proto(l: &proto::LeadershipRow) -> Leadership {
-    Leadership {
-        pos: LogPos { term: l.term, index: l.index },
-        node_id: l.node_id,
-        cause: l.cause(),
-        operation_id: l.operation_id.clone(),
-        started_at_ms: l.started_at_ms,
-    }
-}
-
-fn leadership_to_proto(l: &Leadership) -> proto::LeadershipRow {
-    proto::LeadershipRow {
-        term: l.pos.term,
-        index: l.pos.index,
-        node_id: l.node_id,
-        cause: l.cause.into(),
-        operation_id: l.operation_id.clone(),
-        started_at_ms: l.started_at_ms,
-    }
-}
-
-pub(crate) fn settings_to_proto(s: &ClusterSettings) -> proto::ClusterSettings {
-    proto::ClusterSettings {
-        continuity: match s.continuity {
-            Continuity::Strict => proto::Continuity::Strict,
-            Continuity::Monotonic => proto::Continuity::Monotonic,
-        }
-        .into(),
-        timestamps: match s.timestamps {
-            Timestamps::Strict => proto::Timestamps::Strict,
-            Timestamps::Nondecreasing => proto::Timestamps::Nondecreasing,
-        }
-        .into(),
-        require_fence: s.require_fence,
-        max_block_bytes: s.max_block_bytes,
-        max_ahead_ms: s.max_ahead.as_millis() as u64,
-        first_height: s.first_height,
-        block_interval_ms: s.block_interval.as_millis() as u64,
-        history_blocks: s.history_blocks,
-        history_bytes: s.history_bytes,
-    }
-}
-
-pub(crate) fn settings_from_proto(s: &proto::ClusterSettings) -> ClusterSettings {
-    ClusterSettings {
-        continuity: match s.continuity() {
-            proto::Continuity::Strict => Continuity::Strict,
-            proto::Continuity::Monotonic => Continuity::Monotonic,
-        },
-        timestamps: match s.timestamps() {
-            proto::Timestamps::Strict => Timestamps::Strict,
-            proto::Timestamps::Nondecreasing => Timestamps::Nondecreasing,
-        },
-        require_fence: s.require_fence,
-        max_block_bytes: s.max_block_bytes,
-        max_ahead: std::time::Duration::from_millis(s.max_ahead_ms),
-        first_height: s.first_height,
-        block_interval: std::time::Duration::from_millis(s.block_interval_ms),
-        history_blocks: s.history_blocks.max(1),
-        history_bytes: s.history_bytes,
     }
 }

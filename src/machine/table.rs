@@ -15,7 +15,7 @@ pub(crate) trait Table {
     /// The row beside the block at a height: an encoded `BlockRow`.
     fn row(&self, height: Height) -> Option<Bytes>;
     /// Appends a block; heights only rise.
-    fn put_block(&mut self, height: Height, row: &[u8], block: &[u8]);
+    fn put_block(&mut self, height: Height, row: &[u8], block: &Bytes);
     /// Forgets all blocks below a height. Never falls. `heights` are those that were there.
     fn prune(&mut self, floor: Height, heights: &[Height]);
     /// Adds one of the last leaderships, an encoded `LeadershipRow`; `forget` is the term of one to drop.

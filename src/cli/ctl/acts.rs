@@ -1,0 +1,248 @@
+//! Carries commands out: asks, calls, prints.
+
+use std::time::Duration;
+
+use serde_json::{Value, value::RawValue};
+use tokio::time::Instant;
+
+use crate::{
+    cli::{
+        ctl::{
+            Context,
+            command::{Audit, Block, Command, Snapshot},
+            confirm::confirm,
+            curl, export,
+            plan::{self, Call, plan},
+            probe, propose, render, watch,
+        },
+        exit::{self, Failure},
+        out,
+    },
+    client::{
+        cluster::{Cluster, ClusterError, Target},
+        endpoint::Endpoint,
+        rpc,
+        wire::Members,
+    },
+};
+
+/// For `--curl`: how long to look for the node that the line should name.
+const CURL_PATIENCE: Duration = Duration::from_millis(800);
+const METHOD_NOT_FOUND: i64 = -32601;
+
+pub(crate) async fn run(cx: &Context, command: Command) -> Result<u8, Failure> {
+    let operation = format!("{:016x}", rand::random::<u64>());
+    match command {
+        Command::Live => probe::live(cx).await,
+        Command::Ready { wait } => probe::ready(cx, wait).await,
+        Command::Watch { from_id } => watch::leadership(cx, from_id).await,
+        Command::Tail(tail) => watch::applied(cx, &tail).await,
+        Command::Block(Block::Propose(block)) => propose::run(cx, block).await,
+        Command::Block(Block::Range { from, limit }) => range(cx, from, limit).await,
+        Command::Snapshot(Snapshot::Export { id, output }) => export::run(cx, id, output).await,
+        Command::History { ref page, .. } if page.all => {
+            gather(cx, plan(command, &operation)?, "events").await
+        }
+        Command::Audit { ref page, verify: None } if page.all => {
+            gather(cx, plan(command, &operation)?, "records").await
+        }
+        Command::Audit { verify: Some(Audit::Verify { all: true }), .. } => {
+            verify_all(cx, &plan(command, &operation)?).await
+        }
+        Command::Call { method, params: Some(params) } if params == "-" => {
+            let params = std::io::read_to_string(std::io::stdin())?;
+            one(cx, plan(Command::Call { method, params: Some(params) }, &operation)?).await
+        }
+        Command::Call { method: name, params } if !is_method_name(&name) => {
+            let _ = params;
+            Err(Failure::usage(format!("`{name}` is no method's name")))
+        }
+        command => one(cx, plan(command, &operation)?).await,
+    }
+}
+
+fn is_method_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))
+}
+
+/// The node a call goes to: the one named by `--node`, else the call's own target.
+fn target(cx: &Context, call: &Call) -> Result<Target, Failure> {
+    match cx.flags.node {
+        Some(node_id) => Ok(Target::Node(node_id)),
+        None if call.is_of_one_node && 1 < cx.endpoints.len() => {
+            Err(Failure::usage("this acts on one node: say which with --node ID"))
+        }
+        None => Ok(call.target),
+    }
+}
+
+/// One call, from the question to what is printed.
+pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
+    let target = target(cx, &call)?;
+    if cx.flags.curl {
+        let endpoint = endpoint_for_curl(cx, target).await;
+        let line = curl::call(&endpoint, &call.method, &call.params, cx.token_file());
+        out::print_line(&line)?;
+        return Ok(exit::DONE);
+    }
+    if let Some(question) = &call.question {
+        confirm(question, cx.flags.yes)?;
+    }
+    let cluster = cx.cluster(call.patience);
+    let reply = match cluster.call(target, &call.method, &call.params).await {
+        // A node that cannot ask the others still knows why it is not ready itself.
+        Err(e) if call.or_status && is_not_found(&e) => {
+            let reply = cluster.call(target, "raft_status", &Value::Null).await?;
+            return show(cx, &reply.raw, call.render, false);
+        }
+        reply => reply.map_err(|e| failure(&call, e))?,
+    };
+    show(cx, &reply.raw, call.render, call.is_json)
+}
+
+fn show(cx: &Context, raw: &RawValue, render: render::Render, is_json: bool) -> Result<u8, Failure> {
+    let answer: Value = serde_json::from_str(raw.get()).unwrap_or(Value::Null);
+    let shown = render(&answer, cx.is_colored);
+    if cx.flags.json || is_json {
+        out::print_line(&out::pretty(raw))?;
+    } else {
+        out::print(&shown.text)?;
+    }
+    Ok(shown.code)
+}
+
+fn is_not_found(error: &ClusterError) -> bool {
+    matches!(error, ClusterError::Call(e) if e.rpc().is_some_and(|e| e.code == METHOD_NOT_FOUND))
+}
+
+/// The failure of a call, in words and with its exit code.
+pub(crate) fn failure(call: &Call, error: ClusterError) -> Failure {
+    if is_not_found(&error) {
+        return Failure::failed(format!("the node's version does not have {}", call.method));
+    }
+    let mut failure = Failure::from(error);
+    if call.is_read {
+        failure.code = exit::FAILED;
+    } else if failure.code == exit::UNKNOWN
+        && let Some(message) = &mut failure.message
+    {
+        message.push_str("; it may have happened: look before you try again");
+    }
+    failure
+}
+
+/// Where a curl line should point; the first endpoint when the right one does not answer.
+pub(crate) async fn endpoint_for_curl(cx: &Context, target: Target) -> Endpoint {
+    let first = cx.endpoints[0].clone();
+    if target == Target::Any {
+        return first;
+    }
+    let cluster = cx.cluster(CURL_PATIENCE);
+    match cluster.find(target, Instant::now() + cluster.timeout()).await {
+        Ok(endpoint) => endpoint,
+        Err(e) => {
+            out::note(&format!("# {e}; put the right address in"));
+            first
+        }
+    }
+}
+
+/// Blocks by pages, as many as were asked for.
+async fn range(cx: &Context, from: u64, limit: u64) -> Result<u8, Failure> {
+    // The server's own bound of one page.
+    const PAGE: u64 = 1_000;
+    let call = |from: u64, limit: u64| plan::plan(Command::Block(Block::Range { from, limit }), "");
+    if cx.flags.curl || limit <= PAGE && cx.flags.json {
+        return one(cx, call(from, limit.min(PAGE))?).await;
+    }
+    let first = call(from, limit.min(PAGE))?;
+    let cluster = cx.cluster(first.patience);
+    let endpoint = cluster.find(target(cx, &first)?, Instant::now() + cluster.timeout()).await?;
+    let mut blocks = Vec::new();
+    let mut next = Some(from);
+    while let Some(from) = next
+        && (blocks.len() as u64) < limit
+    {
+        let page = call(from, (limit - blocks.len() as u64).min(PAGE))?;
+        let end = Instant::now() + cluster.timeout();
+        let reply = cluster
+            .call_at(&endpoint, &page.method, &page.params, end)
+            .await
+            .map_err(|e| failure(&page, e.into()))?;
+        let mut answer = reply.value();
+        next = answer["nextHeight"].as_u64();
+        match answer["blocks"].take() {
+            Value::Array(more) if !more.is_empty() => blocks.extend(more),
+            _ => break,
+        }
+    }
+    let answer = plan::params([
+        ("blocks", Value::Array(blocks)),
+        ("nextHeight", next.map_or(Value::Null, Value::from)),
+    ]);
+    let raw = RawValue::from_string(answer.to_string()).expect("a value is JSON");
+    show(cx, &raw, first.render, false)
+}
+
+/// The same question to every member; those that do not answer are told on stderr.
+async fn ask_all(cx: &Context, call: &Call) -> Result<Vec<(u64, Result<rpc::Reply, ClusterError>)>, Failure> {
+    let cluster = cx.cluster(call.patience);
+    let members: Members = cluster.call(Target::Any, "raft_members", &Value::Null).await?.parse()?;
+    let asked = members.all().map(|m| {
+        let cluster: Cluster = cluster.clone();
+        let node_id = m.node_id;
+        async move { (node_id, cluster.call(Target::Node(node_id), &call.method, &call.params).await) }
+    });
+    Ok(futures::future::join_all(asked).await)
+}
+
+/// Lists of all nodes in one, by time.
+async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
+    if cx.flags.curl {
+        for endpoint in &cx.endpoints {
+            out::print_line(&curl::call(endpoint, &call.method, &call.params, cx.token_file()))?;
+        }
+        return Ok(exit::DONE);
+    }
+    let mut rows = Vec::new();
+    let mut n_answers = 0;
+    for (node_id, answer) in ask_all(cx, &call).await? {
+        match answer {
+            Ok(reply) => {
+                n_answers += 1;
+                if let Value::Array(items) = reply.value()[list].take() {
+                    rows.extend(items.into_iter().map(|mut item| {
+                        item["nodeId"] = node_id.into();
+                        item
+                    }));
+                }
+            }
+            Err(e) if is_not_found(&e) => return Err(failure(&call, e)),
+            Err(e) => out::complain(&format!("node {node_id} is missing: {e}")),
+        }
+    }
+    if n_answers == 0 {
+        return Err(Failure::failed("no node answers"));
+    }
+    rows.sort_by_key(|r| (r["at"].as_u64(), r["nodeId"].as_u64(), r["id"].as_u64()));
+    let answer = plan::params([(list, Value::Array(rows))]);
+    let raw = RawValue::from_string(answer.to_string()).expect("a value is JSON");
+    show(cx, &raw, call.render, false)
+}
+
+async fn verify_all(cx: &Context, call: &Call) -> Result<u8, Failure> {
+    let mut code = exit::DONE;
+    for (node_id, answer) in ask_all(cx, call).await? {
+        match answer {
+            Ok(reply) => {
+                out::print(&format!("node {node_id}: "))?;
+                code = code.max(show(cx, &reply.raw, call.render, false)?);
+            }
+            Err(e) => {
+                out::complain(&format!("node {node_id} is missing: {e}"));
+                code = exit::FAILED;
+            }
+        }
+    }
+    Ok(code)
+}

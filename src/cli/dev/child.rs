@@ -1,0 +1,180 @@
+//! One node's process.
+//!
+//! A task owns the process, so that a signal never goes to a number that another process has by then. The
+//! child ends by itself when this process does, however that happens: it sees the end of its stdin.
+
+use std::{
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+};
+
+use crate::types::NodeId;
+
+/// How a node is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) node_id: NodeId,
+    pub(crate) program: PathBuf,
+    pub(crate) config: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) set: Vec<String>,
+}
+
+/// A process ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) node_id: NodeId,
+    /// In words.
+    pub(crate) how: String,
+    /// `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+}
+
+/// A running process. Dropping it closes the child's stdin, which stops the child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    signals: mpsc::UnboundedSender<Signal>,
+}
+
+impl Process {
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It has ended, and `Ended` is on its way.
+        let _ = self.signals.send(signal);
+    }
+}
+
+/// The line that starts the same node by hand.
+pub(crate) fn command_line(launch: &Launch) -> String {
+    let mut line = format!("blockraft node --config {}", launch.config.display());
+    for set in &launch.set {
+        line += &format!(" --set {set}");
+    }
+    line
+}
+
+/// Starts the node; its end is told to `ended`.
+pub(crate) fn start(launch: &Launch, ended: mpsc::UnboundedSender<Ended>) -> std::io::Result<Process> {
+    let log = OpenOptions::new().create(true).append(true).open(&launch.log)?;
+    let mut command = Command::new(&launch.program);
+    command.args(["node", "--exit-with-parent", "--config"]).arg(&launch.config);
+    for set in &launch.set {
+        command.args(["--set", set]);
+    }
+    // One environment for all nodes would give all the same id and ports: settings come by --set.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("BLOCKRAFT_") {
+            command.env_remove(name);
+        }
+    }
+    // A group of its own: Ctrl-C reaches dev alone, which then stops the nodes, once.
+    command.process_group(0).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+    let child = command.spawn()?;
+    let pid = child.id().expect("a child that was not waited for has a pid");
+    let (signals, queue) = mpsc::unbounded_channel();
+    tokio::spawn(own(launch.node_id, child, queue, ended));
+    Ok(Process { pid, signals })
+}
+
+async fn own(
+    node_id: NodeId,
+    mut child: Child,
+    mut signals: mpsc::UnboundedReceiver<Signal>,
+    ended: mpsc::UnboundedSender<Ended>,
+) {
+    // `wait` would close it.
+    let stdin = child.stdin.take();
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            signal = signals.recv() => match signal {
+                Some(signal) => {
+                    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
+                        // Gone already: `wait` says so next.
+                        let _ = kill_process(pid, signal);
+                    }
+                }
+                None => break child.wait().await,
+            },
+        }
+    };
+    drop(stdin);
+    let (how, code) = match status {
+        Ok(status) => (words(status), status.code()),
+        Err(e) => (format!("lost: {e}"), None),
+    };
+    // Nobody listens when dev itself ends.
+    let _ = ended.send(Ended { node_id, how, code });
+}
+
+/// `ended with 1`, `killed by signal 9`.
+fn words(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => "stopped".into(),
+        (Some(code), _) => format!("ended with exit code {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+/// The last line of a log, for the message about a node that did not start.
+pub(crate) fn last_line(log: &Path) -> Option<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    // By eye: some lines.
+    const TAIL_BYTES: u64 = 4 << 10;
+    let mut file = std::fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    let mut text = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rev().find(|l| !l.trim().is_empty()).map(|l| l.trim().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch(dir: &Path, script: &str) -> Launch {
+        use std::os::unix::fs::PermissionsExt;
+        let program = dir.join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("executable");
+        Launch { node_id: 7, program, config: dir.join("c"), log: dir.join("log"), set: vec!["a.b=1".into()] }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_told_in_words() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        let _process = start(&launch(dir.path(), "echo \"$@\"; echo; exit 3"), tx.clone()).expect("started");
+        let ended = rx.recv().await.expect("told");
+        assert_eq!((ended.node_id, ended.how.as_str(), ended.code), (7, "ended with exit code 3", Some(3)));
+        let want = format!("node --exit-with-parent --config {} --set a.b=1", dir.path().join("c").display());
+        assert_eq!(last_line(&dir.path().join("log")), Some(want));
+
+        // Reads its stdin as a node does.
+        let process = start(&launch(dir.path(), "read line; exit 9"), tx.clone()).expect("started");
+        process.signal(Signal::KILL);
+        assert_eq!(rx.recv().await.expect("told").how, "killed by signal 9");
+    }
+
+    #[tokio::test]
+    async fn a_child_sees_the_end_of_its_parents_pipe() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let launch = launch(dir.path(), "read line; echo over");
+        let mut command = Command::new(&launch.program);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
+        drop(child.stdin.take());
+        let status = child.wait().await.expect("waited for");
+        assert_eq!(words(status), "stopped");
+    }
+}

@@ -1,0 +1,365 @@
+//! What `dev` prints: one screen that is drawn again and again on a terminal, lines elsewhere.
+//!
+//! The texts are made by plain functions; [`Screen`] puts them on the terminal and gives it back.
+
+use std::{
+    fmt::Write,
+    io,
+    time::{Instant, UNIX_EPOCH},
+};
+
+use crate::{
+    cli::{
+        ctl::render,
+        dev::board::{Board, Row},
+        out,
+        table::{Cell, Table, Tone},
+        units,
+    },
+    client::wire::Status,
+};
+
+/// What does not change while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) cluster_id: String,
+    pub(crate) folder: String,
+    pub(crate) is_temporary: bool,
+    /// host:port of each API.
+    pub(crate) apis: Vec<String>,
+    /// How each node is started by hand, by index.
+    pub(crate) commands: Vec<String>,
+    pub(crate) is_producing: bool,
+    pub(crate) restarts: bool,
+}
+
+impl Facts {
+    fn export(&self) -> String {
+        format!("export BLOCKRAFT_ENDPOINTS={}", self.apis.join(","))
+    }
+}
+
+/// The first lines of a plain log: everything to be copied.
+pub(crate) fn intro(facts: &Facts, board: &Board) -> String {
+    let mut text = String::new();
+    let kept = if facts.is_temporary { "removed at the end" } else { "kept" };
+    let _ = writeln!(text, "blockraft dev: {} nodes, cluster {}", board.rows.len(), facts.cluster_id);
+    let _ = writeln!(text, "folder {} ({kept}); each node's log is nN.log there\n", facts.folder);
+    let mut nodes = Table::new(&["NODE", "URL", "PID"]);
+    for row in &board.rows {
+        let pid = row.pid.map_or("-".into(), |p| p.to_string());
+        nodes.row([row.node_id.into(), format!("http://{}", row.api).into(), pid.into()]);
+    }
+    text += &nodes.render(false);
+    let _ = writeln!(text, "\n{}", facts.export());
+    let _ = writeln!(text, "\nTry in another terminal:");
+    for line in try_lines(&facts.apis[0]) {
+        let _ = writeln!(text, "  {line}");
+    }
+    let _ = writeln!(text, "\nKill a node, and see another one lead:");
+    for row in &board.rows {
+        text += &kill_line(row);
+    }
+    text.push('\n');
+    text
+}
+
+fn try_lines(api: &str) -> [String; 5] {
+    [
+        "blockraft ctl status --all".into(),
+        "blockraft ctl why".into(),
+        "blockraft ctl block head".into(),
+        format!("curl -s http://{api}/status"),
+        format!(
+            r#"curl -s http://{api}/ -H 'Content-Type: application/json' -d '{{"jsonrpc":"2.0","id":1,"method":"raft_leader"}}'"#
+        ),
+    ]
+}
+
+/// Only of a process that runs: the number of another one would be killed.
+pub(crate) fn kill_line(row: &Row) -> String {
+    row.pid.map_or(String::new(), |pid| format!("  kill -9 {pid}    # node {}\n", row.node_id))
+}
+
+/// The line of a plain log every few seconds.
+pub(crate) fn summary(board: &Board, now: Instant) -> String {
+    let head = board.head.map_or("-".into(), |h| h.to_string());
+    let answering = board.rows.iter().filter(|r| r.status.is_some()).count();
+    format!(
+        "{} · head {head} · {:.1} blocks/s · {answering} of {} nodes answer",
+        leader(board),
+        board.rate(now),
+        board.rows.len()
+    )
+}
+
+fn leader(board: &Board) -> String {
+    match (board.leader, board.fence) {
+        (None, _) => "no node leads".into(),
+        (Some((id, term)), Some(fence)) => format!("node {id} leads, term {term}, fence {fence}"),
+        (Some((id, term)), None) => format!("node {id} leads, term {term}, not ready"),
+    }
+}
+
+/// The last lines of all.
+pub(crate) fn farewell(facts: &Facts, board: &Board) -> String {
+    let mut text = format!(
+        "{} blocks accepted, head {}, {} changes of leader, longest time without a block {}\n",
+        board.acked,
+        board.head.map_or("-".into(), |h| h.to_string()),
+        board.leader_changes.saturating_sub(1),
+        units::duration(board.longest_pause)
+    );
+    if !facts.is_temporary {
+        let _ = writeln!(text, "go on with: blockraft dev --dir {}", facts.folder);
+    }
+    text
+}
+
+/// One screen of at most `height` lines, none wider than `width`.
+pub(crate) fn frame(
+    facts: &Facts,
+    board: &Board,
+    width: usize,
+    height: usize,
+    is_colored: bool,
+    now: Instant,
+) -> String {
+    let mut lines = Vec::new();
+    let title = Tone::Strong.paint("blockraft dev", is_colored);
+    lines.push(format!("{title} · cluster {} · {} · Ctrl-C stops it", facts.cluster_id, facts.folder));
+    lines.push(String::new());
+    let tone = if board.fence.is_some() { Tone::Good } else { Tone::Bad };
+    let head = board.head.map_or("-".into(), |h| h.to_string());
+    let rate = if facts.is_producing {
+        format!("{:.1} blocks/s · {} accepted", board.rate(now), board.acked)
+    } else {
+        "no demo blocks".into()
+    };
+    lines.push(format!("{} · head {head} · {rate}", tone.paint(&leader(board), is_colored)));
+    lines.push(String::new());
+    lines.extend(nodes(board).render(is_colored).lines().map(String::from));
+    lines.push(String::new());
+    lines.push(Tone::Faint.paint("try", is_colored));
+    lines.push(format!("  {}", facts.export()));
+    lines.extend(try_lines(&facts.apis[0]).into_iter().take(2).map(|l| format!("  {l}")));
+    if let Some((id, _)) = board.leader
+        && let Some(pid) = board.rows.iter().find(|r| r.node_id == id).and_then(|r| r.pid)
+    {
+        lines.push(format!("  kill -9 {pid}    # node {id}, which leads"));
+    }
+    if !facts.restarts {
+        let ended =
+            board.rows.iter().zip(&facts.commands).filter(|(r, _)| r.ended.is_some() && r.status.is_none());
+        lines.extend(ended.map(|(r, command)| format!("  {command}    # starts node {} again", r.node_id)));
+    }
+    lines.push(String::new());
+    lines.push(Tone::Faint.paint("events", is_colored));
+    let room = height.saturating_sub(lines.len() + 1);
+    let skip = board.events.len().saturating_sub(room);
+    for event in board.events.iter().skip(skip) {
+        let ms = event.at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        // The time of day alone.
+        let time = units::time_ms(ms)[11..19].to_string();
+        lines.push(format!("  {} {}", Tone::Faint.paint(&time, is_colored), event.text));
+    }
+    lines.truncate(height);
+    lines.iter().map(|l| clip(l, width)).collect::<Vec<_>>().join("\n")
+}
+
+fn nodes(board: &Board) -> Table {
+    let mut t = Table::new(&["NODE", "URL", "PID", "ROLE", "TERM", "HEAD", "APPLIED", "BEHIND", "UP"]);
+    for row in &board.rows {
+        let pid = row.pid.map_or("-".into(), |p| p.to_string());
+        let mut cells: Vec<Cell> = vec![row.node_id.into(), format!("http://{}", row.api).into(), pid.into()];
+        match (&row.status, &row.ended) {
+            (Some(s), _) => cells.extend(status(s)),
+            (None, Some(ended)) => cells.push(Cell::new(ended.as_str(), Tone::Bad)),
+            (None, None) => cells.push(Cell::new("does not answer", Tone::Warn)),
+        }
+        t.row(cells);
+    }
+    t
+}
+
+fn status(s: &Status) -> [Cell; 6] {
+    let mut role = s.role.clone();
+    for (is, word) in [(s.ready, "ready"), (s.paused, "paused")] {
+        if is {
+            role += ", ";
+            role += word;
+        }
+    }
+    let tone = if s.ready { Tone::Good } else { Tone::Plain };
+    [
+        Cell::new(role, tone),
+        s.term.into(),
+        s.height().map_or("-".into(), |h| h.to_string()).into(),
+        s.applied_index.into(),
+        s.cluster_committed_index.saturating_sub(s.applied_index).into(),
+        render::span(&s.uptime_ms.into()).into(),
+    ]
+}
+
+/// Cuts a line to so many visible characters; colours count for nothing and are ended.
+fn clip(line: &str, width: usize) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut n_visible = 0;
+    let mut in_escape = false;
+    let mut has_color = false;
+    for c in line.chars() {
+        if in_escape {
+            in_escape = !c.is_ascii_alphabetic();
+            out.push(c);
+            continue;
+        }
+        if c == '\x1b' {
+            in_escape = true;
+            has_color = true;
+            out.push(c);
+            continue;
+        }
+        if n_visible == width {
+            break;
+        }
+        n_visible += 1;
+        out.push(c);
+    }
+    if has_color {
+        out.push_str("\x1b[0m");
+    }
+    out
+}
+
+/// The terminal, while it shows the view. Gives it back when dropped.
+pub(crate) struct Screen {
+    is_colored: bool,
+}
+
+impl Screen {
+    /// The other screen of the terminal, and no cursor.
+    pub(crate) fn open() -> io::Result<Self> {
+        out::print("\x1b[?1049h\x1b[?25l\x1b[2J")?;
+        Ok(Self { is_colored: out::is_colored() })
+    }
+
+    pub(crate) fn draw(&self, facts: &Facts, board: &Board) -> io::Result<()> {
+        let (width, height) = size();
+        let frame = frame(facts, board, width, height, self.is_colored, Instant::now());
+        let mut text = String::from("\x1b[H");
+        for (i, line) in frame.lines().enumerate() {
+            if 0 < i {
+                text.push_str("\r\n");
+            }
+            text.push_str(line);
+            // The rest of the line as it was before.
+            text.push_str("\x1b[K");
+        }
+        text.push_str("\x1b[J");
+        out::print(&text)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing back.
+        let _ = out::print("\x1b[?25h\x1b[?1049l");
+    }
+}
+
+/// Columns and lines of the terminal; the usual 80 by 24 where it does not tell.
+fn size() -> (usize, usize) {
+    match rustix::termios::tcgetwinsize(io::stdout()) {
+        Ok(size) if 0 < size.ws_col && 0 < size.ws_row => (size.ws_col.into(), size.ws_row.into()),
+        Ok(_) | Err(_) => (80, 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            cluster_id: "dev-1".into(),
+            folder: "/tmp/x".into(),
+            is_temporary: true,
+            apis: vec!["127.0.0.1:7401".into(), "127.0.0.1:7402".into()],
+            commands: vec!["blockraft node --config /tmp/x/n1.toml".into(), "n2".into()],
+            is_producing: true,
+            restarts: false,
+        }
+    }
+
+    fn board() -> Board {
+        let mut board = Board::new([(1, "127.0.0.1:7401".into()), (2, "127.0.0.1:7402".into())]);
+        board.started(1, 101);
+        board.started(2, 102);
+        let leader = Status {
+            node_id: 2,
+            term: 3,
+            leader_id: Some(2),
+            role: "leader".into(),
+            ready: true,
+            fence: Some(3),
+            applied_index: 40,
+            cluster_committed_index: 42,
+            uptime_ms: 1_500,
+            ..Default::default()
+        };
+        board.look(vec![None, Some(leader)]);
+        board
+    }
+
+    #[test]
+    fn the_intro_has_everything_to_copy() {
+        let text = intro(&facts(), &board());
+        for want in [
+            "http://127.0.0.1:7401",
+            "export BLOCKRAFT_ENDPOINTS=127.0.0.1:7401,127.0.0.1:7402\n",
+            "kill -9 101    # node 1\n",
+            "curl -s http://127.0.0.1:7401/status",
+        ] {
+            assert!(text.contains(want), "{want} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_kill_line_never_names_a_process_that_has_ended() {
+        let mut board = board();
+        board.ended(1, "killed by signal 9");
+        assert_eq!(kill_line(&board.rows[0]), "");
+        let text = frame(&facts(), &board, 200, 40, false, Instant::now());
+        assert!(!text.contains("101"), "{text}");
+        assert!(text.contains("blockraft node --config /tmp/x/n1.toml    # starts node 1 again"), "{text}");
+    }
+
+    #[test]
+    fn a_frame_fits_the_screen() {
+        let mut board = board();
+        (0..20).for_each(|i| drop(board.event(format!("event {i} {}", "x".repeat(300)))));
+        for (width, height) in [(80, 24), (20, 5), (300, 60), (0, 0)] {
+            let text = frame(&facts(), &board, width, height, false, Instant::now());
+            assert!(text.lines().count() <= height, "{width}x{height}: {text}");
+            assert!(text.lines().all(|l| l.chars().count() <= width), "{width}x{height}: {text}");
+        }
+        let text = frame(&facts(), &board, 120, 40, false, Instant::now());
+        assert!(text.contains("node 2 leads, term 3, fence 3 · head - · 0.0 blocks/s"), "{text}");
+        assert!(text.contains("kill -9 102    # node 2, which leads"), "{text}");
+        assert!(text.contains("event 19"), "{text}");
+    }
+
+    #[test]
+    fn colours_do_not_count_when_a_line_is_cut() {
+        assert_eq!(clip("\x1b[1mabc\x1b[0mdef", 4), "\x1b[1mabc\x1b[0md\x1b[0m");
+        assert_eq!(clip("äöü", 2), "äö");
+    }
+
+    #[test]
+    fn one_line_says_how_it_stands() {
+        assert_eq!(
+            summary(&board(), Instant::now()),
+            "node 2 leads, term 3, fence 3 · head - · 0.0 blocks/s · 1 of 2 nodes answer"
+        );
+    }
+}

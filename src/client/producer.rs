@@ -1,0 +1,300 @@
+//! A producer that obeys the fence: proposes blocks over the ordered stream of the ready leader.
+//!
+//! When a stream ends, it finds the leader anew and proposes every unanswered block again, the same
+//! bytes at the same height: that is safe, and the only way to learn what became of an unknown one.
+//! Driven by its owner through [`Producer::offer`] and [`Producer::step`]; runs no task of its own.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use crate::{
+    client::{
+        cluster::{Cluster, ReadyLeader},
+        frame,
+        rpc::RpcError,
+        stream::{Line, Ready, Stream, StreamError},
+        wire::{Head, Status},
+    },
+    types::{Height, Term, proto::RaftBlockState},
+};
+
+/// Bytes of one chunk of the request, about: enough for hundreds of small blocks in one write.
+const PIECE_BYTES: usize = 64 << 10;
+/// Between two looks for a leader. By eye: a tenth of the shortest election.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// One look at all endpoints: a node that takes longer is as good as absent.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the next block is made of.
+pub(crate) struct Next {
+    pub(crate) height: Height,
+    /// Nanoseconds since the epoch.
+    pub(crate) timestamp: u64,
+    /// Empty before the first block.
+    pub(crate) parent_hash: Bytes,
+}
+
+/// Makes blocks.
+pub(crate) type Make = Box<dyn FnMut(Next) -> RaftBlockState + Send>;
+
+/// A block that was acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// When it was to be sent.
+    pub(crate) due: Instant,
+    pub(crate) height: Height,
+    pub(crate) term: Term,
+    pub(crate) duplicate: bool,
+}
+
+/// A stream that was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Connected {
+    pub(crate) leader: ReadyLeader,
+    /// The leader's head.
+    pub(crate) height: Option<Height>,
+    /// Unanswered blocks that are proposed again.
+    pub(crate) n_again: usize,
+}
+
+/// Why there is no stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("no leader was ready within {0:?}")]
+    NoReadyLeader(Duration),
+    /// Must never happen.
+    #[error("block {acked} was acknowledged, but the leader's head is {head}")]
+    BlockLost { acked: Height, head: Height },
+}
+
+/// Why a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Broken {
+    /// In words.
+    pub(crate) why: String,
+    /// The refusal's reason, or `disconnected`.
+    pub(crate) reason: String,
+    /// Another producer's block stands where one of ours was to be: ours are dropped, the next one follows
+    /// the leader's head.
+    pub(crate) is_contested: bool,
+    /// Blocks that were dropped for it.
+    pub(crate) n_dropped: usize,
+}
+
+struct Flying {
+    due: Instant,
+    block: RaftBlockState,
+}
+
+/// The newest block, ours or the chain's.
+#[derive(Clone)]
+struct Last {
+    height: Height,
+    timestamp: u64,
+    hash: Bytes,
+}
+
+/// Owned by whoever drives it. Invariant: heights in `flying` follow each other, and the last one is `last`.
+pub(crate) struct Producer {
+    cluster: Cluster,
+    make: Make,
+    stream: Option<Stream>,
+    /// Made and not answered, oldest first.
+    flying: VecDeque<Flying>,
+    /// The blocks of `flying` that the stream has not taken yet.
+    outbox: BytesMut,
+    last: Option<Last>,
+    /// The highest acknowledged height.
+    acked: Option<Height>,
+}
+
+impl Producer {
+    pub(crate) fn new(cluster: Cluster, make: Make) -> Self {
+        Self {
+            cluster,
+            make,
+            stream: None,
+            flying: VecDeque::new(),
+            outbox: BytesMut::new(),
+            last: None,
+            acked: None,
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.flying.len()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Finds the ready leader, opens a stream under its fence, and proposes again what was not answered.
+    /// Cancel-safe.
+    pub(crate) async fn connect(&mut self, within: Duration) -> Result<Connected, ConnectError> {
+        let end = Instant::now() + within;
+        loop {
+            let look = end.min(Instant::now() + LOOK_TIMEOUT);
+            if let Some((leader, stream, status)) = Self::open(&self.cluster, look).await {
+                let n_again = self.follow(status.head.as_ref())?;
+                self.stream = Some(stream);
+                return Ok(Connected { leader, height: status.height(), n_again });
+            }
+            if end <= Instant::now() {
+                return Err(ConnectError::NoReadyLeader(within));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn open(cluster: &Cluster, end: Instant) -> Option<(ReadyLeader, Stream, Status)> {
+        let leader = cluster.ready_leader(end).await?;
+        // After the leader was ready: its head then holds every block acknowledged before.
+        let status = cluster.status_at(&leader.endpoint, end).await.ok()?;
+        let within = end.saturating_duration_since(Instant::now());
+        let token = cluster.http().token();
+        let stream = Stream::open(&leader.endpoint, Some(leader.fence), token, within).await.ok()?;
+        Some((leader, stream, status))
+    }
+
+    /// Goes on behind the leader's head, or with the unanswered blocks.
+    fn follow(&mut self, head: Option<&Head>) -> Result<usize, ConnectError> {
+        let height = head.map_or(0, |h| h.height);
+        if let Some(acked) = self.acked
+            && height < acked
+        {
+            return Err(ConnectError::BlockLost { acked, head: height });
+        }
+        self.outbox.clear();
+        if self.flying.is_empty() {
+            self.last = head.map(|h| Last {
+                height: h.height,
+                timestamp: h.timestamp,
+                hash: crate::client::wire::bytes(&h.hash).unwrap_or_default(),
+            });
+        }
+        for flying in &self.flying {
+            frame::put_block(&flying.block, &mut self.outbox);
+        }
+        Ok(self.flying.len())
+    }
+
+    /// Makes the next block and puts it behind the others. `due` is when it was to be sent.
+    pub(crate) fn offer(&mut self, due: Instant) {
+        let last = self.last.as_ref();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let next = Next {
+            height: last.map_or(1, |l| l.height + 1),
+            timestamp: last.map_or(now, |l| now.max(l.timestamp + 1)),
+            parent_hash: last.map(|l| l.hash.clone()).unwrap_or_default(),
+        };
+        let block = (self.make)(next);
+        self.last = Some(Last { height: block.height, timestamp: block.timestamp, hash: block.hash.clone() });
+        frame::put_block(&block, &mut self.outbox);
+        self.flying.push_back(Flying { due, block });
+    }
+
+    /// Sends what is due, or takes answers into `out`; returns after either. Waits while there is neither.
+    /// Cancel-safe. After an error, [`Self::connect`] goes on.
+    pub(crate) async fn step(&mut self, out: &mut Vec<Outcome>) -> Result<(), Broken> {
+        let Some(stream) = &mut self.stream else {
+            return Err(broken("not connected".into(), "disconnected"));
+        };
+        let ready = match stream.ready(!self.outbox.is_empty()).await {
+            Ok(ready) => ready,
+            Err(e) => return Err(self.lost(&e)),
+        };
+        match ready {
+            Ready::Room(room) => {
+                room.send(self.outbox.split_to(self.outbox.len().min(PIECE_BYTES)).freeze());
+                Ok(())
+            }
+            Ready::Over => {
+                self.stream = None;
+                Err(broken("the node ended the stream".into(), "disconnected"))
+            }
+            Ready::Line(line) => {
+                self.answered(line, out)?;
+                while let Some(stream) = &mut self.stream {
+                    match stream.take_line() {
+                        Ok(Some(line)) => self.answered(line, out)?,
+                        Ok(None) => break,
+                        Err(e) => return Err(self.lost(&e)),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn answered(&mut self, line: Line, out: &mut Vec<Outcome>) -> Result<(), Broken> {
+        let acked = match line {
+            Line::Acked(acked) => acked,
+            Line::Error(error) => return Err(self.refused(&error)),
+        };
+        let expected = self.flying.front().map(|f| f.block.height);
+        let flying = match self.flying.pop_front() {
+            Some(flying) if flying.block.height == acked.height => flying,
+            other => {
+                if let Some(flying) = other {
+                    self.flying.push_front(flying);
+                }
+                self.stream = None;
+                let why = format!("an answer for height {}, expected {expected:?}", acked.height);
+                return Err(broken(why, "disconnected"));
+            }
+        };
+        self.acked = Some(acked.height);
+        out.push(Outcome {
+            due: flying.due,
+            height: acked.height,
+            term: acked.term,
+            duplicate: acked.duplicate,
+        });
+        Ok(())
+    }
+
+    fn lost(&mut self, error: &StreamError) -> Broken {
+        match error {
+            StreamError::Refused { error, .. } => self.refused(error),
+            StreamError::Http(_) | StreamError::Garbled { .. } => {
+                self.stream = None;
+                broken(error.to_string(), "disconnected")
+            }
+        }
+    }
+
+    fn refused(&mut self, error: &RpcError) -> Broken {
+        self.stream = None;
+        let mut broken = broken(error.to_string(), &error.reason());
+        // The same block would meet the same answer for ever. Anything else passes: a new leader, room.
+        let is_final = ["conflict", "stale", "badParent", "badTimestamp"].iter().any(|r| error.is(r));
+        if is_final || error.code == INVALID_PARAMS {
+            broken.is_contested = true;
+            broken.n_dropped = self.flying.len();
+            self.flying.clear();
+            self.outbox.clear();
+        }
+        broken
+    }
+
+    /// Ends the stream after what was offered; [`Self::step`] still reads the answers.
+    pub(crate) fn finish(&mut self) {
+        if let Some(stream) = &mut self.stream
+            && self.outbox.is_empty()
+        {
+            stream.finish();
+        }
+    }
+}
+
+const INVALID_PARAMS: i64 = -32602;
+
+fn broken(why: String, reason: &str) -> Broken {
+    Broken { why, reason: reason.into(), is_contested: false, n_dropped: 0 }
+}

@@ -1,0 +1,165 @@
+//! The answers that `dev`, `bench` and `ctl` look into. Unknown fields are ignored, absent ones have their default.
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::types::{Height, LogIndex, NodeId, Term};
+
+/// `raft_status`, as far as it is looked at.
+#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Status {
+    pub(crate) cluster_id: String,
+    pub(crate) node_id: NodeId,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) role: String,
+    pub(crate) term: Term,
+    pub(crate) leader_id: Option<NodeId>,
+    pub(crate) fence: Option<u64>,
+    pub(crate) ready: bool,
+    pub(crate) paused: bool,
+    pub(crate) blockers: Vec<Blocker>,
+    pub(crate) last_log_index: LogIndex,
+    pub(crate) cluster_committed_index: LogIndex,
+    pub(crate) applied_index: LogIndex,
+    pub(crate) snapshot_index: LogIndex,
+    pub(crate) head: Option<Head>,
+    pub(crate) membership: Membership,
+    pub(crate) uptime_ms: u64,
+}
+
+impl Status {
+    pub(crate) fn height(&self) -> Option<Height> {
+        self.head.as_ref().map(|h| h.height)
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.role == "leader"
+    }
+}
+
+/// Why a node is not ready.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Blocker {
+    pub(crate) check: String,
+    pub(crate) since_ms: u64,
+    pub(crate) hint: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Head {
+    pub(crate) height: Height,
+    pub(crate) hash: String,
+    /// Nanoseconds in decimal.
+    #[serde(deserialize_with = "text_or_number")]
+    pub(crate) timestamp: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct Membership {
+    pub(crate) version: LogIndex,
+    pub(crate) voters: Vec<NodeId>,
+    pub(crate) learners: Vec<NodeId>,
+    pub(crate) joint: bool,
+}
+
+/// `raft_leader`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Leader {
+    pub(crate) leader_id: Option<NodeId>,
+    pub(crate) leader_api: Option<String>,
+    pub(crate) term: Term,
+    pub(crate) fence: Option<u64>,
+    pub(crate) is_self: bool,
+    pub(crate) ready: Option<bool>,
+}
+
+/// `raft_members`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct Members {
+    pub(crate) version: LogIndex,
+    pub(crate) voters: Vec<Member>,
+    pub(crate) learners: Vec<Member>,
+}
+
+impl Members {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
+        self.voters.iter().chain(&self.learners)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Member {
+    pub(crate) node_id: NodeId,
+    pub(crate) name: String,
+    pub(crate) peer_addr: String,
+    pub(crate) api_addr: String,
+}
+
+/// What `block_propose`, `POST /v1/blocks` and a line of the stream answer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Acked {
+    pub(crate) height: Height,
+    pub(crate) term: Term,
+    pub(crate) index: LogIndex,
+    pub(crate) duplicate: bool,
+}
+
+/// A 64-bit integer as a number or as decimal text.
+fn text_or_number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    match Either::deserialize(from)? {
+        Either::Number(n) => Ok(n),
+        Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+    }
+}
+
+/// Bytes from `0x` hex.
+pub(crate) fn bytes(hex: &str) -> Option<Bytes> {
+    let digits = hex.strip_prefix("0x")?;
+    hex_simd::decode_to_vec(digits).ok().map(Bytes::from)
+}
+
+/// Bytes as `0x` hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    format!("0x{}", hex_simd::encode_to_string(bytes, hex_simd::AsciiCase::Lower))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_there_and_back() {
+        assert_eq!(bytes("0x00fF").as_deref(), Some(&[0, 255][..]));
+        assert_eq!(bytes("0x"), Some(Bytes::new()));
+        assert_eq!((bytes("00"), bytes("0x0"), bytes("0xzz")), (None, None, None));
+        assert_eq!(hex(&[0, 255]), "0x00ff");
+    }
+
+    #[test]
+    fn a_status_without_a_head_and_with_more_fields_than_we_know() {
+        let s: Status = serde_json::from_str(
+            r#"{"nodeId":2,"role":"follower","term":3,"leaderId":null,"head":null,"fence":null,"news":[1]}"#,
+        )
+        .expect("a status");
+        assert_eq!((s.node_id, s.leader_id, s.height(), s.is_leader()), (2, None, None, false));
+        let s: Status =
+            serde_json::from_str(r#"{"head":{"height":7,"hash":"0x00","timestamp":"1700000000000000001"}}"#)
+                .expect("a status");
+        assert_eq!(s.head.expect("a head").timestamp, 1_700_000_000_000_000_001);
+    }
+}

@@ -1,0 +1,336 @@
+//! What the rest of the program asks of raft.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use openraft::{async_runtime::watch::WatchReceiver, errors::ClientWriteError};
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::{
+    consensus::{
+        PeerError, Peers, Role, Status,
+        core::{Config, Core, Metrics, MetricsWatch, ReadIndexError, ServerWatch, Stopped},
+        status,
+    },
+    machine::{Command, Outcome, apply::settings_to_proto},
+    raft::{Reply, WriteResult, pos_of},
+    types::{
+        LogIndex, NodeId, Term,
+        position::LogPos,
+        proto,
+        settings::{ClusterSettings, SettingsInForce},
+    },
+};
+
+/// Why a linearizable read could not be served here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("no leader is known")]
+    NoLeader,
+    #[error("no quorum confirmed the leader: {0}")]
+    NoQuorum(String),
+    #[error("this node did not catch up in time")]
+    TimedOut,
+}
+
+/// Why the settings were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfigureError {
+    #[error("this node does not lead")]
+    NotLeader { leader_id: NodeId, leader_api: Option<String> },
+    #[error("no leader is known")]
+    NoLeader { retry_after_ms: u64 },
+    #[error("the settings were changed meanwhile, by the entry at index {version}")]
+    VersionMismatch { version: LogIndex },
+    /// It may have happened.
+    #[error("leadership was lost before the change was applied")]
+    Unknown,
+}
+
+/// A command that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) pos: LogPos,
+    pub(crate) outcome: Outcome,
+}
+
+/// Why a command was not applied here (safety rule 20).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WriteError {
+    /// Refused: returned only before the entry is appended.
+    #[error("this node may not append; the leader is {leader_id:?}")]
+    Forward { leader_id: Option<NodeId>, leader_api: Option<String> },
+    /// Unknown: appended, then replaced by another leader's log here.
+    #[error("the entry was discarded here; it may be committed elsewhere")]
+    Discarded,
+}
+
+fn written(result: WriteResult) -> Result<Written, WriteError> {
+    match result {
+        Ok(response) => Ok(Written { pos: pos_of(&response.log_id), outcome: response.data }),
+        Err(ClientWriteError::ForwardToLeader(f)) => Err(WriteError::Forward {
+            leader_id: f.leader_id,
+            leader_api: f.leader_node.map(|node| node.api_addr),
+        }),
+        Err(ClientWriteError::LogEntryDiscarded(_)) => Err(WriteError::Discarded),
+        Err(e @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
+            unreachable!("a command without preconditions failed with {e}")
+        }
+    }
+}
+
+/// Cheap to clone; every clone is the same node's raft.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node_id: NodeId,
+    core: Arc<dyn Core>,
+    peers: Arc<dyn Peers>,
+    config: Config,
+    /// Base of the bounded waits: `raft.send_timeout`.
+    send_timeout: Duration,
+    memory: status::Memory,
+    /// The core has run once: before that its metrics say learner, term 0, empty log.
+    is_started: AtomicBool,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        node_id: NodeId,
+        core: Arc<dyn Core>,
+        peers: Arc<dyn Peers>,
+        config: Config,
+        send_timeout: Duration,
+    ) -> Self {
+        let memory = status::Memory::default();
+        let is_started = AtomicBool::new(false);
+        Self { shared: Arc::new(Shared { node_id, core, peers, config, send_timeout, memory, is_started }) }
+    }
+
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.shared.node_id
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    pub(crate) fn send_timeout(&self) -> Duration {
+        self.shared.send_timeout
+    }
+
+    pub(crate) fn core(&self) -> &dyn Core {
+        &*self.shared.core
+    }
+
+    pub(crate) fn peers(&self) -> &dyn Peers {
+        &*self.shared.peers
+    }
+
+    /// One look at raft and at the clock.
+    pub(crate) fn status(&self) -> Status {
+        self.status_of(&self.metrics())
+    }
+
+    /// The newest metrics, cloned at once: a held borrow blocks the core.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.shared.core.metrics().borrow_watched().clone()
+    }
+
+    pub(crate) fn watch(&self) -> MetricsWatch {
+        self.shared.core.metrics()
+    }
+
+    /// Completes when the role, the term, the leader or the membership changed, or raft ended.
+    pub(crate) fn role_changes(&self) -> RoleChanges {
+        RoleChanges { watch: self.shared.core.server_metrics() }
+    }
+
+    pub(crate) fn status_of(&self, metrics: &Metrics) -> Status {
+        let s = &self.shared;
+        let is_started = s.is_started.load(Ordering::Acquire);
+        status::read(metrics, &s.memory, is_started, s.config.heartbeat_timeout, Instant::now())
+    }
+
+    /// An append or a heartbeat of that leader was handled just now.
+    pub(crate) fn leader_heard(&self, term: Term, leader_id: NodeId) {
+        self.shared.memory.leader_heard(term, leader_id, Instant::now());
+    }
+
+    /// Waits until the core has run once, from when on its metrics mean something. Returns whether
+    /// the node holds a membership.
+    pub(crate) async fn started(&self) -> Result<bool, Stopped> {
+        let is_initialized = self.shared.core.is_initialized().await?;
+        self.shared.is_started.store(true, Ordering::Release);
+        Ok(is_initialized)
+    }
+
+    /// Hands a command to raft; `reply` learns its outcome once it is applied here. A reply that is
+    /// dropped unused: the outcome is unknown.
+    pub(crate) async fn write(
+        &self,
+        command: Command,
+        reply: impl FnOnce(Result<Written, WriteError>) + Send + 'static,
+    ) -> Result<(), Stopped> {
+        let complete = Box::new(move |result: WriteResult| reply(written(result)));
+        self.shared.core.write(command, Reply { complete }).await
+    }
+
+    /// Puts settings into the log, if those of `expected_index` are still in force. Leader only.
+    pub(crate) async fn configure(
+        &self,
+        settings: ClusterSettings,
+        expected_index: Option<LogIndex>,
+    ) -> Result<SettingsInForce, ConfigureError> {
+        let status = self.status();
+        match status.leader_id {
+            Some(id) if id == self.shared.node_id => {}
+            Some(leader_id) => {
+                let leader_api = self.api_addr(&status, leader_id);
+                return Err(ConfigureError::NotLeader { leader_id, leader_api });
+            }
+            None => return Err(self.no_leader()),
+        }
+        let command = Command::configure(&proto::ConfigureCommand {
+            settings: Some(settings_to_proto(&settings)),
+            expected_index: expected_index.unwrap_or(0),
+        });
+        let (done_tx, done_rx) = oneshot::channel();
+        let sent = self.write(command, move |result| {
+            // Nobody waits any more when the caller's task was stopped.
+            let _ = done_tx.send(result);
+        });
+        sent.await.map_err(|_| self.no_leader())?;
+        match done_rx.await {
+            Ok(Ok(written)) => match written.outcome {
+                Outcome::Configured(settings) => Ok(settings),
+                Outcome::SettingsMoved(in_force) => {
+                    Err(ConfigureError::VersionMismatch { version: in_force.index })
+                }
+                outcome => unreachable!("a configure command came to {outcome:?}"),
+            },
+            Ok(Err(WriteError::Forward { leader_id: Some(leader_id), leader_api }))
+                if leader_id != self.shared.node_id =>
+            {
+                Err(ConfigureError::NotLeader { leader_id, leader_api })
+            }
+            Ok(Err(WriteError::Forward { .. })) => Err(self.no_leader()),
+            Ok(Err(WriteError::Discarded)) | Err(_) => Err(ConfigureError::Unknown),
+        }
+    }
+
+    fn no_leader(&self) -> ConfigureError {
+        let patience = self.shared.config.heartbeat_timeout.as_millis();
+        ConfigureError::NoLeader { retry_after_ms: u64::try_from(patience).unwrap_or(u64::MAX) }
+    }
+
+    /// The index a linearizable read must have applied, asked of the leader wherever it is.
+    pub(crate) async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        let status = self.status();
+        match status.leader_id {
+            None => Err(ReadError::NoLeader),
+            Some(id) if id == self.shared.node_id => self.own_read_index().await,
+            Some(id) => self
+                .shared
+                .peers
+                .read_index(id, self.quorum_round())
+                .await
+                .map_err(|e| ReadError::NoQuorum(e.to_string())),
+        }
+    }
+
+    /// A ReadIndex round of this node as leader.
+    pub(crate) async fn own_read_index(&self) -> Result<LogIndex, ReadError> {
+        match timeout(self.quorum_round(), self.shared.core.read_index()).await {
+            Ok(Ok(index)) => Ok(index),
+            Ok(Err(ReadIndexError::NotLeader { .. })) => Err(ReadError::NoLeader),
+            Ok(Err(e)) => Err(ReadError::NoQuorum(e.to_string())),
+            Err(_) => Err(ReadError::NoQuorum("no answer in time".into())),
+        }
+    }
+
+    /// openraft waits one lease for a quorum before it says that there is none.
+    fn quorum_round(&self) -> Duration {
+        self.shared.config.lease() + self.shared.send_timeout
+    }
+
+    /// Returns once a linearizable read may be served from this node's state.
+    pub(crate) async fn linearizable(&self) -> Result<(), ReadError> {
+        let index = self.read_index().await?;
+        self.applied(index, self.shared.send_timeout * 5).await
+    }
+
+    /// Waits until an index is applied here.
+    pub(crate) async fn applied(&self, index: LogIndex, within: Duration) -> Result<(), ReadError> {
+        let mut watch = self.watch();
+        let caught_up = async {
+            loop {
+                let applied = watch.borrow_and_update().last_applied.as_ref().map_or(0, |id| id.index());
+                if index <= applied {
+                    return true;
+                }
+                if watch.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        match timeout(within, caught_up).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(ReadError::TimedOut),
+        }
+    }
+
+    /// Whether a quorum confirms the leader that this node names.
+    pub(crate) async fn verify_leader(&self) -> bool {
+        self.read_index().await.is_ok()
+    }
+
+    /// Another node's `raft_status`, as JSON.
+    pub(crate) async fn peer_status(&self, node_id: NodeId) -> Result<Bytes, PeerError> {
+        self.shared.peers.status(node_id, self.shared.send_timeout).await
+    }
+
+    /// The API address of a member, as the membership names it.
+    pub(crate) fn api_addr(&self, status: &Status, node_id: NodeId) -> Option<String> {
+        status.members.nodes.get(&node_id).map(|m| m.api_addr.clone())
+    }
+
+    /// The voter best placed to take over: acknowledged within one heartbeat_timeout and holding
+    /// this leader's last entry (safety rule 13).
+    pub(crate) fn handover_target(&self) -> Option<NodeId> {
+        let status = self.status();
+        let peers = status.peers.as_ref()?;
+        let last = status.positions.last;
+        peers
+            .iter()
+            .filter(|p| status.members.voters.contains(&p.node_id))
+            .filter(|p| p.ack_age.is_some_and(|age| age < self.shared.config.heartbeat_timeout))
+            .filter(|p| p.matched == Some(last))
+            .min_by_key(|p| p.ack_age)
+            .map(|p| p.node_id)
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.status().role == Role::Leader
+    }
+}
+
+/// News of this node's role; several changes between two looks are one.
+pub(crate) struct RoleChanges {
+    watch: ServerWatch,
+}
+
+impl RoleChanges {
+    pub(crate) async fn next(&mut self) -> Result<(), Stopped> {
+        self.watch.changed().await.map_err(|_| Stopped("its metrics ended".into()))
+    }
+}

@@ -1,0 +1,173 @@
+//! One node: building the parts, running their tasks, stopping them in order.
+//!
+//! [`Node`] is the public library, for a sequencer in Rust that embeds the node. The binary runs the
+//! same thing by [`run::run`].
+
+mod answers;
+mod build;
+mod parts;
+pub(crate) mod run;
+mod stop;
+pub(crate) mod tasks;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::{self, layers::Sources},
+    leadership::task::{Resigned, resign},
+    leadership::policy::Intent,
+    node::build::Running,
+    proposals::handle::Proposal,
+    types::{
+        NodeId, Term,
+        block::{Block, BlockRef},
+        error::{Accepted, ProposeError},
+    },
+};
+
+/// Settings of a node, as its TOML file says them.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub(crate) settings: config::Settings,
+}
+
+impl Options {
+    /// Settings out of a TOML file alone: neither environment nor flags are looked at.
+    pub fn from_file(path: &Path) -> Result<Self, StartError> {
+        Self::load(&Sources { file: Some(path.to_owned()), ..Sources::default() })
+    }
+
+    /// Settings out of TOML text.
+    pub fn from_toml(text: &str) -> Result<Self, StartError> {
+        Self::load(&Sources { text: Some(text.to_owned()), ..Sources::default() })
+    }
+
+    fn load(sources: &Sources) -> Result<Self, StartError> {
+        let loaded = config::load(sources).map_err(|e| StartError { exit_code: 2, message: e.to_string() })?;
+        Ok(Self { settings: loaded.settings })
+    }
+}
+
+/// Why a node did not start. Nothing was changed but what the message says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    /// 1: try again later. 2: the settings are wrong. 4: the data folder refuses; a restart does
+    /// not help.
+    pub exit_code: u8,
+    pub message: String,
+}
+
+/// Who leads, and whether the producer beside this node may act. True at the moment it was asked
+/// for: ask again before building, signing and publishing a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leadership {
+    pub term: Term,
+    /// The leader this node hears.
+    pub leader_id: Option<NodeId>,
+    pub leader_api: Option<String>,
+    /// This node leads and holds the fence: its producer may act.
+    pub ready: bool,
+    /// Goes with every proposal of the producer; `None` unless ready.
+    pub fence: Option<u64>,
+    /// How long the producer may act without asking again.
+    pub lease_remaining: Duration,
+}
+
+/// How a resignation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resignation {
+    /// This node did not lead.
+    NotLeader,
+    Transferred { to: NodeId },
+    /// Another node than the chosen one took over.
+    OtherLeads { leader_id: NodeId },
+    /// No voter holds all entries and was heard of lately; this node leads on.
+    NoTarget,
+    /// It may still happen.
+    TimedOut,
+}
+
+impl From<Resigned> for Resignation {
+    fn from(resigned: Resigned) -> Self {
+        match resigned {
+            Resigned::NotLeader => Self::NotLeader,
+            Resigned::Transferred { to } => Self::Transferred { to },
+            Resigned::OtherLeads { leader_id } => Self::OtherLeads { leader_id },
+            Resigned::NoTarget => Self::NoTarget,
+            Resigned::TimedOut => Self::TimedOut,
+        }
+    }
+}
+
+/// A running node.
+///
+/// Dropped without [`Node::stop`]: its tasks are aborted as by a crash, which loses nothing that
+/// was acknowledged.
+pub struct Node {
+    running: Running,
+}
+
+impl Node {
+    /// Opens the data folder, joins or founds the cluster, and serves its API and peer ports.
+    /// Needs a multi-threaded tokio runtime.
+    pub async fn start(options: Options) -> Result<Self, StartError> {
+        let running = build::start(options.settings, build::Process::embedded()).await?;
+        Ok(Self { running })
+    }
+
+    /// Who leads now, by the clock; never cached.
+    pub fn leadership(&self) -> Leadership {
+        let now = self.running.leadership.now();
+        Leadership {
+            term: now.term,
+            leader_id: now.leader_id,
+            leader_api: now.leader_api,
+            ready: now.ready,
+            fence: now.fence,
+            lease_remaining: now.lease_remaining,
+        }
+    }
+
+    /// Proposes a block and waits until a quorum stored it and this node applied it.
+    ///
+    /// With a `fence` other than the one in force it is refused. Proposing the same block again is
+    /// always safe. Dropping the future leaves the outcome unknown.
+    pub async fn propose(&self, block: Block, fence: Option<u64>) -> Result<Accepted, ProposeError> {
+        let proposals = self.running.proposals.clone();
+        let permit = proposals.admit(block.payload_bytes())?;
+        let proposal = Proposal { block, fence, timeout: None, trace: None, received: Instant::now() };
+        proposals.propose(proposal, permit).await
+    }
+
+    /// The highest block applied on this node.
+    pub fn head(&self) -> Option<BlockRef> {
+        self.running.reader.view().head.clone()
+    }
+
+    /// Hands leadership to the best placed voter. This node goes on running and may lead again.
+    pub async fn resign(&self) -> Resignation {
+        let within = self.running.settings.raft.resign_timeout;
+        let drained = self.running.proposals.drained();
+        match resign(&self.running.leadership, Intent::HandOver, within, drained).await {
+            Ok(resigned) => resigned.into(),
+            Err(stopped) => {
+                tracing::warn!(error = %stopped, "resignation met a stopped raft");
+                Resignation::NotLeader
+            }
+        }
+    }
+
+    /// Completes when the node cannot go on, with the reason; a node that is well never does.
+    pub async fn failed(&mut self) -> StartError {
+        self.running.failed().await
+    }
+
+    /// Resigns, answers what is in flight, flushes and closes everything, each step bounded.
+    pub async fn stop(self) {
+        stop::stop(self.running).await;
+    }
+}

@@ -1,0 +1,81 @@
+//! What this node answers to the questions of others.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    api,
+    consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle},
+    leadership,
+    types::{LogIndex, NodeId, Term, proto::LeadershipCause},
+};
+
+/// Answers out of the parts, which are all there before the first question is.
+pub(super) struct NodeAnswers {
+    pub(super) raft: Handle,
+    pub(super) leadership: leadership::handle::Handle,
+    /// Set once the API is built; until then a status is asked for in vain.
+    pub(super) api: Arc<OnceLock<Arc<api::Parts>>>,
+    pub(super) list_hash: [u8; 32],
+    /// A node started with data grants no vote before: an old leader's lease may still hold
+    /// (safety rule 16).
+    pub(super) votes_from: Option<Instant>,
+}
+
+impl NodeAnswers {
+    /// When a node that starts with data may vote and stand.
+    pub(super) fn votes_from(had_data: bool, lease_timeout: Duration) -> Option<Instant> {
+        had_data.then(|| Instant::now() + lease_timeout)
+    }
+}
+
+impl Answers for NodeAnswers {
+    fn status(&self) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            match self.api.get() {
+                Some(parts) => api::status_json(parts),
+                None => Bytes::from_static(b"null"),
+            }
+        })
+    }
+
+    fn read_index(&self) -> BoxFuture<'_, Result<LogIndex, String>> {
+        Box::pin(async move { self.raft.own_read_index().await.map_err(|e| e.to_string()) })
+    }
+
+    fn founding(&self) -> FoundingState {
+        let status = self.raft.status();
+        let has_data = status.term != 0 || status.members.version != 0 || !status.members.nodes.is_empty();
+        FoundingState { list_hash: self.list_hash, has_data }
+    }
+
+    fn may_take_over(&self) -> Result<(), String> {
+        let now = self.leadership.now();
+        if now.is_stopping {
+            return Err("the node is stopping".into());
+        }
+        if now.is_disk_full {
+            return Err("free space is below store.min_free".into());
+        }
+        if now.role != Role::Follower || !now.is_caught_up {
+            return Err("the node is not a caught-up follower".into());
+        }
+        if !self.may_vote() {
+            return Err("the node has just started".into());
+        }
+        self.leadership.asked_to_take_over(LeadershipCause::Transfer);
+        Ok(())
+    }
+
+    fn may_vote(&self) -> bool {
+        self.votes_from.is_none_or(|from| from <= Instant::now())
+    }
+
+    fn leader_heard(&self, term: Term, leader_id: NodeId) {
+        self.raft.leader_heard(term, leader_id);
+    }
+}

@@ -1,0 +1,463 @@
+//! Putting the parts together, from the folder upwards.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api, config, consensus,
+    consensus::{
+        core::Stopped,
+        founding::{self, FoundingList},
+        snapshots,
+    },
+    instants::Instants,
+    leadership,
+    leadership::metrics::{Counters, ExportedSettings, RaftCollector},
+    node::{StartError, answers::NodeAnswers, parts, tasks::Tasks},
+    peer, proposals,
+    raft::NodeRecord,
+    store, telemetry,
+    types::{NodeId, member::Members},
+};
+
+/// The servers get so long to end after they were told to.
+pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
+
+/// A node whose tasks run.
+pub(super) struct Running {
+    pub(super) settings: config::Settings,
+    pub(super) raft: consensus::handle::Handle,
+    pub(super) leadership: leadership::handle::Handle,
+    pub(super) proposals: proposals::handle::Handle,
+    pub(super) reader: store::Reader,
+    pub(super) health: store::Health,
+    /// What ends when `serving` is cancelled.
+    pub(super) servers: Tasks,
+    /// What ends with raft.
+    pub(super) tasks: Tasks,
+    /// Cancelled: the ports are closed, connections drained.
+    pub(super) serving: CancellationToken,
+    closer: Option<store::Closer>,
+}
+
+impl Running {
+    /// Completes when the node cannot go on.
+    pub(super) async fn failed(&mut self) -> StartError {
+        let mut health = self.health.watch();
+        let store_failed = async {
+            match health.wait_for(|h| h.fatal.is_some()).await {
+                Ok(view) => view.fatal.clone(),
+                Err(_) => None,
+            }
+        };
+        tokio::select! {
+            fatal = store_failed => match fatal {
+                Some(fatal) => StartError { exit_code: fatal.exit_code(), message: fatal.to_string() },
+                None => StartError { exit_code: 1, message: "the store ended".into() },
+            },
+            ended = self.servers.ended_early() => StartError { exit_code: 1, message: ended.to_string() },
+            ended = self.tasks.ended_early() => StartError { exit_code: 1, message: ended.to_string() },
+        }
+    }
+
+    /// Joins the writer thread and drops the databases; blocks on a thread of its own.
+    pub(super) async fn close(mut self) {
+        let Some(closer) = self.closer.take() else { return };
+        drop(self);
+        if tokio::task::spawn_blocking(move || closer.close()).await.is_err() {
+            tracing::error!("closing the store panicked");
+        }
+    }
+}
+
+/// What the process gives a node beside its settings.
+pub(crate) struct Process {
+    pub(crate) registry: Registry,
+    /// Log output, where its filter can be changed.
+    pub(crate) log: Option<telemetry::log::Handle>,
+}
+
+impl Process {
+    /// For a node inside another program, which has its own log output.
+    pub(super) fn embedded() -> Self {
+        Self { registry: Registry::new(), log: None }
+    }
+}
+
+/// Opens, binds, builds and starts. Whatever fails first is told, and nothing is left running.
+pub(super) async fn start(settings: config::Settings, process: Process) -> Result<Running, StartError> {
+    let registry = process.registry;
+    let instants = Arc::new(Instants::new(&registry).map_err(metrics_failed)?);
+    let opened = open_store(&settings, &registry, &instants).await?;
+    let bound = Bound::bind(&settings).await?;
+    register_infos(&settings, &registry).map_err(metrics_failed)?;
+
+    let leadership_later = Arc::new(OnceLock::new());
+    let addresses: peer::Addresses = Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+    let notices = parts::Notices {
+        reader: opened.reader.clone(),
+        health: opened.health.clone(),
+        leadership: Arc::clone(&leadership_later),
+    };
+    let network = peer::Network::new(
+        peer::Config::new(
+            settings.raft.heartbeat_interval,
+            settings.raft.heartbeat_timeout,
+            settings.raft.send_timeout,
+        ),
+        identity(&opened.identity),
+        Arc::clone(&addresses),
+        Arc::new(parts::Incarnations(opened.local.clone())),
+        Arc::new(notices),
+        Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
+        &registry,
+    )
+    .map_err(metrics_failed)?;
+
+    let core = consensus::core::build(
+        settings.node.id,
+        &core_config(&settings),
+        network.clone(),
+        opened.log,
+        opened.machine,
+    )
+    .await
+    .map_err(|e| StartError { exit_code: 1, message: e.to_string() })?;
+    let raft = consensus::handle::Handle::new(
+        settings.node.id,
+        Arc::new(core.clone()),
+        Arc::new(network.asker()),
+        core_config(&settings),
+        settings.raft.send_timeout,
+    );
+    let leadership = leadership::Handle::new(
+        raft.clone(),
+        opened.reader.clone(),
+        opened.health.clone(),
+        settings.raft.leader_lease_timeout,
+    );
+    // Set once, here.
+    let _ = leadership_later.set(leadership.clone());
+    RaftCollector::register(leadership.clone(), &exported(&settings), &registry).map_err(metrics_failed)?;
+    let counters = Counters::new(&registry).map_err(metrics_failed)?;
+    let chain = Arc::new(parts::Chain(opened.reader.clone()));
+    let (proposals, proposals_task) = proposals::task::start(
+        proposals_config(&settings),
+        raft.clone(),
+        leadership.clone(),
+        chain,
+        &registry,
+    )
+    .map_err(metrics_failed)?;
+
+    let list = founding_list(&settings);
+    let api_later = Arc::new(OnceLock::new());
+    let answers = Arc::new(NodeAnswers {
+        raft: raft.clone(),
+        leadership: leadership.clone(),
+        api: Arc::clone(&api_later),
+        list_hash: list.hash(&settings.cluster.id),
+        votes_from: NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout),
+    });
+    let for_api = ForApi {
+        reader: opened.reader.clone(),
+        health: opened.health.clone(),
+        snapshots: opened.snapshots.clone(),
+        last_exit: (opened.last_exit.cause != store::exit::Cause::First)
+            .then(|| format!("{}: {}", opened.last_exit.cause.label(), opened.last_exit.text)),
+    };
+    let api_parts = Arc::new(api_parts(&settings, &raft, &leadership, &proposals, &for_api, &registry)?);
+    let _ = api_later.set(Arc::clone(&api_parts));
+
+    let serving = CancellationToken::new();
+    let (mut servers, mut tasks) = (Tasks::default(), Tasks::default());
+    // The peer port answers before raft has anything to say.
+    let peers = network.serve(bound.peer, core.clone(), Arc::clone(&answers) as _, serving.clone());
+    servers.spawn("peer-server", never_fails(peers));
+    servers.spawn("peer-links", never_fails(network.clone().run(serving.clone())));
+    let has_data = opened.had_data;
+    let lease = settings.raft.leader_lease_timeout;
+    if has_data {
+        // Safety rule 16: an old leader's lease may still hold.
+        raft.core().set_may_stand(false);
+    }
+    core.run();
+    raft.started().await.map_err(|e| StartError { exit_code: 1, message: e.to_string() })?;
+    tasks.spawn("stand-again", {
+        let raft = raft.clone();
+        never_fails(async move {
+            tokio::time::sleep(lease).await;
+            raft.core().set_may_stand(true);
+        })
+    });
+    tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
+    tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
+    tasks.spawn("proposals", never_fails(proposals_task.run()));
+    let bytes_reader = opened.reader.clone();
+    let log_bytes = Arc::new(move |index| bytes_reader.log_bytes_after(index));
+    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), log_bytes));
+    tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
+    let api_config = api_config(&settings);
+    servers.spawn("api", never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())));
+    if let Some(listener) = bound.metrics {
+        servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
+    }
+    let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
+    servers.spawn("stalls", never_fails(stalls.sample(serving.clone())));
+    tracing::info!(
+        cluster_id = settings.cluster.id,
+        node_id = settings.node.id,
+        api = %settings.api.listen,
+        peer = %settings.peer.listen,
+        has_data,
+        "node started"
+    );
+    Ok(Running {
+        settings,
+        raft,
+        leadership,
+        proposals,
+        reader: opened.reader,
+        health: opened.health,
+        servers,
+        tasks,
+        serving,
+        closer: Some(opened.closer),
+    })
+}
+
+/// The API's view of the parts.
+fn api_parts(
+    settings: &config::Settings,
+    raft: &consensus::handle::Handle,
+    leadership: &leadership::Handle,
+    proposals: &proposals::Handle,
+    opened: &ForApi,
+    registry: &Registry,
+) -> Result<api::Parts, StartError> {
+    Ok(api::Parts {
+        node: api::NodeInfo {
+            cluster_id: settings.cluster.id.clone(),
+            node_id: settings.node.id,
+            name: settings.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            peer_advertise: settings.peer.advertise.clone(),
+        },
+        consensus: raft.clone(),
+        leadership: leadership.clone(),
+        proposals: proposals.clone(),
+        reader: opened.reader.clone(),
+        health: opened.health.clone(),
+        snapshots: opened.snapshots.clone(),
+        settings_file: settings.settings.clone(),
+        last_exit: opened.last_exit.clone(),
+        started: Instant::now(),
+        registry: registry.clone(),
+        metrics: api::metrics::Metrics::register(registry).map_err(metrics_failed)?,
+        probes: api::probes::Probes::default(),
+    })
+}
+
+/// What the API needs of the store.
+struct ForApi {
+    reader: store::Reader,
+    health: store::Health,
+    snapshots: store::Snapshots,
+    /// How the process before this one ended; `None` before the first.
+    last_exit: Option<String>,
+}
+
+async fn never_fails(task: impl Future<Output = ()>) -> Result<(), std::convert::Infallible> {
+    task.await;
+    Ok(())
+}
+
+fn metrics_failed(error: prometheus::Error) -> StartError {
+    StartError { exit_code: 1, message: format!("a metric cannot be registered: {error}") }
+}
+
+async fn open_store(
+    settings: &config::Settings,
+    registry: &Registry,
+    instants: &Arc<Instants>,
+) -> Result<store::Opened, StartError> {
+    let config = store::Config {
+        data_dir: settings.node.data_dir.clone(),
+        min_free: settings.store.min_free,
+        snapshot_retain: usize::try_from(settings.snapshot.retain).unwrap_or(usize::MAX),
+    };
+    let who = store::Who { cluster_id: settings.cluster.id.clone(), node_id: settings.node.id };
+    let (registry, instants) = (registry.clone(), Arc::clone(instants));
+    let opening = tokio::task::spawn_blocking(move || store::open(&config, &who, &registry, instants));
+    match opening.await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(error)) => Err(StartError { exit_code: error.exit_code(), message: error.to_string() }),
+        Err(panicked) => Err(StartError { exit_code: 1, message: format!("opening the store: {panicked}") }),
+    }
+}
+
+/// The ports of a node, taken before anything else is.
+struct Bound {
+    peer: TcpListener,
+    api: TcpListener,
+    metrics: Option<TcpListener>,
+}
+
+impl Bound {
+    async fn bind(settings: &config::Settings) -> Result<Self, StartError> {
+        Ok(Self {
+            peer: bind("peer.listen", settings.peer.listen).await?,
+            api: bind("api.listen", settings.api.listen).await?,
+            metrics: match settings.metrics.listen {
+                Some(addr) => Some(bind("metrics.listen", addr).await?),
+                None => None,
+            },
+        })
+    }
+}
+
+async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
+}
+
+fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
+    telemetry::info::register_info(
+        registry,
+        &settings.cluster.id,
+        settings.node.id,
+        &settings.node.name,
+        env!("CARGO_PKG_VERSION"),
+        env!("BLOCKRAFT_REVISION"),
+    )?;
+    telemetry::info::register_clock(registry)
+}
+
+fn identity(identity: &store::Identity) -> peer::Identity {
+    peer::Identity {
+        cluster_id: identity.cluster_id.clone(),
+        epoch: identity.epoch,
+        node_id: identity.node_id,
+        incarnation: identity.incarnation,
+    }
+}
+
+fn core_config(settings: &config::Settings) -> consensus::core::Config {
+    consensus::core::Config {
+        cluster_id: settings.cluster.id.clone(),
+        heartbeat_interval: settings.raft.heartbeat_interval,
+        heartbeat_timeout: settings.raft.heartbeat_timeout,
+    }
+}
+
+fn exported(settings: &config::Settings) -> ExportedSettings {
+    ExportedSettings {
+        snapshot_threshold: settings.snapshot.threshold,
+        trailing_logs: settings.snapshot.trailing_logs,
+        heartbeat_interval: settings.raft.heartbeat_interval,
+        heartbeat_timeout: settings.raft.heartbeat_timeout,
+        election_timeout: settings.raft.election_timeout,
+        leader_lease_timeout: settings.raft.leader_lease_timeout,
+    }
+}
+
+fn proposals_config(settings: &config::Settings) -> proposals::Config {
+    proposals::Config {
+        node_id: settings.node.id,
+        propose_timeout: settings.api.propose_timeout,
+        in_flight_max: usize::try_from(settings.api.max_in_flight).unwrap_or(usize::MAX),
+        in_flight_bytes_max: settings.api.max_in_flight_bytes,
+        reorder_window: settings.api.reorder_window,
+        reorder_wait: settings.api.reorder_wait,
+    }
+}
+
+fn snapshots_config(settings: &config::Settings) -> snapshots::Config {
+    snapshots::Config {
+        threshold: settings.snapshot.threshold,
+        threshold_bytes: settings.snapshot.threshold_bytes,
+        trailing_logs: settings.snapshot.trailing_logs,
+        min_interval: settings.snapshot.min_interval,
+        grace_entries: settings.snapshot.grace_entries,
+    }
+}
+
+fn api_config(settings: &config::Settings) -> api::Config {
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let api = &settings.api;
+    api::Config {
+        listen: api.listen,
+        advertise: api.advertise.clone(),
+        max_body: api.max_body,
+        max_batch: count(api.max_batch),
+        max_connections: count(api.max_connections),
+        max_connections_per_address: count(api.max_connections_per_address),
+        rate_limit: u32::try_from(api.rate_limit).unwrap_or(u32::MAX),
+        allowed_hosts: api.allowed_hosts.clone(),
+        allowed_origins: api.allowed_origins.clone(),
+    }
+}
+
+/// The founding members; this node is one of them whether its file lists it or not.
+fn founding_list(settings: &config::Settings) -> FoundingList {
+    let record = |name: &str, peer: &str, api: &str| NodeRecord {
+        name: name.to_owned(),
+        peer_addr: peer.to_owned(),
+        api_addr: api.to_owned(),
+        incarnation: None,
+    };
+    let mut list: BTreeMap<NodeId, NodeRecord> = settings
+        .cluster
+        .peers
+        .iter()
+        .map(|m| (m.node_id, record(&m.name, &m.peer_addr, &m.api_addr)))
+        .collect();
+    if !list.is_empty() {
+        let own = || record(&settings.node.name, &settings.peer.advertise, &settings.api.advertise);
+        list.entry(settings.node.id).or_insert_with(own);
+    }
+    FoundingList(list)
+}
+
+/// Where each other node may be dialled: as the membership says, then as this node's file does.
+fn addresses(settings: &config::Settings, members: &Members) -> BTreeMap<NodeId, Vec<String>> {
+    let mut addresses: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
+    let from_file = settings.cluster.peers.iter();
+    for member in members.nodes.values().chain(from_file) {
+        let is_named = members.nodes.is_empty() || members.nodes.contains_key(&member.node_id);
+        if member.node_id == settings.node.id || !is_named {
+            continue;
+        }
+        let known = addresses.entry(member.node_id).or_default();
+        if !known.contains(&member.peer_addr) {
+            known.push(member.peer_addr.clone());
+        }
+    }
+    addresses
+}
+
+/// Follows the membership, so that a moved member is dialled at its new address.
+async fn keep_addresses(
+    raft: consensus::handle::Handle,
+    settings: config::Settings,
+    kept: peer::Addresses,
+) -> Result<(), Stopped> {
+    let mut changes = raft.role_changes();
+    loop {
+        let newest = addresses(&settings, &raft.status().members);
+        if **kept.load() != newest {
+            kept.store(Arc::new(newest));
+        }
+        changes.next().await?;
+    }
+}

@@ -1,0 +1,150 @@
+//! What one part needs of another, as the traits it defined: the joints between them.
+
+use std::{io, sync::Arc, time::Duration};
+
+use crate::{
+    machine::apply::View,
+    peer::{self, HashMark, Incarnation, Receiving, SendOutcome},
+    proposals, store,
+    store::snapshot::receive::ReceiveError,
+    types::{
+        Height, NodeId,
+        block::Block,
+        error::Accepted,
+        position::LogPos,
+        proto::{LeadershipCause, SnapshotManifest},
+    },
+};
+
+/// The applied state, for those who propose.
+pub(super) struct Chain(pub(super) store::Reader);
+
+impl proposals::Chain for Chain {
+    fn view(&self) -> Arc<View> {
+        self.0.view()
+    }
+
+    fn find_same(&self, block: &Block) -> Option<Accepted> {
+        // Most proposals are for the next height, and no disk is asked about those.
+        let view = self.0.view();
+        if view.head.as_ref().is_none_or(|head| head.height < block.height) {
+            return None;
+        }
+        self.0.find_same(block)
+    }
+
+    fn holds(&self, height: Height) -> Option<bool> {
+        match self.0.provenance(height) {
+            Ok(_) => Some(true),
+            Err(store::reader::ReadError::NotFound { .. }) => Some(false),
+            Err(_) => None,
+        }
+    }
+}
+
+/// Key of the incarnation of another node, in the records of this one.
+const INCARNATION: &[u8] = b"peer/incarnation/";
+
+/// The incarnations of other nodes, in this node's own records.
+pub(super) struct Incarnations(pub(super) store::Local);
+
+impl Incarnations {
+    fn key(node_id: NodeId) -> Vec<u8> {
+        [INCARNATION, &node_id.to_be_bytes()].concat()
+    }
+}
+
+impl peer::Incarnations for Incarnations {
+    fn known(&self, node_id: NodeId) -> Option<Incarnation> {
+        match self.0.get(&Self::key(node_id)) {
+            Ok(stored) => stored.and_then(|bytes| Incarnation::try_from(bytes.as_ref()).ok()),
+            Err(error) => {
+                tracing::warn!(peer_id = node_id, %error, "the incarnation of a peer cannot be read");
+                None
+            }
+        }
+    }
+
+    fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
+        let record = (Self::key(node_id), Some(bytes::Bytes::copy_from_slice(&incarnation)));
+        self.0.write_blocking(vec![record])
+    }
+}
+
+/// What the transport tells other nodes of this one, and learns of them.
+pub(super) struct Notices {
+    pub(super) reader: store::Reader,
+    pub(super) health: store::Health,
+    pub(super) leadership: Arc<std::sync::OnceLock<crate::leadership::Handle>>,
+}
+
+impl peer::Notices for Notices {
+    fn own_last(&self) -> Option<LogPos> {
+        self.reader.log_stats().last
+    }
+
+    fn may_store(&self) -> bool {
+        !self.health.is_full()
+    }
+
+    fn hash_mark(&self) -> Option<HashMark> {
+        self.reader.view().hash_mark.map(|(index, hash)| HashMark { index, hash })
+    }
+
+    fn handed_over(&self, handover: &peer::Handover) {
+        let cause = match handover.cause {
+            LeadershipCause::Unknown => LeadershipCause::Transfer,
+            cause => cause,
+        };
+        if let Some(leadership) = self.leadership.get() {
+            leadership.asked_to_take_over(cause);
+        }
+    }
+}
+
+/// Received snapshots, as the transport hands them over.
+pub(super) struct SnapshotStore(pub(super) store::Snapshots);
+
+impl peer::SnapshotStore for SnapshotStore {
+    fn receive(&self, manifest: &SnapshotManifest) -> io::Result<Box<dyn Receiving>> {
+        let receiving = self.0.receive(manifest.clone()).map_err(to_io)?;
+        Ok(Box::new(Incoming(receiving)))
+    }
+
+    fn sent(&self, outcome: SendOutcome, took: Duration) {
+        let label = match outcome {
+            SendOutcome::Ok => "ok",
+            SendOutcome::Failed => "failed",
+            SendOutcome::Corrupt => "corrupt",
+        };
+        self.0.metrics().snapshot("send", label, took.as_secs_f64());
+    }
+
+    fn sending(&self, is_running: bool) {
+        self.0.metrics().set_snapshot_running("send", is_running);
+    }
+}
+
+struct Incoming(store::snapshot::receive::Receiving);
+
+impl Receiving for Incoming {
+    fn have(&self, file: &str) -> u64 {
+        self.0.have(file).unwrap_or(0)
+    }
+
+    fn write_chunk(&mut self, file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_chunk(file, offset, bytes).map_err(to_io)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<crate::raft::SnapshotData> {
+        self.0.finish().map_err(to_io)
+    }
+}
+
+/// A damaged transfer is told from a failing disk: its sender begins anew.
+fn to_io(error: ReceiveError) -> io::Error {
+    match error {
+        ReceiveError::Io(error) => error,
+        damaged => io::Error::new(io::ErrorKind::InvalidData, damaged.to_string()),
+    }
+}

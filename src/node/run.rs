@@ -1,0 +1,165 @@
+//! The node as a process: signals, how it ended last time, what systemd is told, the exit code.
+
+use std::{path::PathBuf, time::Duration};
+
+use prometheus::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    config, store,
+    node::{
+        StartError,
+        build::{self, Process},
+        stop,
+    },
+    telemetry,
+};
+
+/// Log lines that are still queued get so long at the end.
+const LOG_WITHIN: Duration = Duration::from_millis(200);
+/// A process that cannot go on ends within a second, whatever hangs.
+const FATAL_WITHIN: Duration = Duration::from_millis(800);
+
+/// Runs a node until a signal or a failure ends it. Returns the exit code.
+///
+/// `until` completes when somebody else wants it to end, such as a parent that is gone.
+pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + Send + 'static) -> u8 {
+    let registry = Registry::new();
+    let (log, lines) = match telemetry::log::start(&settings.telemetry.log, &registry) {
+        Ok(started) => started,
+        Err(error) => return refuse(&StartError { exit_code: 2, message: error.to_string() }),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("blockraft").build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") }),
+    };
+    let code = runtime.block_on(live(settings, Process { registry, log: Some(log) }, until));
+    // What is left are reads that nobody waits for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    lines.flush(LOG_WITHIN);
+    code
+}
+
+/// A start that was refused is told on stderr too: the log may go elsewhere, or nowhere.
+#[expect(clippy::print_stderr, reason = "the one line a person at a terminal looks for")]
+fn refuse(error: &StartError) -> u8 {
+    eprintln!("blockraft: {error}");
+    error.exit_code
+}
+
+async fn live(settings: config::Settings, process: Process, until: impl Future<Output = ()>) -> u8 {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            return refuse(&StartError { exit_code: 1, message: format!("signals: {error}") });
+        }
+    };
+    let data_dir = settings.node.data_dir.clone();
+    if let Err(error) = telemetry::process::register(&process.registry) {
+        tracing::warn!(%error, "no process metrics");
+    }
+    let mut running = match build::start(settings, process).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::error!(error = %error, exit_code = error.exit_code, "the node does not start");
+            return refuse(&error);
+        }
+    };
+    notify_systemd("READY=1");
+    tokio::select! {
+        failure = running.failed() => {
+            tracing::error!(error = %failure, exit_code = failure.exit_code, "the node cannot go on");
+            end_fatally(data_dir, failure).await
+        }
+        name = signals.stop() => {
+            tracing::info!(signal = name, "stopping");
+            end_orderly(data_dir, running, signals).await
+        }
+        () = until => {
+            tracing::info!("stopping: the parent process is gone");
+            end_orderly(data_dir, running, signals).await
+        }
+    }
+}
+
+async fn end_orderly(data_dir: PathBuf, running: build::Running, mut signals: Signals) -> u8 {
+    notify_systemd("STOPPING=1");
+    tokio::select! {
+        () = stop::stop(running) => {
+            if let Err(error) = store::exit::record(&data_dir, store::exit::Cause::Clean, "stopped in order") {
+                tracing::warn!(%error, "LAST_EXIT cannot be written");
+            }
+            0
+        }
+        name = signals.stop() => {
+            tracing::warn!(signal = name, "a second signal: leaving at once");
+            leave_now(1)
+        }
+    }
+}
+
+/// Says why, and goes: within a second, whatever hangs.
+async fn end_fatally(data_dir: PathBuf, failure: StartError) -> u8 {
+    let code = failure.exit_code;
+    let recorded = tokio::task::spawn_blocking(move || {
+        store::exit::record(&data_dir, store::exit::Cause::Fatal, &failure.message)
+    });
+    if tokio::time::timeout(FATAL_WITHIN, recorded).await.is_err() {
+        tracing::warn!("LAST_EXIT is not written: the disk hangs");
+    }
+    leave_now(code)
+}
+
+/// Without closing anything: what is not durable was never acknowledged.
+#[expect(clippy::disallowed_methods, reason = "the way out that waits for nothing is asked for here")]
+fn leave_now(code: u8) -> u8 {
+    std::process::exit(i32::from(code))
+}
+
+/// The signals a node minds.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Completes with the name of a signal that ends the node.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return "SIGTERM",
+                _ = self.int.recv() => return "SIGINT",
+                _ = self.hup.recv() => tracing::info!("SIGHUP is ignored"),
+            }
+        }
+    }
+}
+
+/// Tells a systemd that started this process; without one it does nothing.
+fn notify_systemd(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|s| {
+        // An abstract address begins with @, which stands for a zero byte.
+        let path = socket.to_string_lossy();
+        match path.strip_prefix('@') {
+            Some(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                let addr = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                s.send_to_addr(state.as_bytes(), &addr)
+            }
+            None => s.send_to(state.as_bytes(), &*path),
+        }
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd cannot be told");
+    }
+}

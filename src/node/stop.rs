@@ -1,0 +1,45 @@
+//! The way out: withdraw, drain, resign, flush, close; each step bounded (design 11).
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{
+    leadership::{policy::Intent, task::resign},
+    node::build::Running,
+};
+
+/// Stops a node. Durable on return: every acknowledged block is on this disk.
+pub(super) async fn stop(mut running: Running) {
+    let raft = &running.settings.raft;
+    let started = Instant::now();
+    // One deadline for both waits: for the answers, and for what this node appended.
+    let drain_until = started + raft.shutdown_timeout;
+    let led_to = running.raft.is_leader().then(|| running.raft.status().positions.last);
+    // First of all nothing new is taken: the next leader must never find a second producer.
+    running.leadership.set_intent(Intent::Stop);
+    let proposals = running.proposals.clone();
+    let drained = async {
+        if timeout_at(drain_until, proposals.drained()).await.is_err() {
+            tracing::warn!(in_flight = proposals.in_flight(), "stopping with proposals unanswered");
+        }
+    };
+    match resign(&running.leadership, Intent::Stop, raft.resign_timeout, drained).await {
+        Ok(how) => tracing::info!(?how, "resigned"),
+        Err(error) => tracing::warn!(%error, "no resignation: raft has stopped"),
+    }
+    if let Some(last) = led_to {
+        let poll = (raft.shutdown_timeout / 4).min(std::time::Duration::from_millis(50));
+        while running.raft.status().positions.applied < last && Instant::now() < drain_until {
+            sleep(poll).await;
+        }
+        let applied = running.raft.status().positions.applied;
+        if applied < last {
+            tracing::warn!(applied, last, "stopping before everything this leader appended is applied");
+        }
+    }
+    running.serving.cancel();
+    running.servers.drain(super::build::SERVERS_WITHIN).await;
+    running.raft.core().shutdown().await;
+    running.tasks.stop().await;
+    running.close().await;
+    tracing::info!(took_ms = started.elapsed().as_millis() as u64, "stopped");
+}

@@ -1,0 +1,126 @@
+//! Questions to other nodes beside raft's own messages.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    consensus::{BoxFuture, FoundingState, PeerError, Peers},
+    peer::{
+        Incarnation, dial, hello,
+        link::CallError,
+        metrics::Rpc,
+        network::{Shared, decode},
+        wire::WireError,
+    },
+    types::{
+        LogIndex, NodeId,
+        proto::{self, FrameKind},
+    },
+};
+
+/// Asks. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    shared: Arc<Shared>,
+}
+
+/// Who listens at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Probed {
+    pub(crate) cluster_id: String,
+    pub(crate) epoch: u64,
+    pub(crate) node_id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    /// Its log holds entries.
+    pub(crate) has_data: bool,
+}
+
+impl Asker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Whoever listens there says who it is, and is not admitted (safety rule 8).
+    pub(crate) async fn probe(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
+        let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
+        let asked = async {
+            let stream =
+                dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
+            hello::probe(&self.shared, stream).await.map_err(|e| unreachable(e.to_string()))
+        };
+        let hello = tokio::time::timeout(within, asked)
+            .await
+            .unwrap_or(Err(PeerError::TimedOut { node_id: 0, after: within }))?;
+        let incarnation = Incarnation::try_from(hello.incarnation.as_ref())
+            .map_err(|_| unreachable("its incarnation is malformed".into()))?;
+        Ok(Probed {
+            cluster_id: hello.cluster_id,
+            epoch: hello.cluster_epoch,
+            node_id: hello.node_id,
+            incarnation,
+            has_data: hello.last_log_id.is_some(),
+        })
+    }
+
+    /// One round trip. `Ok` proves that the node is reached at the addresses in force when it was
+    /// asked, and is who it should be (safety rule 21c).
+    pub(crate) async fn ping(&self, node_id: NodeId, within: Duration) -> Result<(), PeerError> {
+        let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
+        let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
+        pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
+    }
+
+    async fn ask<M: Message + Default>(
+        &self,
+        node_id: NodeId,
+        rpc: Rpc,
+        kinds: (FrameKind, FrameKind),
+        within: Duration,
+    ) -> Result<M, PeerError> {
+        let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
+        let frame =
+            link.call(rpc, kinds.0, Bytes::new(), within).await.map_err(|e| peer_error(node_id, e))?;
+        decode(frame, kinds.1).map_err(|e: WireError| PeerError::Unreachable { node_id, why: e.to_string() })
+    }
+}
+
+fn peer_error(node_id: NodeId, error: CallError) -> PeerError {
+    match error {
+        CallError::NoAddress => PeerError::NoAddress(node_id),
+        CallError::Unreachable { why, .. } => PeerError::Unreachable { node_id, why },
+        CallError::TimedOut(after) => PeerError::TimedOut { node_id, after },
+        CallError::Refused(error) => PeerError::Refused(error.reason),
+    }
+}
+
+impl Peers for Asker {
+    fn status(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<Bytes, PeerError>> {
+        Box::pin(async move {
+            let kinds = (FrameKind::Status, FrameKind::StatusAnswer);
+            let answer: proto::StatusAnswer = self.ask(node_id, Rpc::Status, kinds, within).await?;
+            Ok(answer.json)
+        })
+    }
+
+    fn read_index(&self, leader_id: NodeId, within: Duration) -> BoxFuture<'_, Result<LogIndex, PeerError>> {
+        Box::pin(async move {
+            let kinds = (FrameKind::ReadIndex, FrameKind::ReadIndexAnswer);
+            let answer: proto::ReadIndexAnswer = self.ask(leader_id, Rpc::ReadIndex, kinds, within).await?;
+            Ok(answer.index)
+        })
+    }
+
+    fn founding(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<FoundingState, PeerError>> {
+        Box::pin(async move {
+            let kinds = (FrameKind::Founding, FrameKind::FoundingAnswer);
+            let answer: proto::FoundingAnswer = self.ask(node_id, Rpc::Founding, kinds, within).await?;
+            let list_hash = answer.list_hash.as_ref().try_into().map_err(|_| PeerError::Unreachable {
+                node_id,
+                why: "its founding hash is malformed".into(),
+            })?;
+            Ok(FoundingState { list_hash, has_data: answer.has_data })
+        })
+    }
+}

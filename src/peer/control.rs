@@ -1,0 +1,290 @@
+//! What is answered on a control connection: heartbeats, votes, transfers, pings, questions.
+//!
+//! Everything is answered when its answer is there, so that a vote waits for no heartbeat and a
+//! ping for no disk. Whether this node may vote or take over is for `node` to say.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use openraft::{
+    raft::{AppendEntriesRequest, VoteRequest},
+    storage::RaftStateMachine,
+};
+use tokio::time::Instant;
+
+use crate::{
+    peer::{
+        Handover,
+        clock::unix_ns,
+        convert,
+        hello::Connection,
+        metrics::{Direction, Rpc},
+        server::Context,
+        session::{self, Answer, check_sender, stopped, unsupported},
+        wire::{self, Frame, WireError},
+    },
+    raft::{SnapshotData, TypeConfig},
+    types::{
+        LogIndex, NodeId,
+        proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
+    },
+};
+
+/// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
+/// eye: 20 a second over every patience there is.
+const RAFT_MESSAGES_MAX: usize = 1024;
+
+/// Questions of one connection under way. By eye: an operator's tools ask a few at once.
+const QUESTIONS_MAX: usize = 32;
+
+/// A control connection.
+pub(super) struct Control<'a, SM>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    context: &'a Context<SM>,
+    connection: Connection,
+    raft_messages: FuturesUnordered<BoxFuture<'a, Answer>>,
+    questions: FuturesUnordered<BoxFuture<'a, Answer>>,
+}
+
+impl<'a, SM> Control<'a, SM>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    pub(super) fn new(context: &'a Arc<Context<SM>>, connection: Connection) -> Self {
+        Self {
+            context,
+            connection,
+            raft_messages: FuturesUnordered::new(),
+            questions: FuturesUnordered::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self) -> Result<(), WireError> {
+        let patience = self.context.shared.config.idle_timeout;
+        let idle = tokio::time::sleep(patience);
+        tokio::pin!(idle);
+        loop {
+            let Connection { reader, outbox, .. } = &mut self.connection;
+            tokio::select! {
+                biased;
+                Some(answer) = self.raft_messages.next() => {
+                    outbox.put_encoded(answer.kind, answer.id, &answer.payload);
+                }
+                flushed = outbox.flush(), if !outbox.is_empty() => flushed?,
+                frame = reader.next() => {
+                    idle.as_mut().reset(Instant::now() + patience);
+                    let frame = frame?;
+                    let id = frame.id;
+                    if let Err(e) = self.on_frame(frame) {
+                        let error = wire::error(ErrorCode::Malformed, e.to_string());
+                        self.connection.outbox.put(FrameKind::Error, id, &error);
+                        self.connection.outbox.flush().await?;
+                        return Err(e);
+                    }
+                }
+                Some(answer) = self.questions.next() => {
+                    outbox.put_encoded(answer.kind, answer.id, &answer.payload);
+                }
+                // Whoever keeps a control connection pings on it: it is gone.
+                () = &mut idle => return Err(WireError::Stalled(patience)),
+            }
+        }
+    }
+
+    fn on_frame(&mut self, frame: Frame) -> Result<(), WireError> {
+        let id = frame.id;
+        let received_at_ns = unix_ns();
+        let context = self.context;
+        let peer_id = self.connection.peer_id;
+        match frame.kind() {
+            Some(FrameKind::Ping) => self.pong(id, received_at_ns),
+            Some(FrameKind::Append) => {
+                let request = convert::append_from_proto(frame.decode()?)?;
+                check_sender(peer_id, &request)?;
+                if !request.entries.is_empty() {
+                    return Err(WireError::Malformed("entries on a control connection".into()));
+                }
+                self.ask_raft(id, Box::pin(heartbeat(context, id, request, received_at_ns)));
+            }
+            Some(kind @ (FrameKind::Vote | FrameKind::PreVote)) => {
+                let rpc = if kind == FrameKind::Vote { Rpc::Vote } else { Rpc::PreVote };
+                let request = convert::vote_request_from_proto(&frame.decode()?)?;
+                if request.vote.leader_id.voted_for != peer_id {
+                    return Err(WireError::Malformed("a vote for somebody else".into()));
+                }
+                self.ask_raft(id, Box::pin(vote(context, id, rpc, request)));
+            }
+            Some(FrameKind::Transfer) => {
+                self.ask_raft(id, Box::pin(transfer(context, id, frame.decode()?)));
+            }
+            Some(FrameKind::Status) => self.ask_node(id, Box::pin(status(context, id))),
+            Some(FrameKind::ReadIndex) => self.ask_node(id, Box::pin(read_index(context, id))),
+            Some(FrameKind::Founding) => self.founding(id),
+            _ => self.connection.outbox.put(FrameKind::Error, id, &unsupported(&frame)),
+        }
+        Ok(())
+    }
+
+    fn ask_raft(&mut self, id: u64, answer: BoxFuture<'a, Answer>) {
+        if self.raft_messages.len() < RAFT_MESSAGES_MAX {
+            self.raft_messages.push(answer);
+        } else {
+            self.busy(id);
+        }
+    }
+
+    fn ask_node(&mut self, id: u64, answer: BoxFuture<'a, Answer>) {
+        if self.questions.len() < QUESTIONS_MAX {
+            self.questions.push(answer);
+        } else {
+            self.busy(id);
+        }
+    }
+
+    fn busy(&mut self, id: u64) {
+        let busy = wire::error(ErrorCode::Busy, "too many messages wait for an answer");
+        self.connection.outbox.put(FrameKind::Error, id, &busy);
+    }
+
+    fn pong(&mut self, id: u64, received_at_ns: u64) {
+        let pong = proto::Pong {
+            stamps: Some(Stamps { received_at_ns, answered_at_ns: unix_ns() }),
+            not_member_version: self.context.shared.not_member(self.connection.peer_id).unwrap_or(0),
+        };
+        self.connection.outbox.put(FrameKind::Pong, id, &pong);
+    }
+
+    fn founding(&mut self, id: u64) {
+        let state = self.context.answers.founding();
+        let answer = proto::FoundingAnswer {
+            list_hash: Bytes::copy_from_slice(&state.list_hash),
+            has_data: state.has_data,
+        };
+        self.connection.outbox.put(FrameKind::FoundingAnswer, id, &answer);
+    }
+}
+
+async fn heartbeat<SM>(
+    context: &Context<SM>,
+    id: u64,
+    request: AppendEntriesRequest<TypeConfig>,
+    received_at_ns: u64,
+) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let answer = session::append(context, request).await.map(|result| {
+        let mut answer = convert::append_answer_to_proto(&result);
+        answer.stamps = Some(Stamps { received_at_ns, answered_at_ns: unix_ns() });
+        answer.hash_mark = context
+            .shared
+            .notices
+            .hash_mark()
+            .map(|mark| proto::HashMark { index: mark.index, hash: Bytes::copy_from_slice(&mark.hash) });
+        answer
+    });
+    Answer::of(id, FrameKind::AppendAnswer, answer)
+}
+
+/// `rpc` is [`Rpc::Vote`] or [`Rpc::PreVote`].
+async fn vote<SM>(context: &Context<SM>, id: u64, rpc: Rpc, request: VoteRequest<TypeConfig>) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let answer = decide_vote(context, rpc, request).await;
+    let is_granted = answer.as_ref().is_ok_and(|answer| answer.granted);
+    context.shared.metrics.vote(Direction::Received, rpc, is_granted);
+    Answer::of(id, FrameKind::VoteAnswer, answer)
+}
+
+async fn decide_vote<SM>(
+    context: &Context<SM>,
+    rpc: Rpc,
+    request: VoteRequest<TypeConfig>,
+) -> Result<proto::VoteAnswer, proto::Error>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let candidate = request.vote.leader_id.voted_for;
+    if let Some(version) = context.shared.not_member(candidate) {
+        return Err(not_member(candidate, version));
+    }
+    if !context.answers.may_vote() {
+        return Ok(convert::vote_refusal());
+    }
+    let answer = match rpc {
+        Rpc::PreVote => context.raft.pre_vote(request).await,
+        _ => context.raft.vote(request).await,
+    };
+    answer.map(|answer| convert::vote_answer_to_proto(&answer)).map_err(|e| stopped(&e))
+}
+
+fn not_member(node_id: NodeId, version: LogIndex) -> proto::Error {
+    let mut error = wire::error(
+        ErrorCode::NotMember,
+        format!("node {node_id} is not in the membership of version {version}"),
+    );
+    error.version = version;
+    error
+}
+
+async fn transfer<SM>(context: &Context<SM>, id: u64, request: proto::TransferRequest) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    Answer::of(id, FrameKind::TransferAnswer, accept_transfer(context, &request).await)
+}
+
+/// Every voter is told, so that it lets the new leader's election pass; only the target stands.
+async fn accept_transfer<SM>(
+    context: &Context<SM>,
+    request: &proto::TransferRequest,
+) -> Result<proto::TransferAnswer, proto::Error>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let transfer = convert::transfer_from_proto(request)
+        .map_err(|e| wire::error(ErrorCode::Malformed, e.to_string()))?;
+    if request.to_node_id == context.shared.identity.node_id {
+        // openraft would stand whatever it was told about elections (safety rule 14).
+        context.answers.may_take_over().map_err(|why| wire::error(ErrorCode::Refused, why))?;
+        let from = transfer.from_leader().leader_id;
+        context.shared.notices.handed_over(&Handover {
+            from_term: from.term,
+            from_node_id: from.voted_for,
+            cause: cause_of(request.cause),
+            operation_id: request.operation_id.clone(),
+        });
+    }
+    let answer = context.raft.handle_transfer_leader(transfer).await.map_err(|e| stopped(&e))?;
+    Ok(convert::transfer_answer_to_proto(&answer))
+}
+
+fn cause_of(cause: u32) -> LeadershipCause {
+    i32::try_from(cause)
+        .ok()
+        .and_then(|cause| LeadershipCause::try_from(cause).ok())
+        .unwrap_or(LeadershipCause::Unknown)
+}
+
+async fn status<SM>(context: &Context<SM>, id: u64) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let json = context.answers.status().await;
+    Answer::new(id, FrameKind::StatusAnswer, &proto::StatusAnswer { json })
+}
+
+async fn read_index<SM>(context: &Context<SM>, id: u64) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let answer = context.answers.read_index().await;
+    let answer = answer
+        .map(|index| proto::ReadIndexAnswer { index })
+        .map_err(|why| wire::error(ErrorCode::Refused, why));
+    Answer::of(id, FrameKind::ReadIndexAnswer, answer)
+}

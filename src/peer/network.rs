@@ -1,0 +1,488 @@
+//! The transport as openraft sees it, and what its parts share.
+//!
+//! [`Network`] keeps a link to every node that has an address, and makes openraft's clients. A
+//! client holds no address and no identity: both are looked up when it dials.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use openraft::{
+    RaftNetworkFactory,
+    base::{BoxFuture, BoxStream},
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption},
+    raft::{
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+    type_config::alias::SnapshotOf,
+};
+use prost::Message;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    peer::{
+        Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
+        SnapshotStore,
+        append::{self, LogConnection},
+        convert,
+        dial::Lookups,
+        hello::Said,
+        link::{CallError, Link, Task},
+        metrics::{Direction, Metrics, Rpc},
+        snapshot,
+        wire::{Frame, WireError},
+    },
+    raft::{NodeRecord, SnapshotData, StoredMembership, TypeConfig, Vote},
+    types::{
+        LogIndex, NodeId, Term,
+        proto::{self, ErrorCode, FrameKind},
+    },
+};
+
+/// How often the list of peers is compared with their addresses. By eye.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The transport. Cheap to clone; every clone is the same transport.
+#[derive(Clone)]
+pub(crate) struct Network {
+    shared: Arc<Shared>,
+}
+
+/// This node's candidacies, counted from the votes it asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Elections {
+    /// Rounds of pre-votes.
+    pub(crate) pre_vote_rounds: u64,
+    /// Terms in which votes were asked for.
+    pub(crate) started: u64,
+}
+
+/// What raft knows of the membership, from one look.
+pub(super) struct Memberships {
+    pub(super) applied: Arc<StoredMembership>,
+    pub(super) newest: Arc<StoredMembership>,
+}
+
+type MembershipLook = Box<dyn Fn() -> Memberships + Send + Sync>;
+
+/// What the parts of the transport have in common.
+pub(super) struct Shared {
+    pub(super) config: Config,
+    pub(super) identity: Identity,
+    pub(super) incarnations: Arc<dyn Incarnations>,
+    pub(super) notices: Arc<dyn Notices>,
+    pub(super) snapshots: Arc<dyn SnapshotStore>,
+    pub(super) metrics: Metrics,
+    pub(super) said: Said,
+    pub(super) lookups: Lookups,
+    addresses: Addresses,
+    /// Set once raft is there.
+    membership: OnceLock<MembershipLook>,
+    /// Guards the look-up of a link; links are made and removed by [`Network::run`] alone.
+    links: Mutex<BTreeMap<NodeId, Link>>,
+    handover: Mutex<Option<Handover>>,
+    candidacy: Mutex<Candidacy>,
+    elections_tx: watch::Sender<Elections>,
+}
+
+impl Shared {
+    pub(super) fn addresses_of(&self, node_id: NodeId) -> Vec<String> {
+        self.addresses.load().get(&node_id).cloned().unwrap_or_default()
+    }
+
+    fn peer_ids(&self) -> Vec<NodeId> {
+        let own = self.identity.node_id;
+        self.addresses.load().keys().copied().filter(|node_id| *node_id != own).collect()
+    }
+
+    pub(super) fn link(&self, node_id: NodeId) -> Option<Link> {
+        lock(&self.links).get(&node_id).cloned()
+    }
+
+    pub(super) fn set_membership(&self, look: impl Fn() -> Memberships + Send + Sync + 'static) {
+        // A second server of the same raft looks at the same membership.
+        let _ = self.membership.set(Box::new(look));
+    }
+
+    /// What the newest membership in the log says.
+    pub(super) fn recorded_incarnation(&self, node_id: NodeId) -> Option<Incarnation> {
+        let look = self.membership.get()?();
+        look.newest.membership().get_node(&node_id)?.incarnation
+    }
+
+    /// The applied membership's version, when neither it nor a newer one names the node.
+    pub(super) fn not_member(&self, node_id: NodeId) -> Option<LogIndex> {
+        let look = self.membership.get()?();
+        let version = look.applied.log_id().as_ref()?.index();
+        let names = |stored: &StoredMembership| stored.membership().get_node(&node_id).is_some();
+        // One that is not applied may be truncated: it removes nobody yet, but may add already.
+        (!names(&look.applied) && !names(&look.newest)).then_some(version)
+    }
+
+    /// A stranger is not kept durably: only who is a member, or will be, or adds this node.
+    pub(super) fn may_remember(&self, node_id: NodeId) -> bool {
+        self.addresses.load().contains_key(&node_id) || self.not_member(node_id).is_none()
+    }
+
+    fn count_candidacy(&self, target: NodeId, term: Term, rpc: Rpc) {
+        let counted = lock(&self.candidacy).on_asked(target, term, rpc);
+        self.elections_tx.send_if_modified(|old| std::mem::replace(old, counted) != counted);
+    }
+}
+
+impl Network {
+    /// Dials nobody before [`Network::run`].
+    pub(crate) fn new(
+        config: Config,
+        identity: Identity,
+        addresses: Addresses,
+        incarnations: Arc<dyn Incarnations>,
+        notices: Arc<dyn Notices>,
+        snapshots: Arc<dyn SnapshotStore>,
+        registry: &prometheus::Registry,
+    ) -> prometheus::Result<Self> {
+        let (elections_tx, _) = watch::channel(Elections::default());
+        let shared = Arc::new(Shared {
+            config,
+            identity,
+            incarnations,
+            notices,
+            snapshots,
+            metrics: Metrics::new(registry)?,
+            said: Said::default(),
+            lookups: Lookups::default(),
+            addresses,
+            membership: OnceLock::new(),
+            links: Mutex::default(),
+            handover: Mutex::default(),
+            candidacy: Mutex::default(),
+            elections_tx,
+        });
+        shared.metrics.keep(&shared.peer_ids());
+        Ok(Self { shared })
+    }
+
+    /// Keeps a link to every node that has an address, until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(ended) = tasks.join_next() => if let Err(e) = ended {
+                    tracing::error!(error = %e, "link to a peer failed");
+                },
+                _ = look.tick() => for task in self.update_links() {
+                    tasks.spawn(task.run());
+                },
+            }
+        }
+        for (_, link) in std::mem::take(&mut *lock(&self.shared.links)) {
+            link.cancel.cancel();
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// The tasks of those who are new.
+    fn update_links(&self) -> Vec<Task> {
+        let peer_ids = self.shared.peer_ids();
+        let mut links = lock(&self.shared.links);
+        if links.keys().eq(&peer_ids) {
+            return Vec::new();
+        }
+        self.shared.metrics.keep(&peer_ids);
+        links.retain(|node_id, link| {
+            let is_kept = peer_ids.contains(node_id);
+            if !is_kept {
+                link.cancel.cancel();
+            }
+            is_kept
+        });
+        let mut tasks = Vec::new();
+        for node_id in peer_ids {
+            links.entry(node_id).or_insert_with(|| {
+                let (link, task) = Link::new(&self.shared, node_id);
+                tasks.push(task);
+                link
+            });
+        }
+        tasks
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Questions to other nodes.
+    pub(crate) fn asker(&self) -> Asker {
+        Asker::new(Arc::clone(&self.shared))
+    }
+
+    /// The way to each known node, from one look.
+    pub(crate) fn links(&self) -> BTreeMap<NodeId, LinkState> {
+        lock(&self.shared.links).iter().map(|(node_id, link)| (*node_id, link.state())).collect()
+    }
+
+    /// The way to one node as it changes: [`LinkState::Gone`] right after its process ended.
+    pub(crate) fn watch_link(&self, node_id: NodeId) -> Option<watch::Receiver<LinkState>> {
+        self.shared.link(node_id).map(|link| link.watch_state())
+    }
+
+    /// Rides with the transfers that follow in the same term.
+    pub(crate) fn announce_handover(&self, handover: Handover) {
+        *lock(&self.shared.handover) = Some(handover);
+    }
+
+    /// Counts what no metric of openraft's tells.
+    pub(crate) fn elections(&self) -> watch::Receiver<Elections> {
+        self.shared.elections_tx.subscribe()
+    }
+
+    fn client(&self, target: NodeId, traffic: Traffic) -> Client {
+        Client { shared: Arc::clone(&self.shared), target, traffic, log: None }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: NodeId, _node: &NodeRecord) -> Client {
+        self.client(target, Traffic::Log)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _node: &NodeRecord) -> Client {
+        self.client(target, Traffic::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, _node: &NodeRecord) -> Client {
+        self.client(target, Traffic::Log)
+    }
+}
+
+/// What a client's appends travel on. Votes, transfers and snapshots have their own ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Traffic {
+    Log,
+    Heartbeat,
+}
+
+/// One of openraft's clients of one node.
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    target: NodeId,
+    traffic: Traffic,
+    /// Kept between streams.
+    log: Option<LogConnection>,
+}
+
+impl Client {
+    async fn call(
+        &self,
+        rpc: Rpc,
+        kind: FrameKind,
+        payload: Bytes,
+        within: Duration,
+    ) -> Result<Frame, RPCError<TypeConfig>> {
+        let link = self.shared.link(self.target).ok_or_else(|| unreachable_node(&CallError::NoAddress))?;
+        let frame = link.call(rpc, kind, payload, within).await;
+        if let Err(CallError::Refused(error)) = &frame
+            && error.code() == ErrorCode::NotMember
+        {
+            self.shared.notices.not_member(self.target, error.version);
+        }
+        frame.map_err(|e| unreachable_node(&e))
+    }
+
+    async fn ask_vote(
+        &self,
+        rpc: Rpc,
+        kind: FrameKind,
+        request: VoteRequest<TypeConfig>,
+        within: Duration,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.shared.count_candidacy(self.target, request.vote.leader_id.term, rpc);
+        let payload = Bytes::from(convert::vote_request_to_proto(&request).encode_to_vec());
+        let frame = self.call(rpc, kind, payload, within).await?;
+        let answer = decode::<proto::VoteAnswer>(frame, FrameKind::VoteAnswer)
+            .and_then(|answer| convert::vote_answer_from_proto(&answer))
+            .map_err(|e| unreachable_node(&e))?;
+        self.shared.metrics.vote(Direction::Sent, rpc, answer.vote_granted);
+        Ok(answer)
+    }
+
+    async fn beat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+        within: Duration,
+    ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+        let payload =
+            convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max).into_heartbeat();
+        let frame = self.call(Rpc::Heartbeat, FrameKind::Append, payload, within).await?;
+        let answer = decode::<proto::AppendAnswer>(frame, FrameKind::AppendAnswer);
+        let answer = answer.map_err(|e| unreachable_node(&e))?;
+        if let Some(mark) = &answer.hash_mark
+            && let Ok(hash) = mark.hash.as_ref().try_into()
+        {
+            let mark = crate::peer::HashMark { index: mark.index, hash };
+            self.shared.notices.peer_hash_mark(self.target, mark);
+        }
+        convert::append_answer_from_proto(&answer).map_err(|e| unreachable_node(&e))
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Client {
+    /// Never fails itself: what goes wrong stands in the answers (safety rule 23).
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let answers: BoxStream<'s, AppendResult> = match self.traffic {
+            Traffic::Log => {
+                Box::pin(append::Answers::new(Arc::clone(&self.shared), self.target, &mut self.log, input))
+            }
+            Traffic::Heartbeat => {
+                let client = &*self;
+                // openraft gives a heartbeat up after this long itself.
+                let within = option.hard_ttl();
+                Box::pin(
+                    futures::stream::once(async move {
+                        let request = input.next().await?;
+                        Some(client.beat(request, within).await)
+                    })
+                    .filter_map(futures::future::ready),
+                )
+            }
+        };
+        Box::pin(async move { Ok(answers) })
+    }
+}
+
+/// An answer to an append as openraft wants it.
+pub(super) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+impl NetVote<TypeConfig> for Client {
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(Rpc::Vote, FrameKind::Vote, rpc, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(Rpc::PreVote, FrameKind::PreVote, rpc, option.hard_ttl()).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Client {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut request = convert::transfer_to_proto(&req);
+        if let Some(handover) = &*lock(&self.shared.handover)
+            && handover.from_term == req.from_leader().leader_id.term
+        {
+            request.cause = handover.cause as u32;
+            request.operation_id = handover.operation_id.clone();
+        }
+        let payload = Bytes::from(request.encode_to_vec());
+        let frame = self.call(Rpc::Transfer, FrameKind::Transfer, payload, option.hard_ttl()).await?;
+        decode::<proto::TransferAnswer>(frame, FrameKind::TransferAnswer)
+            .and_then(|answer| convert::transfer_answer_from_proto(&req, &answer))
+            .map_err(|e| unreachable_node(&e))
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Client {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = snapshot::send(&self.shared, self.target, vote, &snapshot.snapshot) => {
+                sent.map(SnapshotResponse::new).map_err(|e| unreachable_node(&e).into())
+            }
+        }
+    }
+}
+
+impl NetBackoff<TypeConfig> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+/// Which votes were asked for, so that a round counts once and not once a voter.
+#[derive(Debug, Default)]
+struct Candidacy {
+    counted: Elections,
+    vote_term: Term,
+    pre_vote_term: Term,
+    /// Asked in the running round of pre-votes.
+    pre_voters: BTreeSet<NodeId>,
+}
+
+impl Candidacy {
+    fn on_asked(&mut self, target: NodeId, term: Term, rpc: Rpc) -> Elections {
+        if rpc == Rpc::Vote {
+            if self.vote_term < term {
+                self.vote_term = term;
+                self.counted.started += 1;
+            }
+            return self.counted;
+        }
+        // Each voter is asked once a round, and a lost round is repeated in the same term.
+        let is_new = self.pre_vote_term != term || self.pre_voters.contains(&target);
+        if is_new {
+            self.pre_vote_term = term;
+            self.pre_voters.clear();
+            self.counted.pre_vote_rounds += 1;
+        }
+        self.pre_voters.insert(target);
+        self.counted
+    }
+}
+
+/// Everything that goes wrong is worth a pause before the next try (safety rule 26).
+pub(super) fn unreachable_node(error: &(impl std::error::Error + 'static)) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+pub(super) fn decode<M: Message + Default>(frame: Frame, expected: FrameKind) -> Result<M, WireError> {
+    if frame.kind() != Some(expected) {
+        return Err(WireError::Malformed(format!("answer of kind {}, not {expected:?}", frame.kind)));
+    }
+    frame.decode()
+}
+
+/// A panic while a lock was held leaves whole values behind: still fine to use.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,226 @@
+//! What the API calls: room for a body, one proposal, or a stream of them in order.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::{
+    machine::command::CARRIER_BYTES,
+    proposals::{Chain, Config, metrics::Metrics},
+    types::{
+        block::Block,
+        error::{Accepted, ProposeError},
+    },
+};
+
+pub(crate) type Answer = Result<Accepted, ProposeError>;
+
+/// After how long a refused caller may come again. By eye: a few commits.
+const RETRY_AFTER_MS: u64 = 50;
+
+/// A block somebody wants agreed on.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub(crate) block: Block,
+    pub(crate) fence: Option<u64>,
+    /// `None`: `api.propose_timeout`.
+    pub(crate) timeout: Option<Duration>,
+    /// Trace context to carry in the log; `None`: one is made.
+    pub(crate) trace: Option<[u8; CARRIER_BYTES]>,
+    pub(crate) received: Instant,
+}
+
+/// What the task is sent.
+pub(super) struct Queued {
+    pub(super) proposal: Proposal,
+    /// Predecessors that are missing may still come by another call.
+    pub(super) may_wait: bool,
+    pub(super) answer: Waiter,
+}
+
+/// Somebody who waits for an answer, and the room the proposal takes.
+pub(super) struct Waiter {
+    pub(super) tx: oneshot::Sender<Answer>,
+    received: Instant,
+    permit: Permit,
+}
+
+impl Waiter {
+    pub(super) fn answer(self, answer: Answer) {
+        self.permit.shared.metrics.ended(&answer, self.received.elapsed());
+        // A caller that went away gave up its answer, not the proposal.
+        let _ = self.tx.send(answer);
+    }
+}
+
+/// Room for one proposal; given back when dropped.
+pub(crate) struct Permit {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.metrics.in_flight.dec();
+        if self.shared.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.drained.notify_waiters();
+        }
+    }
+}
+
+pub(super) struct Shared {
+    config: Config,
+    pub(super) chain: Arc<dyn Chain>,
+    pub(super) metrics: Metrics,
+    count: AtomicUsize,
+    bytes: AtomicU64,
+    drained: Notify,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(super) shared: Arc<Shared>,
+    queue: mpsc::Sender<Queued>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        config: Config,
+        chain: Arc<dyn Chain>,
+        metrics: Metrics,
+    ) -> (Self, mpsc::Receiver<Queued>) {
+        // As many as may be in flight: a permit is held by each, so the queue never fills first.
+        let (queue, rx) = mpsc::channel(config.in_flight_max.max(1));
+        let shared = Shared {
+            config,
+            chain,
+            metrics,
+            count: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+            drained: Notify::new(),
+        };
+        (Self { shared: Arc::new(shared), queue }, rx)
+    }
+
+    /// Takes room for a body of so many bytes before it is read. At least one proposal always fits.
+    pub(crate) fn admit(&self, bytes: u64) -> Result<Permit, ProposeError> {
+        let s = &self.shared;
+        let count = s.count.fetch_add(1, Ordering::AcqRel);
+        let held = s.bytes.fetch_add(bytes, Ordering::Relaxed);
+        s.metrics.in_flight.inc();
+        let permit = Permit { shared: Arc::clone(s), bytes };
+        let fits = count < s.config.in_flight_max
+            && (held == 0 || held.saturating_add(bytes) <= s.config.in_flight_bytes_max);
+        if fits {
+            return Ok(permit);
+        }
+        drop(permit);
+        let refused = Err(ProposeError::Overloaded { retry_after_ms: RETRY_AFTER_MS });
+        s.metrics.ended(&refused, Duration::ZERO);
+        refused.map(|_: Accepted| unreachable!("it is an error"))
+    }
+
+    /// Proposes a block and waits for its verdict. Dropping the future does not take the proposal
+    /// back: its outcome is then unknown.
+    pub(crate) async fn propose(&self, proposal: Proposal, permit: Permit) -> Answer {
+        let (timeout, received) = (self.timeout_of(&proposal), proposal.received);
+        let unknown = unknown_of(&proposal.block);
+        let rx = self.enqueue(proposal, permit, true).await;
+        self.await_answer(rx, received + timeout, unknown).await
+    }
+
+    /// Enters a block in the order of the calls, without waiting for its verdict. Missing
+    /// predecessors are a gap at once: on this path they cannot come later.
+    pub(crate) async fn submit(&self, proposal: Proposal, permit: Permit) -> oneshot::Receiver<Answer> {
+        self.enqueue(proposal, permit, false).await
+    }
+
+    /// Waits for the answer of [`Handle::submit`] until a deadline, after which it is unknown.
+    pub(crate) async fn await_answer(
+        &self,
+        rx: oneshot::Receiver<Answer>,
+        deadline: Instant,
+        unknown: ProposeError,
+    ) -> Answer {
+        match tokio::time::timeout_at(deadline.into(), rx).await {
+            Ok(Ok(answer)) => answer,
+            // The reply was dropped with the core: nobody knows.
+            Ok(Err(_)) => Err(lost(unknown)),
+            Err(_) => {
+                let answer = Err(unknown);
+                self.shared.metrics.ended(&answer, self.shared.config.propose_timeout);
+                answer
+            }
+        }
+    }
+
+    pub(crate) fn timeout_of(&self, proposal: &Proposal) -> Duration {
+        proposal.timeout.unwrap_or(self.shared.config.propose_timeout)
+    }
+
+    async fn enqueue(&self, proposal: Proposal, permit: Permit, may_wait: bool) -> oneshot::Receiver<Answer> {
+        let (tx, rx) = oneshot::channel();
+        let answer = Waiter { tx, received: proposal.received, permit };
+        if let Err(refused) = self.check(&proposal) {
+            answer.answer(Err(refused));
+            return rx;
+        }
+        if let Err(mpsc::error::SendError(queued)) =
+            self.queue.send(Queued { proposal, may_wait, answer }).await
+        {
+            queued.answer.answer(Err(ProposeError::ShuttingDown));
+        }
+        rx
+    }
+
+    /// What needs no order and no leadership.
+    fn check(&self, proposal: &Proposal) -> Result<(), ProposeError> {
+        proposal.block.check_well_formed()?;
+        let settings = &self.shared.chain.view().settings.settings;
+        if settings.require_fence && proposal.fence.is_none() {
+            return Err(ProposeError::FenceRequired);
+        }
+        let bytes = proposal.block.payload_bytes();
+        if settings.max_block_bytes < bytes {
+            return Err(ProposeError::TooLarge { bytes, max: settings.max_block_bytes });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.shared.count.load(Ordering::Acquire)
+    }
+
+    /// Completes when every admitted proposal has its answer.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let drained = self.shared.drained.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+/// What is said of a block whose outcome nobody knows in time.
+pub(crate) fn unknown_of(block: &Block) -> ProposeError {
+    ProposeError::Timeout { height: block.height, hash: block.hash.clone(), term: None, index: None }
+}
+
+fn lost(unknown: ProposeError) -> ProposeError {
+    match unknown {
+        ProposeError::Timeout { height, hash, term, index } => {
+            ProposeError::LeadershipLost { height, hash, term, index }
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,258 @@
+//! Opening the log: every entry is read once, and what it claims is compared with the watermark.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::raft::convert::vote_from_proto;
+use crate::raft::{Entry, LogId, Vote, log_id_of};
+use crate::store::OpenError;
+use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
+use crate::store::log::read::{Frames, ReadError};
+use crate::store::log::tail::Tail;
+use crate::store::log::wal;
+use crate::store::log::writer::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
+use crate::store::rocks::{self, Db, LOG_FAMILIES, Recovery};
+use crate::store::watermark::{Found, Mark, Slots};
+use crate::types::{LogIndex, proto};
+
+/// Payload bytes kept in memory while the log is read; what [`Tail`] keeps.
+const KEEP_BYTES: u64 = 16 << 20;
+
+/// Where the log lies in a data folder.
+pub(crate) fn log_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("log")
+}
+
+/// Where the watermark lies: beside the databases, never inside.
+pub(crate) fn watermark_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("WATERMARK")
+}
+
+/// Everything the log holds, read and checked.
+pub(crate) struct Contents {
+    pub(crate) purged: Option<Edge>,
+    pub(crate) last: Option<Edge>,
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: Option<LogId>,
+    /// Stored bytes of each entry.
+    pub(crate) sizes: Vec<u64>,
+    /// The last entries, about [`KEEP_BYTES`].
+    pub(crate) tail: Vec<(Frame, Entry)>,
+    /// Link of the entry the watermark names, if the log holds it.
+    marked_link: Option<Link>,
+    first: LogIndex,
+}
+
+/// An open log.
+pub(crate) struct Opened {
+    pub(crate) db: Db,
+    pub(crate) contents: Contents,
+    pub(crate) slots: Slots,
+    pub(crate) mark: Mark,
+}
+
+impl Contents {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.vote.is_none() && self.last.is_none()
+    }
+
+    /// Index of the first entry.
+    pub(crate) fn first_index(&self) -> LogIndex {
+        self.first
+    }
+
+    pub(crate) fn into_tail(self) -> Tail {
+        let mut tail = Tail::load(self.purged, self.last, self.tail, &self.sizes);
+        tail.vote = self.vote;
+        tail.queued_vote = self.vote;
+        tail.committed = self.committed;
+        tail
+    }
+}
+
+/// Makes an empty log and its watermark.
+pub(crate) fn create(data_dir: &Path, rocks: &rocks::Shared) -> Result<(), OpenError> {
+    let dir = log_dir(data_dir);
+    if !rocks::is_database(&dir) {
+        let db = rocks.open_log(&dir, true, Recovery::ShortTail).map_err(|e| OpenError::rocks(&dir, &e))?;
+        drop(db);
+    }
+    let path = watermark_path(data_dir);
+    if !path.exists() {
+        Slots::create(&path).map_err(|e| OpenError::io(&path, e))?;
+    }
+    Ok(())
+}
+
+/// Opens a log that should be there, and refuses one that holds less than it once did.
+pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, OpenError> {
+    let dir = log_dir(data_dir);
+    let path = watermark_path(data_dir);
+    let (slots, mark) = match Slots::open(&path).map_err(|e| OpenError::io(&path, e))? {
+        Found::Mark(slots, mark) => (slots, mark),
+        Found::Missing => return Err(OpenError::damage(&path, "the watermark is missing")),
+        Found::Damaged => return Err(OpenError::damage(&path, "neither slot of the watermark is whole")),
+    };
+    if !rocks::is_database(&dir) {
+        return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
+    }
+    let db = match rocks.open_log(&dir, false, Recovery::ShortTail) {
+        Ok(db) => db,
+        Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => recover(&dir, rocks, &mark, &e)?,
+        Err(e) => return Err(OpenError::rocks(&dir, &e)),
+    };
+    let contents = read(&db, &mark).map_err(|e| describe(&dir, e))?;
+    check_mark(&dir, &contents, &mark)?;
+    Ok(Opened { db, contents, slots, mark })
+}
+
+/// Opens a log whose last record was torn by a power loss: only if nothing that was ever reported
+/// durable lies behind it. Everything is looked at before anything is changed.
+fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Error) -> Result<Db, OpenError> {
+    let damage = wal::first_damage(dir).map_err(|e| OpenError::io(dir, e))?;
+    let Some(damage) = damage else { return Err(OpenError::damage(dir, error)) };
+    let offset = damage.offset;
+    if damage.has_more {
+        let what = format!("damaged at byte {offset}, with whole records behind it: {error}");
+        return Err(OpenError::damage(&damage.file, what));
+    }
+    let refuse = |e: OpenError| match e {
+        OpenError::Damage { what, .. } => {
+            OpenError::damage(&damage.file, format!("damaged at byte {offset}: {what}"))
+        }
+        other => other,
+    };
+    let db = rocks
+        .open_log_read_only(dir, Recovery::PointInTime)
+        .map_err(|e| refuse(OpenError::rocks(dir, &e)))?;
+    let contents = read(&db, mark).map_err(|e| refuse(describe(dir, e)))?;
+    check_mark(dir, &contents, mark).map_err(refuse)?;
+    drop(db);
+    tracing::warn!(
+        file = %damage.file.display(),
+        offset,
+        last_index = contents.last.map(|e| e.pos.index),
+        "the last record of the log is torn; everything that was reported durable is before it"
+    );
+    let db = rocks.open_log(dir, false, Recovery::PointInTime).map_err(|e| OpenError::rocks(dir, &e))?;
+    // The torn file is needed no more once what it held is in tables.
+    for family in LOG_FAMILIES.iter().filter_map(|f| db.cf_handle(f)) {
+        db.flush_cf(family).map_err(|e| OpenError::rocks(dir, &e))?;
+    }
+    drop(db);
+    rocks.open_log(dir, false, Recovery::ShortTail).map_err(|e| OpenError::rocks(dir, &e))
+}
+
+/// Reads the whole log and checks that it has no hole, one chain and whole payloads.
+pub(crate) fn read(db: &Db, mark: &Mark) -> Result<Contents, ReadError> {
+    let record = |key: &[u8]| db.get(key).map_err(ReadError::from);
+    let edge = |key: &[u8]| Ok::<_, ReadError>(record(key)?.and_then(|v| edge_from_bytes(&v)));
+    let purged: Option<Edge> = edge(KEY_PURGED)?;
+    let vote = record(KEY_VOTE)?
+        .map(|v| {
+            proto::Vote::decode(v.as_slice())
+                .map_err(|e| ReadError::Record { key: "vote", why: e.to_string() })
+        })
+        .transpose()?
+        .map(|v| vote_from_proto(&v));
+    let mut contents = Contents {
+        purged,
+        last: purged,
+        vote,
+        committed: None,
+        sizes: Vec::new(),
+        tail: Vec::new(),
+        marked_link: None,
+        first: purged.map_or(0, |p| p.pos.index + 1),
+    };
+    read_entries(db, mark, &mut contents)?;
+    let last = contents.last.map(|e| log_id_of(e.pos));
+    contents.committed = edge(KEY_COMMITTED)?.map(|e| log_id_of(e.pos)).min(last);
+    Ok(contents)
+}
+
+fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), ReadError> {
+    let from = contents.purged.map_or(0, |p| p.pos.index + 1);
+    let mut frames = Frames::new(db, from..LogIndex::MAX);
+    let mut previous = contents.purged;
+    let mut tail = std::collections::VecDeque::new();
+    let mut kept_bytes = 0;
+    while let Some((frame, payload)) = frames.current()? {
+        let index = frame.pos.index;
+        match previous {
+            Some(previous) if index != previous.pos.index + 1 => {
+                return Err(ReadError::Missing { index: previous.pos.index + 1 });
+            }
+            None => contents.first = index,
+            Some(_) => {}
+        }
+        if frame.link_after(previous.map_or(codec::NO_LINK, |p| p.link)) != frame.link {
+            return Err(ReadError::Chain { index });
+        }
+        frame.check_payload(payload)?;
+        if mark.last.is_some_and(|m| m.pos == frame.pos) {
+            contents.marked_link = Some(frame.link);
+        }
+        kept_bytes += u64::from(frame.length);
+        tail.push_back((frame, codec::decode(&frame, Bytes::copy_from_slice(payload))?));
+        while KEEP_BYTES < kept_bytes
+            && 1 < tail.len()
+            && let Some((front, _)) = tail.pop_front()
+        {
+            kept_bytes -= u64::from(front.length);
+        }
+        contents.sizes.push(frame.stored_bytes());
+        previous = Some(frame.edge());
+        frames.advance();
+    }
+    contents.last = previous;
+    contents.tail = tail.into();
+    Ok(())
+}
+
+/// A log that ends before its watermark, or does not hold what the watermark names, lost something.
+pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result<(), OpenError> {
+    if let Some(marked) = &mark.vote {
+        if !contents.vote.is_some_and(|v| may_follow(&v, marked)) {
+            let what =
+                format!("the log's vote is {:?}, older than {marked:?}, which was saved", contents.vote);
+            return Err(OpenError::damage(dir, what));
+        }
+    }
+    let Some(marked) = mark.last else { return Ok(()) };
+    let index = marked.pos.index;
+    if contents.purged.is_some_and(|p| index <= p.pos.index) {
+        return Ok(());
+    }
+    match contents.last {
+        Some(last) if index <= last.pos.index => {}
+        last => {
+            let last = last.map_or("is empty".to_owned(), |l| format!("ends at index {}", l.pos.index));
+            let what = format!("the log {last}, entries up to index {index} were written");
+            return Err(OpenError::damage(dir, what));
+        }
+    }
+    if contents.marked_link != Some(marked.link) {
+        let what = format!("entry {index} is not the one that was written in term {}", marked.pos.term);
+        return Err(OpenError::damage(dir, what));
+    }
+    Ok(())
+}
+
+/// Names the file that RocksDB names, or the folder.
+pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
+    match error {
+        ReadError::Rocks(e) => OpenError::rocks(dir, &e),
+        other => OpenError::damage(dir, other),
+    }
+}
+
+/// Whether a vote may have been saved after another: of a later term, or what became of it.
+fn may_follow(vote: &Vote, earlier: &Vote) -> bool {
+    let is_same_term = earlier.leader_id.term == vote.leader_id.term;
+    let is_same = earlier.leader_id == vote.leader_id && (vote.committed || !earlier.committed);
+    let is_won = vote.committed && !earlier.committed;
+    earlier.leader_id.term < vote.leader_id.term || (is_same_term && (is_same || is_won))
+}

@@ -1,0 +1,263 @@
+//! The thread that writes the log.
+//!
+//! Takes whatever waits, up to 4 MiB, writes it in one synced batch, then reports: the newest
+//! `Notify` callback and every `Signal`, in order. Never tries a failed sync again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::storage::IOFlushed;
+use prost::Message;
+use rocksdb::{WriteBatch, WriteOptions};
+use tokio::sync::oneshot;
+
+use crate::instants::Mark;
+use crate::raft::convert::vote_to_proto;
+use crate::raft::{TypeConfig, Vote, storage_error};
+use crate::store::codec::{self, Edge, KEY_BYTES};
+use crate::store::health::{Database, Fatal};
+use crate::store::log::Shared;
+use crate::store::log::queue::{Group, Op};
+use crate::store::rocks::{self, Db, WriteError};
+use crate::store::watermark::Watermark;
+use crate::types::position::LogPos;
+
+/// Keys of the log's own records.
+pub(crate) const KEY_VOTE: &[u8] = b"mvote";
+pub(crate) const KEY_COMMITTED: &[u8] = b"mcommitted";
+pub(crate) const KEY_PURGED: &[u8] = b"mpurged";
+
+/// How long a write that met a full disk waits. By eye: far below RocksDB's own 5 s.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    db: Arc<Db>,
+    watermark: Watermark,
+    /// Where the log ends once everything taken so far is written.
+    last: Option<Edge>,
+    /// Index of the first entry that may still be in the database.
+    first: u64,
+}
+
+/// Who is to be told once a group is durable.
+#[derive(Default)]
+struct Reports {
+    callbacks: Vec<IOFlushed<TypeConfig>>,
+    since: Vec<Instant>,
+    votes: Vec<(Vote, oneshot::Sender<()>)>,
+    locals: Vec<oneshot::Sender<()>>,
+    synced: Vec<LogPos>,
+}
+
+/// Why a group was not written.
+enum Failed {
+    Sync(String),
+    /// The store was closed while the disk was full.
+    Closed,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        db: Arc<Db>,
+        watermark: Watermark,
+        last: Option<Edge>,
+        first: u64,
+    ) -> Self {
+        Self { shared, db, watermark, last, first }
+    }
+
+    /// Runs until the queue is closed and empty, or a write failed for good.
+    pub(crate) fn run(mut self) {
+        while let Some(group) = self.shared.queue.take() {
+            if !self.write(group) {
+                break;
+            }
+        }
+        // Who still waits learns that nobody will answer: dropping the senders tells them.
+        self.shared.queue.abandon();
+    }
+
+    fn write(&mut self, mut group: Group) -> bool {
+        if let Some(after) = lowest_truncation(&group.ops)
+            && !self.watermark.lower(after)
+        {
+            return false;
+        }
+        let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
+        let last = match self.write_synced(&mut group) {
+            Ok(last) => last,
+            Err(Failed::Sync(what)) => {
+                self.fail(group, &what);
+                return false;
+            }
+            // Nobody was told that it was written, and nobody will be.
+            Err(Failed::Closed) => return false,
+        };
+        self.last = last;
+        if 0 < n_entries {
+            self.shared.metrics.sync_batch_entries.observe(n_entries as f64);
+        }
+        self.report(group);
+        true
+    }
+
+    /// Writes until it is durable or has failed for good. A full disk is neither.
+    fn write_synced(&mut self, group: &mut Group) -> Result<Option<Edge>, Failed> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        let mut is_blocked = false;
+        loop {
+            let (batch, last, first) = self.batch(group);
+            let began = Instant::now();
+            self.shared.health.sync_began(began);
+            let result = self.db.write_opt(batch, &options);
+            self.shared.health.sync_ended();
+            let took = began.elapsed();
+            let error = match result {
+                Ok(()) => {
+                    self.shared.metrics.sync_seconds.observe(took.as_secs_f64());
+                    self.first = first;
+                    if is_blocked {
+                        self.shared.health.set_blocked(Database::Log, false);
+                    }
+                    return Ok(last);
+                }
+                Err(error) => error,
+            };
+            let kind = rocks::classify(&error);
+            self.shared.metrics.error("log", if kind == WriteError::Fatal { "sync" } else { "write" });
+            if kind == WriteError::Fatal {
+                return Err(Failed::Sync(error.into_string()));
+            }
+            if !is_blocked {
+                tracing::warn!(error = %error, "the log cannot be written: disk full; tried again until space returns");
+                self.shared.health.set_blocked(Database::Log, true);
+                is_blocked = true;
+            }
+            if !self.shared.queue.pause(FULL_PAUSE) {
+                return Err(Failed::Closed);
+            }
+            self.shared.metrics.stall_seconds("log").inc_by(began.elapsed().as_secs_f64());
+        }
+    }
+
+    /// The batch of a group, the log's end after it, and its first index after it.
+    fn batch(&self, group: &Group) -> (WriteBatch, Option<Edge>, u64) {
+        let local = self.db.cf_handle("local").expect("the family was opened");
+        let mut batch = WriteBatch::with_capacity_bytes(group.bytes as usize + group.ops.len() * KEY_BYTES);
+        let (mut last, mut first) = (self.last, self.first);
+        let mut committed = None;
+        for op in &group.ops {
+            match op {
+                Op::Entry { frame, payload } => {
+                    batch.put(frame.to_key(), payload);
+                    last = Some(frame.edge());
+                }
+                Op::Vote { vote, .. } => batch.put(KEY_VOTE, vote_to_proto(vote).encode_to_vec()),
+                // Only the newest: its place among the entries of one batch does not matter.
+                Op::Committed(pos) => committed = Some(*pos),
+                Op::Truncate { after } => {
+                    let from = after.map_or(first, |e| e.pos.index + 1);
+                    batch.delete_range(&codec::first_key(from)[..], &codec::ENTRIES_END[..]);
+                    last = *after;
+                }
+                Op::Purge { upto } => {
+                    batch.put(KEY_PURGED, codec::edge_to_bytes(*upto));
+                    // From the last purge on, not from 0: else every range covers all those before it.
+                    if first <= upto.pos.index {
+                        batch.delete_range(codec::first_key(first), codec::first_key(upto.pos.index + 1));
+                        first = upto.pos.index + 1;
+                    }
+                    if last.is_none_or(|l| l.pos.index <= upto.pos.index) {
+                        last = Some(*upto);
+                    }
+                }
+                Op::Local { records, .. } => {
+                    for (key, value) in records {
+                        match value {
+                            Some(value) => batch.put_cf(local, key, value),
+                            None => batch.delete_cf(local, key),
+                        }
+                    }
+                }
+                Op::Flushed { .. } => {}
+            }
+        }
+        if let Some(pos) = committed {
+            batch.put(KEY_COMMITTED, codec::edge_to_bytes(Edge { pos, link: codec::NO_LINK }));
+        }
+        (batch, last, first)
+    }
+
+    fn report(&self, group: Group) {
+        let last_seq = group.last_seq;
+        let mut reports = Reports::default();
+        group.ops.into_iter().for_each(|op| reports.add(op));
+        let now = Instant::now();
+        for pos in &reports.synced {
+            self.shared.instants.mark(*pos, Mark::Synced, now);
+        }
+        if let Some(last) = reports.synced.last() {
+            self.shared.set_synced_index(last.index);
+        }
+        self.shared.tail().evict(last_seq);
+        self.shared.synced.send_replace(last_seq);
+        // After the sync it records; a vote's below is answered once the watermark has it too.
+        self.watermark.advance(self.last);
+        for since in &reports.since {
+            self.shared.metrics.append_seconds.observe((now - *since).as_secs_f64());
+        }
+        let newest = reports.callbacks.iter().rposition(|c| matches!(c, IOFlushed::Notify(_)));
+        for (i, callback) in reports.callbacks.into_iter().enumerate() {
+            match &callback {
+                IOFlushed::Notify(_) if Some(i) != newest => {}
+                IOFlushed::Notify(_) | IOFlushed::Signal(_) | IOFlushed::Noop => {
+                    callback.io_completed(Ok(()))
+                }
+            }
+        }
+        for (vote, done) in reports.votes {
+            self.watermark.vote(vote, done);
+        }
+        for done in reports.locals {
+            let _ = done.send(());
+        }
+    }
+
+    /// Everybody in the group, and everybody behind it, learns that it failed.
+    fn fail(&self, group: Group, what: &str) {
+        self.shared.health.set_fatal(Fatal::SyncFailed { what: what.to_owned() });
+        let mut reports = Reports::default();
+        group.ops.into_iter().for_each(|op| reports.add(op));
+        for callback in reports.callbacks {
+            callback.io_completed(Err(storage_error(what)));
+        }
+    }
+}
+
+impl Reports {
+    fn add(&mut self, op: Op) {
+        match op {
+            Op::Entry { frame, .. } => self.synced.push(frame.pos),
+            Op::Flushed { callback, since } => {
+                self.callbacks.push(callback);
+                self.since.push(since);
+            }
+            Op::Vote { vote, done } => self.votes.push((vote, done)),
+            Op::Local { done, .. } => self.locals.extend(done),
+            Op::Committed(_) | Op::Truncate { .. } | Op::Purge { .. } => {}
+        }
+    }
+}
+
+/// The lowest end that the log has within the group; `None`: nothing is cut.
+fn lowest_truncation(ops: &[Op]) -> Option<Option<Edge>> {
+    ops.iter()
+        .filter_map(|op| match op {
+            Op::Truncate { after } => Some(*after),
+            _ => None,
+        })
+        .min_by_key(|after| after.map(|e| e.pos.index))
+}

@@ -1,0 +1,299 @@
+//! The metrics of the store.
+
+use prometheus::{
+    Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
+};
+
+use crate::machine::apply::Outcome;
+use crate::telemetry::buckets;
+use crate::types::Height;
+use crate::types::block::BlockRef;
+use crate::types::error::Refusal;
+
+/// The intervals at which a block's fingerprint is exported.
+pub(crate) const CHECKPOINTS: [u64; 3] = [64, 4096, 262_144];
+
+/// Label values of `raft_apply_seconds`.
+const KINDS: [&str; 4] = ["block", "membership", "blank", "control"];
+const REFUSALS: [&str; 6] = ["conflict", "stale", "gap", "bad_parent", "bad_timestamp", "fenced"];
+const OUTCOMES: [&str; 3] = ["ok", "failed", "corrupt"];
+const OPS: [&str; 5] = ["build", "send", "install", "verify", "restore"];
+pub(crate) const ERROR_OPS: [&str; 6] = ["write", "sync", "read", "flush", "open", "snapshot"];
+pub(crate) const DBS: [&str; 2] = ["log", "state"];
+
+/// What an entry is, for `raft_apply_seconds`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApplyKind {
+    Block,
+    Membership,
+    Blank,
+    Control,
+}
+
+/// Registered once per store; the handles are cached, so that counting costs no look-up.
+pub(crate) struct Metrics {
+    pub(crate) append_seconds: Histogram,
+    pub(crate) sync_seconds: Histogram,
+    pub(crate) sync_batch_entries: Histogram,
+    pub(crate) purged_entries: IntCounter,
+    apply_seconds: [Histogram; KINDS.len()],
+    errors: IntCounterVec,
+    stall_seconds: CounterVec,
+    pub(crate) blocks_applied: IntCounter,
+    pub(crate) block_bytes: IntCounter,
+    refused: [IntCounter; REFUSALS.len()],
+    head_height: IntGauge,
+    head_timestamp: Gauge,
+    applied_timestamp: Gauge,
+    checkpoint_height: [IntGauge; CHECKPOINTS.len()],
+    checkpoint_fingerprint: [IntGauge; CHECKPOINTS.len()],
+    snapshot_seconds: [(&'static str, HistogramVec); 3],
+    snapshots: IntCounterVec,
+    snapshot_running: IntGaugeVec,
+    pub(crate) snapshot_bytes: IntGauge,
+    pub(crate) snapshot_last_success: Gauge,
+    pub(crate) snapshots_retained: IntGauge,
+    pub(crate) starts: IntCounter,
+    pub(crate) last_exit: IntGaugeVec,
+}
+
+struct Builder<'a>(&'a Registry);
+
+impl Builder<'_> {
+    fn add<T: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<T>,
+    ) -> prometheus::Result<T> {
+        let made = made?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.add(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.add(IntGauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn time(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.add(Gauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<Histogram> {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        buckets: Vec<f64>,
+    ) -> prometheus::Result<HistogramVec> {
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &[label]))
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let b = Builder(registry);
+        let apply_seconds = b.histograms(
+            "blockraft_raft_apply_seconds",
+            "Time one entry took to apply, by kind.",
+            "kind",
+            buckets::stage(),
+        )?;
+        let refused = b.counters(
+            "blockraft_block_refused_total",
+            "Blocks refused when applied, by reason.",
+            &["reason"],
+        )?;
+        let checkpoint_height = b.gauges(
+            "blockraft_block_checkpoint_height",
+            "Highest applied height divisible by the interval; 0 before the first.",
+            &["every"],
+        )?;
+        let checkpoint_fingerprint = b.gauges(
+            "blockraft_block_checkpoint_fingerprint",
+            "First 48 bits of the hash of the block at the checkpoint height.",
+            &["every"],
+        )?;
+        let every = |v: &IntGaugeVec| CHECKPOINTS.map(|e| v.with_label_values(&[&e.to_string()]));
+        let metrics = Self {
+            append_seconds: b.histogram(
+                "blockraft_raft_log_append_seconds",
+                "Time from an append's arrival until it is durable here.",
+                buckets::stage(),
+            )?,
+            sync_seconds: b.histogram(
+                "blockraft_raft_log_sync_seconds",
+                "Time of one synced write of the log.",
+                buckets::stage(),
+            )?,
+            sync_batch_entries: b.histogram(
+                "blockraft_raft_log_sync_batch_entries",
+                "Entries that one synced write of the log made durable.",
+                buckets::batch(),
+            )?,
+            purged_entries: b.counter(
+                "blockraft_raft_log_purged_entries_total",
+                "Entries purged from the log because a snapshot holds them.",
+            )?,
+            apply_seconds: KINDS.map(|k| apply_seconds.with_label_values(&[k])),
+            errors: b.counters(
+                "blockraft_store_errors_total",
+                "Errors of the databases, by operation.",
+                &["db", "op"],
+            )?,
+            stall_seconds: b.add(CounterVec::new(
+                Opts::new(
+                    "blockraft_store_write_stall_seconds_total",
+                    "Time writes waited for flushes, compactions or disk space.",
+                ),
+                &["db"],
+            ))?,
+            blocks_applied: b
+                .counter("blockraft_blocks_applied_total", "Blocks applied for the first time.")?,
+            block_bytes: b
+                .counter("blockraft_block_bytes_total", "Header and data bytes of the blocks applied.")?,
+            refused: REFUSALS.map(|r| refused.with_label_values(&[r])),
+            head_height: b
+                .gauge("blockraft_block_head_height", "Height of the head; 0 before the first block.")?,
+            head_timestamp: b
+                .time("blockraft_block_head_timestamp_seconds", "Timestamp that the head carries.")?,
+            applied_timestamp: b.time(
+                "blockraft_block_applied_timestamp_seconds",
+                "When this node last applied a block; 0 before the first since the start.",
+            )?,
+            checkpoint_height: every(&checkpoint_height),
+            checkpoint_fingerprint: every(&checkpoint_fingerprint),
+            snapshot_seconds: Self::snapshot_seconds(&b)?,
+            snapshots: b.counters(
+                "blockraft_raft_snapshots_total",
+                "Snapshot operations, by outcome.",
+                &["op", "outcome"],
+            )?,
+            snapshot_running: b.gauges(
+                "blockraft_raft_snapshot_running",
+                "Whether a snapshot operation is running.",
+                &["op"],
+            )?,
+            snapshot_bytes: b.gauge("blockraft_raft_snapshot_bytes", "Bytes of the newest snapshot.")?,
+            snapshot_last_success: b.time(
+                "blockraft_raft_snapshot_last_success_timestamp_seconds",
+                "When the newest snapshot was made; 0: there is none.",
+            )?,
+            snapshots_retained: b.gauge("blockraft_raft_snapshots_retained", "Snapshots kept on disk.")?,
+            starts: b.counter("blockraft_node_starts_total", "Starts of this node on its data folder.")?,
+            last_exit: b.gauges(
+                "blockraft_node_last_exit",
+                "How the process before this one ended.",
+                &["cause"],
+            )?,
+        };
+        metrics.create_series();
+        Ok(metrics)
+    }
+
+    fn snapshot_seconds(b: &Builder<'_>) -> prometheus::Result<[(&'static str, HistogramVec); 3]> {
+        let make = |name: &str, help: &str| b.histograms(name, help, "outcome", buckets::snapshot());
+        Ok([
+            ("build", make("blockraft_raft_snapshot_build_seconds", "Time of building a snapshot.")?),
+            ("send", make("blockraft_raft_snapshot_send_seconds", "Time of sending a snapshot to a peer.")?),
+            (
+                "install",
+                make("blockraft_raft_snapshot_install_seconds", "Time of installing a received snapshot.")?,
+            ),
+        ])
+    }
+
+    /// Every series exists, at zero, from the start.
+    fn create_series(&self) {
+        for db in DBS {
+            ERROR_OPS.iter().for_each(|op| drop(self.errors.with_label_values(&[db, op])));
+            self.stall_seconds.with_label_values(&[db]);
+        }
+        for outcome in OUTCOMES {
+            OPS.iter().for_each(|op| drop(self.snapshots.with_label_values(&[op, outcome])));
+            self.snapshot_seconds.iter().for_each(|(_, h)| drop(h.with_label_values(&[outcome])));
+        }
+        ["build", "send", "install"]
+            .iter()
+            .for_each(|op| drop(self.snapshot_running.with_label_values(&[op])));
+    }
+
+    pub(crate) fn apply_seconds(&self, kind: ApplyKind) -> &Histogram {
+        &self.apply_seconds[kind as usize]
+    }
+
+    pub(crate) fn error(&self, db: &str, op: &str) {
+        self.errors.with_label_values(&[db, op]).inc();
+    }
+
+    pub(crate) fn stall_seconds(&self, db: &str) -> Counter {
+        self.stall_seconds.with_label_values(&[db])
+    }
+
+    /// Counts what applying a block for the first time came to.
+    pub(crate) fn count_outcome(&self, outcome: &Outcome) {
+        let reason = match outcome {
+            Outcome::Accepted(a) if !a.duplicate => return self.blocks_applied.inc(),
+            Outcome::Fenced { .. } => 5,
+            Outcome::Refused { refusal, .. } => match refusal {
+                Refusal::Conflict => 0,
+                Refusal::Stale => 1,
+                Refusal::Gap => 2,
+                Refusal::BadParent => 3,
+                Refusal::BadTimestamp => 4,
+            },
+            Outcome::Accepted(_)
+            | Outcome::Nothing
+            | Outcome::Led
+            | Outcome::Configured(_)
+            | Outcome::SettingsMoved(_)
+            | Outcome::Undecodable => return,
+        };
+        self.refused[reason].inc();
+    }
+
+    pub(crate) fn set_head(&self, head: Option<&BlockRef>) {
+        self.head_height.set(head.map_or(0, |h| h.height as i64));
+        self.head_timestamp.set(head.map_or(0.0, |h| h.timestamp as f64 / 1e9));
+    }
+
+    pub(crate) fn set_applied_at(&self, unix_ms: u64) {
+        self.applied_timestamp.set(unix_ms as f64 / 1e3);
+    }
+
+    /// `hash` is that of the block at `height`, which the interval at `slot` divides.
+    pub(crate) fn set_checkpoint(&self, slot: usize, height: Height, hash: &[u8]) {
+        let mut first = [0u8; 8];
+        let n = hash.len().min(6);
+        first[2..2 + n].copy_from_slice(&hash[..n]);
+        self.checkpoint_height[slot].set(height as i64);
+        self.checkpoint_fingerprint[slot].set(i64::from_be_bytes(first));
+    }
+
+    /// Counts and times a snapshot operation; `seconds` where the operation has a histogram.
+    pub(crate) fn snapshot(&self, op: &str, outcome: &str, seconds: f64) {
+        self.snapshots.with_label_values(&[op, outcome]).inc();
+        if let Some((_, histogram)) = self.snapshot_seconds.iter().find(|(name, _)| *name == op) {
+            histogram.with_label_values(&[outcome]).observe(seconds);
+        }
+    }
+
+    pub(crate) fn set_snapshot_running(&self, op: &str, is_running: bool) {
+        self.snapshot_running.with_label_values(&[op]).set(i64::from(is_running));
+    }
+}

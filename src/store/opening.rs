@@ -1,0 +1,305 @@
+//! Opening a data folder: the order in which its parts are looked at, and what is mended.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use prometheus::Registry;
+
+use crate::instants::Instants;
+use crate::raft::log_id_of;
+use crate::store::health::Health;
+use crate::store::identity::{Identity, Lock};
+use crate::store::local::Local;
+use crate::store::log::writer::Writer;
+use crate::store::log::{self, LogStore};
+use crate::store::metrics::Metrics;
+use crate::store::reader::Reader;
+use crate::store::snapshot::{Snapshots, last_index};
+use crate::store::state::db::{self, Loaded, StateDb};
+use crate::store::state::{self, StateMachine, install};
+use crate::store::watermark::Watermark;
+use crate::store::{Closer, Config, OpenError, Opened, Who, disk, exit, files, gauges, rocks};
+use crate::types::{LogIndex, position::LogPos};
+
+pub(super) fn open(
+    config: &Config,
+    who: &Who,
+    registry: &Registry,
+    instants: Arc<Instants>,
+) -> Result<Opened, OpenError> {
+    let data_dir = config.data_dir.as_path();
+    let lock = Lock::take(data_dir, who)?;
+    let io = |e| OpenError::io(data_dir, e);
+    let found = Identity::read(data_dir)?;
+    if let Some(identity) = &found {
+        identity.check(data_dir, who)?;
+    }
+    let metrics = Arc::new(Metrics::new(registry)?);
+    let health = Health::new();
+    let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
+
+    if found.is_none() {
+        check_unfinished(data_dir)?;
+        with_ballast(data_dir, || log::open::create(data_dir, &rocks))?;
+    }
+    let log = with_ballast(data_dir, || log::open::open(data_dir, &rocks))?;
+    if found.is_none() && !log.contents.is_empty() {
+        return Err(OpenError::damage(data_dir, "IDENTITY is missing beside a log that is not empty"));
+    }
+    let snapshots = Snapshots::open(
+        data_dir,
+        &who.cluster_id,
+        who.node_id,
+        config.snapshot_retain,
+        rocks.clone(),
+        metrics.clone(),
+    )
+    .map_err(io)?;
+    let is_new = found.is_none();
+    let (db, loaded) = with_ballast(data_dir, || open_state(data_dir, is_new, &log, &snapshots, &rocks))?;
+    cover_purged(&log, &db, &loaded, &snapshots)?;
+    let identity = match found {
+        Some(identity) => identity,
+        None => {
+            let identity = Identity::new(who);
+            identity.write(data_dir).map_err(io)?;
+            identity
+        }
+    };
+    let had_data = !log.contents.is_empty() || loaded.applied.is_some();
+    let last_exit = exit::take_last(data_dir, is_new).map_err(io)?;
+    let parts = Parts { config, metrics, health, rocks, instants, lock, snapshots };
+    parts.assemble(log, (db, loaded), registry, identity, had_data, last_exit)
+}
+
+/// What is there before the databases are.
+struct Parts<'a> {
+    config: &'a Config,
+    metrics: Arc<Metrics>,
+    health: Health,
+    rocks: rocks::Shared,
+    instants: Arc<Instants>,
+    lock: Lock,
+    snapshots: Snapshots,
+}
+
+impl Parts<'_> {
+    fn assemble(
+        self,
+        log: log::open::Opened,
+        (db, loaded): (StateDb, Loaded),
+        registry: &Registry,
+        identity: Identity,
+        had_data: bool,
+        last_exit: exit::LastExit,
+    ) -> Result<Opened, OpenError> {
+        let data_dir = &self.config.data_dir;
+        let io = |e| OpenError::io(data_dir, e);
+        let replay_upto = log.contents.committed.map_or(0, |id| id.index);
+        let (last, first) = (log.contents.last, log.contents.first_index());
+        let log_db = Arc::new(log.db);
+        let shared = log::Shared::new(
+            log.contents.into_tail(),
+            log_db.clone(),
+            self.health.clone(),
+            self.metrics.clone(),
+            self.instants.clone(),
+        );
+        let (watermark, marker) = Watermark::start(log.slots, log.mark, self.health.clone()).map_err(io)?;
+        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), last, first);
+        let writer =
+            std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
+        let disk =
+            disk::Watcher::start(data_dir.clone(), self.config.min_free, self.health.clone()).map_err(io)?;
+        let local = Local::new(shared.clone());
+        self.metrics.starts.inc_by(local.count_start().map_err(io)?);
+        for cause in exit::CAUSES {
+            let is_it = i64::from(cause == last_exit.cause);
+            self.metrics.last_exit.with_label_values(&[cause.label()]).set(is_it);
+        }
+        let machine = StateMachine::new(
+            db,
+            loaded,
+            state::Parts {
+                log: shared.clone(),
+                snapshots: self.snapshots.clone(),
+                rocks: self.rocks,
+                data_dir: data_dir.clone(),
+                health: self.health.clone(),
+                metrics: self.metrics,
+                instants: self.instants,
+                replay_upto,
+            },
+        );
+        gauges::register(registry, self.config.min_free, &self.health, &shared, &machine.shared)?;
+        let closer = Closer {
+            log: shared.clone(),
+            state: machine.shared.clone(),
+            watermark,
+            writer,
+            marker,
+            disk,
+            lock: self.lock,
+        };
+        Ok(Opened {
+            log: LogStore { shared: shared.clone() },
+            reader: Reader::new(machine.shared.clone(), shared),
+            machine,
+            local,
+            snapshots: self.snapshots,
+            identity,
+            health: self.health,
+            closer,
+            had_data,
+            last_exit,
+        })
+    }
+}
+
+/// A folder without an IDENTITY is one that was never finished, or one that lost it.
+fn check_unfinished(data_dir: &Path) -> Result<(), OpenError> {
+    let log_dir = log::open::log_dir(data_dir);
+    let has_log = rocks::is_database(&log_dir);
+    let has_mark = log::open::watermark_path(data_dir).exists();
+    let has_entries = log_dir.is_dir() && std::fs::read_dir(&log_dir).is_ok_and(|mut d| d.next().is_some());
+    if has_mark && !has_log && has_entries {
+        return Err(OpenError::damage(&log_dir, "IDENTITY and the log's CURRENT are missing"));
+    }
+    Ok(())
+}
+
+/// Opening needs space: if there is too little, the ballast is given up for it.
+fn with_ballast<T>(data_dir: &Path, open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    match open() {
+        Err(OpenError::DiskFull { path, what }) if disk::drop_ballast(data_dir) => {
+            tracing::warn!(path = %path.display(), what, "the disk is full: the ballast was given up to open the store");
+            open()
+        }
+        other => other,
+    }
+}
+
+/// The state in force; one that does not open, or lacks what the log no longer has, is rebuilt.
+fn open_state(
+    data_dir: &Path,
+    is_new: bool,
+    log: &log::open::Opened,
+    snapshots: &Snapshots,
+    rocks: &rocks::Shared,
+) -> Result<(StateDb, Loaded), OpenError> {
+    let io = |e| OpenError::io(data_dir, e);
+    db::remove_others(data_dir).map_err(io)?;
+    let dir = db::current_dir(data_dir).map_err(io)?;
+    let purged = log.contents.purged.map(|e| e.pos.index);
+    if is_new {
+        files::remove_dir(&dir).map_err(io)?;
+        return create_state(data_dir, &dir, rocks);
+    }
+    let why = match StateDb::open(&dir, rocks).and_then(|db| db.load().map(|loaded| (db, loaded))) {
+        Ok((db, loaded)) => {
+            let applied = loaded.applied.map(|p| p.index);
+            if purged <= applied {
+                check_applied(&dir, log, loaded.applied, snapshots)?;
+                return Ok((db, loaded));
+            }
+            format!("it holds entries up to {applied:?}, the log begins behind {purged:?}")
+        }
+        Err(error) => match state_error(&dir, error) {
+            // Only damage is mended: a folder that is merely not readable is not thrown away.
+            OpenError::Damage { what, .. } => what,
+            other => return Err(other),
+        },
+    };
+    tracing::warn!(path = %dir.display(), why, "the state is rebuilt");
+    rebuild_state(data_dir, purged, snapshots, rocks)
+}
+
+fn create_state(data_dir: &Path, dir: &Path, rocks: &rocks::Shared) -> Result<(StateDb, Loaded), OpenError> {
+    let fail = |e: db::StateError| state_error(dir, e);
+    let db = StateDb::create(dir, rocks).map_err(fail)?;
+    let loaded = db.load().map_err(fail)?;
+    db::switch_to(data_dir, dir).map_err(|e| OpenError::io(data_dir, e))?;
+    Ok((db, loaded))
+}
+
+/// From the newest snapshot that is whole and reaches what was purged; from the log alone when it
+/// still begins at its beginning.
+fn rebuild_state(
+    data_dir: &Path,
+    purged: Option<LogIndex>,
+    snapshots: &Snapshots,
+    rocks: &rocks::Shared,
+) -> Result<(StateDb, Loaded), OpenError> {
+    let io = |e| OpenError::io(data_dir, e);
+    while let Some(data) = snapshots.newest_data().filter(|d| purged <= last_index(&d.manifest)) {
+        let id = data.manifest.id.clone();
+        let expected = data.manifest.last_log_id.as_ref().map(|l| LogPos { term: l.term, index: l.index });
+        let what = match snapshots.verify(&id).unwrap_or_default().first() {
+            Some(problem) => format!("{}: {}", problem.file, problem.what),
+            None => match install::build(data_dir, &data.dir, rocks, expected) {
+                Ok(built) => {
+                    db::remove_others(data_dir).map_err(io)?;
+                    return Ok(built);
+                }
+                Err(e) if e.is_no_space() => {
+                    return Err(OpenError::DiskFull { path: data_dir.to_owned(), what: e.to_string() });
+                }
+                Err(e) => e.to_string(),
+            },
+        };
+        snapshots.set_aside(&id, &what).map_err(io)?;
+    }
+    if let Some(purged) = purged {
+        let what =
+            format!("no intact snapshot and no state reaches index {purged}, up to which the log was purged");
+        return Err(OpenError::damage(data_dir, what));
+    }
+    let dir = db::new_dir(data_dir).map_err(io)?;
+    let built = create_state(data_dir, &dir, rocks)?;
+    db::remove_others(data_dir).map_err(io)?;
+    Ok(built)
+}
+
+/// The state holds nothing that the log never had (safety rule 3), but what came by a snapshot.
+fn check_applied(
+    dir: &Path,
+    log: &log::open::Opened,
+    applied: Option<LogPos>,
+    snapshots: &Snapshots,
+) -> Result<(), OpenError> {
+    let last = log.contents.last.map(|e| e.pos);
+    let from_snapshot = snapshots.newest().and_then(|m| last_index(&m));
+    let index = applied.map(|p| p.index);
+    if last.map(|p| p.index) < index && from_snapshot < index {
+        let what = format!(
+            "the state holds entries up to {index:?}, the log ends at {last:?}: the log lost entries"
+        );
+        return Err(OpenError::damage(dir, what));
+    }
+    Ok(())
+}
+
+/// A log that begins behind index 0 is of use only with a snapshot that reaches its beginning.
+fn cover_purged(
+    log: &log::open::Opened,
+    db: &StateDb,
+    loaded: &Loaded,
+    snapshots: &Snapshots,
+) -> Result<(), OpenError> {
+    let purged = log.contents.purged.map(|e| e.pos.index);
+    if purged <= snapshots.newest().and_then(|m| last_index(&m)) {
+        return Ok(());
+    }
+    tracing::warn!(purged, "no snapshot reaches the beginning of the log: one is built from the state");
+    match snapshots.build_now(db, loaded.applied.map(log_id_of)) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(OpenError::damage(db.path(), format!("no snapshot can be built from the state: {e}"))),
+    }
+}
+
+fn state_error(dir: &Path, error: db::StateError) -> OpenError {
+    match error {
+        db::StateError::Rocks(e) => OpenError::rocks(dir, &e),
+        other => OpenError::damage(dir, other),
+    }
+}

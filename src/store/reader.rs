@@ -1,0 +1,253 @@
+//! Reading what was applied: blocks, where they came from, leaderships.
+//!
+//! A read takes the state and the view of one batch together, so it never sees a mix across an
+//! install; the view moves on when a block it names was pruned meanwhile.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::machine::apply::{Leadership, View, same_block};
+use crate::store::log::{self, LogStats};
+use crate::store::state::db::{Family, StateDb, height_key, height_of};
+use crate::store::state::{Published, Shared};
+use crate::types::block::{Block, Provenance, StoredBlock};
+use crate::types::error::Accepted;
+use crate::types::position::LogPos;
+use crate::types::proto::{BlockRow, LeadershipRow, RaftBlockState};
+use crate::types::{Height, LogIndex, Term};
+
+/// Why a block is not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// No block was applied at that height.
+    #[error("there is no block at that height")]
+    NotFound { oldest: Option<Height> },
+    /// The height lies below the kept history.
+    #[error("the height lies below the kept history")]
+    Pruned { oldest: Option<Height> },
+    /// The disk did not answer.
+    #[error("the state cannot be read: {0}")]
+    Storage(String),
+}
+
+/// Consecutive blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Page {
+    pub(crate) blocks: Vec<StoredBlock>,
+    /// Given iff more follows.
+    pub(crate) next_height: Option<Height>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    state: Arc<Shared>,
+    log: Arc<log::Shared>,
+}
+
+impl Reader {
+    pub(crate) fn new(state: Arc<Shared>, log: Arc<log::Shared>) -> Self {
+        Self { state, log }
+    }
+
+    /// What the last batch left.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.state.view()
+    }
+
+    /// Changes with every batch.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.state.watch()
+    }
+
+    /// Blocking, short.
+    pub(crate) fn block(&self, height: Height) -> Result<StoredBlock, ReadError> {
+        self.one(height, |db, row| {
+            let bytes = db.bytes(Family::Blocks, &height_key(height))?;
+            bytes.map(|b| stored_block(row, b)).transpose()
+        })
+    }
+
+    /// Blocks from a height on, at least one of them, else at most `limit` and about `max_bytes`.
+    /// Empty above the head. Blocking.
+    pub(crate) fn range(&self, from: Height, limit: usize, max_bytes: u64) -> Result<Page, ReadError> {
+        loop {
+            let published = self.published()?;
+            let view = &published.view;
+            let Some(head) = &view.head else { return Ok(Page::default()) };
+            if head.height < from {
+                return Ok(Page::default());
+            }
+            check_kept(view, from)?;
+            let page = read_page(&published.db, from, head.height, limit, max_bytes)?;
+            // The files of blocks that were pruned meanwhile may be gone: then begin anew.
+            if self.view().oldest_height.is_none_or(|oldest| oldest <= from) {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Blocking, short.
+    pub(crate) fn provenance(&self, height: Height) -> Result<Provenance, ReadError> {
+        let mut found = self.one(height, |_, row| Ok(Some(provenance_of(height, row))))?;
+        found.applied_at_ms = self.state.applied_at(height);
+        Ok(found)
+    }
+
+    /// The place of the same block, when it was applied and is kept. Blocking, short.
+    pub(crate) fn find_same(&self, block: &Block) -> Option<Accepted> {
+        let published = self.state.published()?;
+        let view = &published.view;
+        if view.head.as_ref()?.height < block.height || block.height < view.oldest_height? {
+            return None;
+        }
+        let key = height_key(block.height);
+        let read = |family| published.db.bytes(family, &key).ok().flatten();
+        same_block(read(Family::Rows), || read(Family::Blocks), block)
+    }
+
+    /// Leaderships from a term on, oldest first; without one the newest. Blocking.
+    pub(crate) fn leaderships(&self, from_term: Option<Term>, limit: usize) -> Vec<Leadership> {
+        let Some(published) = self.state.published() else { return Vec::new() };
+        let rows = published.db.leaderships().unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "the leaderships cannot be read");
+            Vec::new()
+        });
+        let skipped = match from_term {
+            Some(from) => rows.iter().take_while(|r| r.term < from).count(),
+            None => rows.len().saturating_sub(limit),
+        };
+        rows.into_iter().skip(skipped).take(limit).map(leadership_of).collect()
+    }
+
+    pub(crate) fn log_stats(&self) -> LogStats {
+        self.log.stats()
+    }
+
+    /// Stored bytes of the entries behind an index: what a snapshot at it would free.
+    pub(crate) fn log_bytes_after(&self, index: LogIndex) -> u64 {
+        self.log.tail().bytes_after(Some(index))
+    }
+
+    /// Flushes the state while applies go on, so that the checkpoint of the snapshot that is to be
+    /// asked for next finds little to flush. A failure is counted, and left to the snapshot.
+    pub(crate) async fn flush_ahead(&self) {
+        let Some(published) = self.state.published() else { return };
+        let task = tokio::task::spawn_blocking(move || published.db.flush());
+        if let Ok(Err(error)) = task.await {
+            self.log.metrics.error("state", "flush");
+            tracing::warn!(error = %error, "the state was not flushed ahead of a snapshot");
+        }
+    }
+
+    fn published(&self) -> Result<Arc<Published>, ReadError> {
+        self.state.published().ok_or_else(|| ReadError::Storage("the store is closed".into()))
+    }
+
+    /// Reads one height; a block that is pruned under the read is looked for anew.
+    fn one<T>(
+        &self,
+        height: Height,
+        read: impl Fn(&StateDb, &BlockRow) -> Result<Option<T>, ReadError>,
+    ) -> Result<T, ReadError> {
+        loop {
+            let published = self.published()?;
+            let view = &published.view;
+            check_kept(view, height)?;
+            let row = published.db.bytes(Family::Rows, &height_key(height))?;
+            if let Some(row) = row
+                && let Some(found) = read(&published.db, &decode_row(&row)?)?
+            {
+                return Ok(found);
+            }
+            if self.view().oldest_height == view.oldest_height {
+                return Err(ReadError::NotFound { oldest: view.oldest_height });
+            }
+        }
+    }
+}
+
+impl From<rocksdb::Error> for ReadError {
+    fn from(error: rocksdb::Error) -> Self {
+        Self::Storage(error.into_string())
+    }
+}
+
+/// Whether a height may be kept at all.
+fn check_kept(view: &View, height: Height) -> Result<(), ReadError> {
+    let oldest = view.oldest_height;
+    match (&view.head, oldest) {
+        (Some(head), Some(first)) if first <= height && height <= head.height => Ok(()),
+        (Some(_), Some(first)) if height < first && view.has_pruned => Err(ReadError::Pruned { oldest }),
+        _ => Err(ReadError::NotFound { oldest }),
+    }
+}
+
+fn read_page(
+    db: &StateDb,
+    from: Height,
+    head: Height,
+    limit: usize,
+    max_bytes: u64,
+) -> Result<Page, ReadError> {
+    let mut page = Page::default();
+    let mut bytes = 0;
+    for item in db.from(Family::Rows, &height_key(from)) {
+        let (key, row) = item?;
+        let height =
+            height_of(&key).ok_or_else(|| ReadError::Storage("a row's key does not decode".into()))?;
+        // The view is older than the database: what came later belongs to the next page.
+        if head < height {
+            break;
+        }
+        let row = decode_row(&row)?;
+        bytes += row.stored_bytes;
+        let is_full = limit.max(1) <= page.blocks.len() || (max_bytes < bytes && !page.blocks.is_empty());
+        if is_full {
+            page.next_height = Some(height);
+            break;
+        }
+        let Some(block) = db.bytes(Family::Blocks, &key)? else { break };
+        page.blocks.extend(stored_block(&row, block).map(Some)?);
+    }
+    Ok(page)
+}
+
+fn decode_row(row: &[u8]) -> Result<BlockRow, ReadError> {
+    BlockRow::decode(row).map_err(|e| ReadError::Storage(format!("a row does not decode: {e}")))
+}
+
+fn stored_block(row: &BlockRow, bytes: Bytes) -> Result<StoredBlock, ReadError> {
+    let block = RaftBlockState::decode(bytes)
+        .map_err(|e| ReadError::Storage(format!("the block of entry {} does not decode: {e}", row.index)))?;
+    Ok(StoredBlock { block: block.into(), term: row.term, index: row.index })
+}
+
+fn provenance_of(height: Height, row: &BlockRow) -> Provenance {
+    Provenance {
+        height,
+        hash: row.hash.clone(),
+        timestamp: row.timestamp,
+        term: row.term,
+        index: row.index,
+        proposer_id: row.proposer_id,
+        proposed_at_ms: row.proposed_at_ms,
+        applied_at_ms: None,
+        trace_id: <[u8; 16]>::try_from(row.trace_id.as_ref()).ok(),
+        header_bytes: row.header_bytes,
+        data_bytes: row.data_bytes,
+    }
+}
+
+fn leadership_of(row: LeadershipRow) -> Leadership {
+    Leadership {
+        pos: LogPos { term: row.term, index: row.index },
+        node_id: row.node_id,
+        cause: row.cause(),
+        operation_id: row.operation_id,
+        started_at_ms: row.started_at_ms,
+    }
+}

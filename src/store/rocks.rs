@@ -1,0 +1,175 @@
+//! How the two databases are opened, and what their errors mean.
+//!
+//! Every family is opened by a descriptor of its own: one that is left out silently takes RocksDB's
+//! default options.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
+    Env, ErrorKind, LogLevel, Options, SingleThreaded, WriteBufferManager,
+};
+
+pub(crate) type Db = DBWithThreadMode<SingleThreaded>;
+
+/// Memtables of both databases together; the memory plan of performance.md's lever 8.
+const WRITE_BUFFERS_BYTES: usize = 64 << 20;
+/// Small, so that a memtable is flushed long before the budget is used up, and so that the WAL
+/// reserves 17.6 MiB and not 64.
+const WRITE_BUFFER_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 16 << 20;
+/// Old info logs say nothing that a restart does not.
+const INFO_LOGS: usize = 2;
+const BYTES_PER_SYNC: u64 = 1 << 20;
+/// A family that is not written pins WALs; at this size RocksDB flushes it.
+pub(crate) const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Every checkpoint copies the manifest; it is begun anew above this size.
+const MANIFEST_BYTES_MAX: usize = 1 << 20;
+
+/// Families of `log/`: entries, vote, committed and purged; records of this node alone.
+pub(crate) const LOG_FAMILIES: [&str; 2] = ["default", "local"];
+/// Families of `state/`: unused; blocks; their rows; everything else.
+pub(crate) const STATE_FAMILIES: [&str; 4] = ["default", "blocks", "rows", "meta"];
+
+/// What both databases share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) buffers: WriteBufferManager,
+    pub(crate) cache: Cache,
+    env: Env,
+}
+
+/// Whether the tail of a WAL that does not decode may be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// Only a record that is merely short.
+    ShortTail,
+    /// Everything behind the first damage: only after the caller looked at what that loses.
+    PointInTime,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Result<Self, rocksdb::Error> {
+        let mut env = Env::new()?;
+        // The compaction pool; a flush at low priority holds up every checkpoint.
+        env.lower_thread_pool_cpu_priority();
+        Ok(Self {
+            // No stall: it bounds what it can, and a write never waits for it.
+            buffers: WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES, false),
+            cache: Cache::new_lru_cache(CACHE_BYTES),
+            env,
+        })
+    }
+
+    /// Options of a database; `create` only for a folder that is being made.
+    fn options(&self, create: bool) -> Result<Options, rocksdb::Error> {
+        // No setter for it, and parsing a string makes options anew: so it comes first. Without it
+        // opening needs as much free space as the WAL holds.
+        let mut o = Options::default().get_options_from_string("avoid_flush_during_recovery=true")?;
+        o.create_if_missing(create);
+        o.create_missing_column_families(create);
+        o.set_env(&self.env);
+        o.set_paranoid_checks(true);
+        o.set_write_buffer_manager(&self.buffers);
+        o.set_keep_log_file_num(INFO_LOGS);
+        o.set_log_level(LogLevel::Warn);
+        o.set_bytes_per_sync(BYTES_PER_SYNC);
+        o.set_max_manifest_file_size(MANIFEST_BYTES_MAX);
+        o.set_max_open_files(512);
+        o.set_skip_stats_update_on_db_open(true);
+        o.set_stats_dump_period_sec(0);
+        o.set_stats_persist_period_sec(0);
+        Ok(o)
+    }
+
+    pub(crate) fn family_options(&self) -> Options {
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&self.cache);
+        let mut o = Options::default();
+        o.set_block_based_table_factory(&table);
+        o.set_compression_type(DBCompressionType::None);
+        o.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        o
+    }
+
+    fn descriptors(&self, families: &[&str]) -> Vec<ColumnFamilyDescriptor> {
+        families.iter().map(|name| ColumnFamilyDescriptor::new(*name, self.family_options())).collect()
+    }
+
+    pub(crate) fn log_options(&self, create: bool, recovery: Recovery) -> Result<Options, rocksdb::Error> {
+        let mut o = self.options(create)?;
+        o.set_wal_recovery_mode(match recovery {
+            Recovery::ShortTail => DBRecoveryMode::TolerateCorruptedTailRecords,
+            Recovery::PointInTime => DBRecoveryMode::PointInTime,
+        });
+        o.set_track_and_verify_wals_in_manifest(true);
+        o.set_max_total_wal_size(WAL_BYTES_MAX);
+        Ok(o)
+    }
+
+    pub(crate) fn open_log(
+        &self,
+        dir: &Path,
+        create: bool,
+        recovery: Recovery,
+    ) -> Result<Db, rocksdb::Error> {
+        let o = self.log_options(create, recovery)?;
+        Db::open_cf_descriptors(&o, dir, self.descriptors(&LOG_FAMILIES))
+    }
+
+    /// Reads what a recovery would keep, and changes nothing.
+    pub(crate) fn open_log_read_only(&self, dir: &Path, recovery: Recovery) -> Result<Db, rocksdb::Error> {
+        let o = self.log_options(false, recovery)?;
+        Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&LOG_FAMILIES), false)
+    }
+
+    pub(crate) fn open_state(&self, dir: &Path, create: bool) -> Result<Db, rocksdb::Error> {
+        let mut o = self.options(create)?;
+        o.set_atomic_flush(true);
+        Db::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))
+    }
+
+    pub(crate) fn open_state_read_only(&self, dir: &Path) -> Result<Db, rocksdb::Error> {
+        let o = self.options(false)?;
+        Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&STATE_FAMILIES), false)
+    }
+}
+
+/// Whether a folder holds a database. Looked at before RocksDB is called: at the second open after
+/// `CURRENT` was lost it would make an empty database and delete every file of the old one.
+pub(crate) fn is_database(dir: &Path) -> bool {
+    dir.join("CURRENT").is_file()
+}
+
+/// What an error of a write means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WriteError {
+    /// The disk is full and no sync failed: the same batch may be written again.
+    NoSpace,
+    /// `no_slowdown` was asked for and the write would have to wait.
+    WouldStall,
+    /// Everything else, a failed sync first.
+    Fatal,
+}
+
+/// Any error that names a sync is fatal, whatever its cause (design 4).
+pub(crate) fn classify(error: &rocksdb::Error) -> WriteError {
+    let text = error.as_ref().to_ascii_lowercase();
+    let names_sync =
+        ["fsync", "fdatasync", "sync_file_range", "while syncing"].iter().any(|s| text.contains(s));
+    if names_sync {
+        return WriteError::Fatal;
+    }
+    match error.kind() {
+        ErrorKind::Incomplete => WriteError::WouldStall,
+        ErrorKind::IOError if text.contains("no space left") || text.contains("disk quota") => {
+            WriteError::NoSpace
+        }
+        _ => WriteError::Fatal,
+    }
+}
+
+/// Whether an error of opening says that the disk is full.
+pub(crate) fn is_no_space(error: &rocksdb::Error) -> bool {
+    error.as_ref().to_ascii_lowercase().contains("no space left")
+}

@@ -1,0 +1,365 @@
+//! The snapshots on disk: a folder each, with a manifest beside the files it names.
+//!
+//! [`Snapshots`] owns the folder `snapshots`. A snapshot is made in `ID.tmp` and renamed when whole
+//! and durable; one that is being read is not deleted. Knows nothing of when one is due.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::raft::convert::{log_id_from_proto, stored_membership_from_proto};
+use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
+use crate::store::files;
+use crate::store::metrics::Metrics;
+use crate::store::rocks;
+use crate::store::state::install::{is_database_file, link_files};
+use crate::types::{LogIndex, proto::SnapshotFile, proto::SnapshotManifest};
+
+pub(crate) mod build;
+pub(crate) mod receive;
+
+/// Version of the disk format of the state that this binary writes and reads.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+/// Before the encoded manifest and its CRC.
+const MAGIC: [u8; 8] = *b"brsnapm1";
+const MANIFEST: &str = "manifest";
+/// The folder of the files that a manifest names.
+const FILES: &str = "db";
+/// Read at once while a checksum is computed.
+const READ_BYTES: usize = 256 << 10;
+
+type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
+
+/// A snapshot that is whole.
+#[derive(Debug, Clone)]
+struct Stored {
+    manifest: SnapshotManifest,
+    pin: Arc<()>,
+}
+
+/// What is wrong with a file of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) file: String,
+    pub(crate) what: String,
+}
+
+/// A file as the file system tells it from others; SST files never change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct FileKey {
+    name: String,
+    inode: u64,
+    size: u64,
+    modified_ns: i64,
+}
+
+/// Cheap to clone; all clones show the same folder.
+#[derive(Clone)]
+pub(crate) struct Snapshots {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    cluster_id: String,
+    node_id: u64,
+    retain: usize,
+    rocks: rocks::Shared,
+    metrics: Arc<Metrics>,
+    /// Oldest first. Guards the list for look-ups; files are touched outside.
+    list: Mutex<Vec<Stored>>,
+    /// Checksums of SST files that were computed before.
+    checksums: Mutex<HashMap<FileKey, Bytes>>,
+}
+
+impl Snapshots {
+    /// Reads the folder: removes what was not finished, sets aside what is damaged.
+    pub(crate) fn open(
+        data_dir: &Path,
+        cluster_id: &str,
+        node_id: u64,
+        retain: usize,
+        rocks: rocks::Shared,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let dir = data_dir.join("snapshots");
+        files::create_dir(&dir)?;
+        let mut list = Vec::new();
+        for entry in fs::read_dir(&dir)? {
+            let path = entry?.path();
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("tmp") => files::remove_dir(&path)?,
+                Some("damaged") => {}
+                _ => match read_whole(&path) {
+                    Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
+                    Err(what) => set_aside(&path, &what)?,
+                },
+            }
+        }
+        list.sort_by_key(|s| last_index(&s.manifest));
+        let inner = Inner {
+            dir,
+            cluster_id: cluster_id.to_owned(),
+            node_id,
+            retain: retain.max(1),
+            rocks,
+            metrics,
+            list: Mutex::new(list),
+            checksums: Mutex::new(HashMap::new()),
+        };
+        let snapshots = Self { inner: Arc::new(inner) };
+        snapshots.prune();
+        snapshots.show();
+        Ok(snapshots)
+    }
+
+    pub(crate) fn newest(&self) -> Option<SnapshotManifest> {
+        self.list().last().map(|s| s.manifest.clone())
+    }
+
+    /// Newest first.
+    pub(crate) fn list_all(&self) -> Vec<SnapshotManifest> {
+        self.list().iter().rev().map(|s| s.manifest.clone()).collect()
+    }
+
+    pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
+        self.list().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
+    }
+
+    /// The newest snapshot, held alive as long as the answer is.
+    pub(crate) fn newest_data(&self) -> Option<SnapshotData> {
+        self.list().last().map(|s| self.data(s))
+    }
+
+    /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
+    pub(crate) fn verify(&self, id: &str) -> Option<Vec<Problem>> {
+        let data = self.list().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
+        let problems = verify_files(&data.dir, &data.manifest);
+        let outcome = if problems.is_empty() { "ok" } else { "corrupt" };
+        self.inner.metrics.snapshot("verify", outcome, 0.0);
+        Some(problems)
+    }
+
+    /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
+    pub(crate) fn set_aside(&self, id: &str, what: &str) -> io::Result<()> {
+        self.list().retain(|s| s.manifest.id != id);
+        set_aside(&self.inner.dir.join(id), what)?;
+        self.show();
+        Ok(())
+    }
+
+    /// Sends are counted and timed by who sends.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// As openraft wants the newest one.
+    pub(crate) fn current(&self) -> Option<Snapshot> {
+        let data = self.newest_data()?;
+        let meta = meta_of(&data.manifest).ok()?;
+        Some(Snapshot { meta, snapshot: data })
+    }
+
+    pub(crate) fn holds(&self, dir: &Path) -> bool {
+        dir.starts_with(&self.inner.dir)
+    }
+
+    /// Takes in the snapshot of another store by hard links.
+    pub(crate) fn link_in(&self, foreign: &SnapshotData) -> io::Result<SnapshotData> {
+        let id = &foreign.manifest.id;
+        if let Some(held) = self.list().iter().find(|s| s.manifest.id == *id) {
+            return Ok(self.data(held));
+        }
+        let tmp = self.tmp_dir(id);
+        files::remove_dir(&tmp)?;
+        link_files(&foreign.dir, &tmp.join(FILES))?;
+        self.finish(&tmp, SnapshotManifest { received: true, ..foreign.manifest.clone() })
+    }
+
+    fn tmp_dir(&self, id: &str) -> PathBuf {
+        self.inner.dir.join(format!("{id}.tmp"))
+    }
+
+    /// Writes the manifest, makes everything durable and puts the folder in its place.
+    fn finish(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<SnapshotData> {
+        write_manifest(&tmp.join(MANIFEST), &manifest)?;
+        files::sync_dir(tmp)?;
+        let dir = self.inner.dir.join(&manifest.id);
+        fs::rename(tmp, &dir)?;
+        // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
+        files::sync_dir(&self.inner.dir)?;
+        let stored = Stored { manifest, pin: Arc::default() };
+        let data = self.data(&stored);
+        {
+            let mut list = self.list();
+            list.push(stored);
+            list.sort_by_key(|s| last_index(&s.manifest));
+        }
+        self.prune();
+        self.show();
+        Ok(data)
+    }
+
+    /// Deletes the oldest ones beyond what is retained, but none that is being read.
+    fn prune(&self) {
+        let gone: Vec<Stored> = {
+            let mut list = self.list();
+            let surplus = list.len().saturating_sub(self.inner.retain);
+            let (gone, kept) = list
+                .drain(..)
+                .enumerate()
+                .partition::<Vec<_>, _>(|(i, s)| *i < surplus && Arc::strong_count(&s.pin) == 1);
+            *list = kept.into_iter().map(|(_, s)| s).collect();
+            gone.into_iter().map(|(_, s)| s).collect()
+        };
+        for stored in gone {
+            let dir = self.inner.dir.join(&stored.manifest.id);
+            // Renamed first: one that is half deleted is never taken for whole.
+            let tmp = self.tmp_dir(&stored.manifest.id);
+            if let Err(e) = fs::rename(&dir, &tmp).and_then(|()| files::remove_dir(&tmp)) {
+                tracing::warn!(error = %e, id = stored.manifest.id, "an old snapshot stays until the next start");
+            }
+        }
+    }
+
+    fn show(&self) {
+        let metrics = &self.inner.metrics;
+        let list = self.list();
+        metrics.snapshots_retained.set(list.len() as i64);
+        let newest = list.last();
+        metrics.snapshot_bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
+        metrics.snapshot_last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));
+    }
+
+    fn data(&self, stored: &Stored) -> SnapshotData {
+        SnapshotData {
+            manifest: stored.manifest.clone(),
+            dir: self.inner.dir.join(&stored.manifest.id).join(FILES),
+            _pin: stored.pin.clone(),
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Stored>> {
+        self.inner.list.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+/// Bytes of all files of a snapshot.
+pub(crate) fn size_of(manifest: &SnapshotManifest) -> u64 {
+    manifest.files.iter().map(|f| f.size_bytes).sum()
+}
+
+/// Index of the last entry that a snapshot holds; `None`: it holds none.
+pub(crate) fn last_index(manifest: &SnapshotManifest) -> Option<LogIndex> {
+    manifest.last_log_id.as_ref().map(|id| id.index)
+}
+
+/// What openraft knows of a snapshot; `Err` says what its manifest lacks.
+pub(crate) fn meta_of(manifest: &SnapshotManifest) -> Result<SnapshotMeta, String> {
+    let membership = manifest.membership.as_ref().ok_or("the membership is missing")?;
+    Ok(SnapshotMeta {
+        last_log_id: manifest.last_log_id.as_ref().map(log_id_from_proto),
+        last_membership: stored_membership_from_proto(membership).map_err(|e| e.to_string())?,
+    })
+}
+
+fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {
+    let body = manifest.encode_to_vec();
+    let mut content = MAGIC.to_vec();
+    content.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
+    content.extend_from_slice(&body);
+    files::write_atomic(path, &content)
+}
+
+pub(crate) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
+    let content = fs::read(dir.join(MANIFEST)).map_err(|e| format!("its manifest cannot be read: {e}"))?;
+    let body = content
+        .strip_prefix(&MAGIC)
+        .and_then(|rest| rest.split_at_checked(4))
+        .filter(|(crc, body)| crc32fast::hash(body).to_be_bytes() == *crc)
+        .map(|(_, body)| body)
+        .ok_or("its manifest is damaged")?;
+    let manifest =
+        SnapshotManifest::decode(body).map_err(|e| format!("its manifest does not decode: {e}"))?;
+    meta_of(&manifest)?;
+    Ok(manifest)
+}
+
+/// The manifest of a snapshot whose files are all there in full length. Checksums are not looked at:
+/// reading everything would hold up the start.
+fn read_whole(dir: &Path) -> Result<SnapshotManifest, String> {
+    let manifest = read_manifest(dir)?;
+    if Some(manifest.id.as_str()) != dir.file_name().and_then(|n| n.to_str()) {
+        return Err(format!("its manifest names {}", manifest.id));
+    }
+    if FORMAT_VERSION < manifest.format_version {
+        return Err(format!("its format is {}, this binary knows {FORMAT_VERSION}", manifest.format_version));
+    }
+    for file in &manifest.files {
+        match fs::metadata(dir.join(FILES).join(&file.name)) {
+            Ok(m) if m.len() == file.size_bytes => {}
+            Ok(m) => return Err(format!("{} has {} bytes, not {}", file.name, m.len(), file.size_bytes)),
+            Err(e) => return Err(format!("{}: {e}", file.name)),
+        }
+    }
+    Ok(manifest)
+}
+
+fn set_aside(path: &Path, what: &str) -> io::Result<()> {
+    // The newest damaged one tells enough; each pins the space of its files.
+    for entry in fs::read_dir(files::parent(path))? {
+        let other = entry?.path();
+        if other.extension().is_some_and(|e| e == "damaged") {
+            files::remove_dir(&other)?;
+        }
+    }
+    let aside = path.with_extension("damaged");
+    tracing::warn!(what, path = %aside.display(), "a damaged snapshot is set aside");
+    fs::rename(path, aside)
+}
+
+/// Compares every file that a manifest names with its size and checksum.
+pub(crate) fn verify_files(dir: &Path, manifest: &SnapshotManifest) -> Vec<Problem> {
+    let problem = |file: &SnapshotFile| {
+        let what = match checksum(&dir.join(&file.name)) {
+            Ok((size, _)) if size != file.size_bytes => format!("has {size} bytes, not {}", file.size_bytes),
+            Ok((_, sum)) if sum != file.checksum => "its checksum differs".to_owned(),
+            Ok(_) => return None,
+            Err(e) => e.to_string(),
+        };
+        Some(Problem { file: file.name.clone(), what })
+    };
+    manifest.files.iter().filter_map(problem).collect()
+}
+
+/// Size and blake3 of a file.
+pub(crate) fn checksum(path: &Path) -> io::Result<(u64, Bytes)> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buf, mut size) = (blake3::Hasher::new(), vec![0; READ_BYTES], 0);
+    loop {
+        let n = file.read(&mut buf)?;
+        if n == 0 {
+            return Ok((size, Bytes::copy_from_slice(hasher.finalize().as_bytes())));
+        }
+        hasher.update(&buf[..n]);
+        size += n as u64;
+    }
+}
+
+/// The files of a folder that belong to the database, sorted.
+fn database_files(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|n| is_database_file(n)) {
+            files.push((name.to_owned(), path.clone()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,225 @@
+//! Building a snapshot: a checkpoint between two applies, everything else beside them.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use std::{fs, io};
+
+use bytes::Bytes;
+use openraft::storage::RaftSnapshotBuilder;
+use rocksdb::checkpoint::Checkpoint;
+
+use crate::raft::convert::{log_id_to_proto, stored_membership_to_proto};
+use crate::raft::{LogId, SnapshotData, SnapshotMeta, TypeConfig, log_id_of, pos_of};
+use crate::store::files;
+use crate::store::snapshot::{
+    FILES, FORMAT_VERSION, FileKey, Snapshot, Snapshots, checksum, database_files, last_index, meta_of,
+};
+use crate::store::state::apply::unix_ms;
+use crate::store::state::db::{StateDb, StateError};
+use crate::types::position::LogPos;
+use crate::types::proto::{SnapshotFile, SnapshotManifest};
+
+/// Why a snapshot was not built. Never reaches openraft, whose core would stop (safety rule 28).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BuildError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Rocks(#[from] rocksdb::Error),
+    #[error("the checkpoint cannot be read: {0}")]
+    State(#[from] StateError),
+    #[error("the checkpoint holds {found:?}, not {expected:?}")]
+    Position { found: Option<LogId>, expected: Option<LogId> },
+    #[error("nothing was applied yet")]
+    Empty,
+    #[error("the task was dropped")]
+    Dropped,
+}
+
+/// A checkpoint that is to become a snapshot.
+pub(crate) struct Builder {
+    snapshots: Snapshots,
+    source: Source,
+    began: Instant,
+}
+
+enum Source {
+    /// A snapshot at this position exists.
+    Existing,
+    Checkpoint {
+        tmp: PathBuf,
+        id: String,
+        expected: Option<LogId>,
+    },
+    Failed(BuildError),
+}
+
+impl Builder {
+    /// Makes the checkpoint; nothing is applied until this returns.
+    pub(crate) async fn begin(snapshots: Snapshots, db: Arc<StateDb>, applied: Option<LogId>) -> Self {
+        let began = Instant::now();
+        if let Some(newest) = snapshots.newest()
+            && last_index(&newest) == applied.as_ref().map(|id| id.index)
+        {
+            return Self { snapshots, source: Source::Existing, began };
+        }
+        snapshots.inner.metrics.set_snapshot_running("build", true);
+        let task = {
+            let snapshots = snapshots.clone();
+            tokio::task::spawn_blocking(move || snapshots.checkpoint(&db, applied))
+        };
+        let source = match task.await {
+            Ok(Ok((tmp, id))) => Source::Checkpoint { tmp, id, expected: applied },
+            Ok(Err(error)) => Source::Failed(error),
+            Err(_) => Source::Failed(BuildError::Dropped),
+        };
+        Self { snapshots, source, began }
+    }
+
+    /// The snapshot that was built or exists; when building failed, the newest before it.
+    async fn finish(&mut self) -> Option<Snapshot> {
+        let source = std::mem::replace(&mut self.source, Source::Existing);
+        let result = match source {
+            Source::Existing => return self.snapshots.current(),
+            Source::Failed(error) => Err(error),
+            Source::Checkpoint { tmp, id, expected } => {
+                let snapshots = self.snapshots.clone();
+                let task = tokio::task::spawn_blocking(move || snapshots.seal(&tmp, &id, expected));
+                task.await.unwrap_or(Err(BuildError::Dropped))
+            }
+        };
+        let metrics = &self.snapshots.inner.metrics;
+        metrics.set_snapshot_running("build", false);
+        let seconds = self.began.elapsed().as_secs_f64();
+        match result {
+            Ok(data) => {
+                metrics.snapshot("build", "ok", seconds);
+                let meta = meta_of(&data.manifest).expect("a manifest of our own is whole");
+                Some(Snapshot { meta, snapshot: data })
+            }
+            Err(error) => {
+                metrics.snapshot("build", "failed", seconds);
+                metrics.error("state", "snapshot");
+                tracing::warn!(error = %error, "no snapshot was built; the next one is tried when it is due");
+                self.snapshots.current()
+            }
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        Ok(self.finish().await.unwrap_or_else(|| Snapshot {
+            // Openraft ignores one that is not newer than what it knows.
+            meta: SnapshotMeta::default(),
+            snapshot: SnapshotData {
+                manifest: SnapshotManifest::default(),
+                dir: PathBuf::new(),
+                _pin: Arc::default(),
+            },
+        }))
+    }
+}
+
+impl Snapshots {
+    /// Builds a snapshot of a state that nothing is applied to. Blocking.
+    pub(crate) fn build_now(&self, db: &StateDb, applied: Option<LogId>) -> Result<SnapshotData, BuildError> {
+        let (tmp, id) = self.checkpoint(db, applied)?;
+        self.seal(&tmp, &id, applied)
+    }
+
+    fn checkpoint(&self, db: &StateDb, applied: Option<LogId>) -> Result<(PathBuf, String), BuildError> {
+        let pos = pos_of(&applied.ok_or(BuildError::Empty)?);
+        // The node is part of it: the files of two nodes differ at the same position.
+        let id = format!("{}-{}-{}-{:x}", pos.index, pos.term, self.inner.node_id, unix_ms());
+        let tmp = self.tmp_dir(&id);
+        files::remove_dir(&tmp)?;
+        files::create_dir(&tmp)?;
+        let result = Checkpoint::new(db.db()).and_then(|c| c.create_checkpoint(tmp.join(FILES)));
+        if let Err(error) = result {
+            let _ = files::remove_dir(&tmp);
+            return Err(error.into());
+        }
+        Ok((tmp, id))
+    }
+
+    fn seal(&self, tmp: &Path, id: &str, expected: Option<LogId>) -> Result<SnapshotData, BuildError> {
+        let result = self
+            .manifest(&tmp.join(FILES), id, expected)
+            .and_then(|manifest| Ok(self.finish(tmp, manifest)?));
+        if result.is_err() {
+            let _ = files::remove_dir(tmp);
+        }
+        result
+    }
+
+    /// Reads what the checkpoint holds out of the checkpoint itself.
+    fn manifest(
+        &self,
+        dir: &Path,
+        id: &str,
+        expected: Option<LogId>,
+    ) -> Result<SnapshotManifest, BuildError> {
+        let db = StateDb::open_read_only(dir, &self.inner.rocks)?;
+        let record = db.record()?.ok_or(BuildError::Empty)?;
+        let membership = db.membership()?;
+        drop(db);
+        remove_info_logs(dir)?;
+        let found = Some(log_id_of(LogPos { term: record.applied_term, index: record.applied_index }));
+        if found != expected {
+            return Err(BuildError::Position { found, expected });
+        }
+        Ok(SnapshotManifest {
+            format_version: FORMAT_VERSION,
+            id: id.to_owned(),
+            cluster_id: self.inner.cluster_id.clone(),
+            last_log_id: found.as_ref().map(log_id_to_proto),
+            membership: Some(stored_membership_to_proto(&membership)),
+            height: record.head.map_or(0, |h| h.height),
+            state_hash: record.state_hash,
+            created_at_ms: unix_ms(),
+            files: self.checked_files(dir)?,
+            received: false,
+        })
+    }
+
+    /// Sizes and checksums of the files; SST files never change, so theirs are computed once.
+    fn checked_files(&self, dir: &Path) -> io::Result<Vec<SnapshotFile>> {
+        let known = std::mem::take(&mut *self.checksums());
+        let mut kept = HashMap::new();
+        let mut files = Vec::new();
+        for (name, path) in database_files(dir)? {
+            let m = fs::metadata(&path)?;
+            let modified_ns = m.mtime() * 1_000_000_000 + m.mtime_nsec();
+            let key = FileKey { name: name.clone(), inode: m.ino(), size: m.size(), modified_ns };
+            let sum = match known.get(&key) {
+                Some(sum) if name.ends_with(".sst") => sum.clone(),
+                _ => checksum(&path)?.1,
+            };
+            kept.insert(key, sum.clone());
+            files.push(SnapshotFile { name, size_bytes: m.size(), checksum: sum });
+        }
+        *self.checksums() = kept;
+        Ok(files)
+    }
+
+    fn checksums(&self) -> std::sync::MutexGuard<'_, HashMap<FileKey, Bytes>> {
+        self.inner.checksums.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+/// Opening a checkpoint leaves a log of RocksDB's own in it.
+fn remove_info_logs(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("LOG")) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Receiving a snapshot: chunks into `ID.tmp`, verified and durable before anybody may install it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::raft::SnapshotData;
+use crate::store::files;
+use crate::store::snapshot::{FILES, FORMAT_VERSION, Problem, Snapshots, meta_of, verify_files};
+use crate::types::proto::SnapshotManifest;
+
+/// Why a snapshot is not received.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Nothing of it is kept: the sender begins anew.
+    #[error("{file}: {what}")]
+    Corrupt { file: String, what: String },
+    #[error("the manifest is not usable: {0}")]
+    Manifest(String),
+    #[error("the manifest names no file {0}")]
+    UnknownFile(String),
+    #[error("{file}: a chunk at {offset}, {have} bytes are there")]
+    Offset { file: String, offset: u64, have: u64 },
+}
+
+/// A snapshot that is coming in. Dropped unfinished, its files stay for the next attempt.
+pub(crate) struct Receiving {
+    snapshots: Snapshots,
+    manifest: SnapshotManifest,
+    tmp: PathBuf,
+    /// Bytes that are there of each file.
+    have: BTreeMap<String, u64>,
+    began: Instant,
+}
+
+impl Snapshots {
+    /// Begins, or goes on where an earlier attempt at the same id stopped. Blocking.
+    pub(crate) fn receive(&self, manifest: SnapshotManifest) -> Result<Receiving, ReceiveError> {
+        check(&manifest, &self.inner.cluster_id)?;
+        let tmp = self.tmp_dir(&manifest.id);
+        let dir = tmp.join(FILES);
+        files::create_dir(&dir)?;
+        let mut have = BTreeMap::new();
+        for file in &manifest.files {
+            let there = fs::metadata(dir.join(&file.name)).map_or(0, |m| m.len());
+            have.insert(file.name.clone(), there.min(file.size_bytes));
+        }
+        Ok(Receiving { snapshots: self.clone(), manifest, tmp, have, began: Instant::now() })
+    }
+}
+
+impl Receiving {
+    pub(crate) fn manifest(&self) -> &SnapshotManifest {
+        &self.manifest
+    }
+
+    /// Where the next chunk of a file begins.
+    pub(crate) fn have(&self, file: &str) -> Option<u64> {
+        self.have.get(file).copied()
+    }
+
+    /// Chunks of one file come in order; one that is there already is skipped. Blocking.
+    pub(crate) fn write_chunk(&mut self, file: &str, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
+        let size = self.manifest.files.iter().find(|f| f.name == file).map(|f| f.size_bytes);
+        let (Some(size), Some(have)) = (size, self.have.get_mut(file)) else {
+            return Err(ReceiveError::UnknownFile(file.to_owned()));
+        };
+        let end = offset + bytes.len() as u64;
+        if end <= *have {
+            return Ok(());
+        }
+        if *have < offset || size < end {
+            return Err(ReceiveError::Offset { file: file.to_owned(), offset, have: *have });
+        }
+        let path = self.tmp.join(FILES).join(file);
+        let out = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        out.write_all_at(bytes, offset)?;
+        *have = end;
+        Ok(())
+    }
+
+    /// Verifies every file, makes all of it durable and puts it among the snapshots. Blocking.
+    pub(crate) fn finish(self) -> Result<SnapshotData, ReceiveError> {
+        let result = self.check_and_keep();
+        let metrics = self.snapshots.metrics();
+        match &result {
+            Ok(_) => metrics.snapshot("verify", "ok", 0.0),
+            Err(ReceiveError::Corrupt { file, what }) => {
+                metrics.snapshot("verify", "corrupt", 0.0);
+                tracing::warn!(
+                    id = self.manifest.id,
+                    file,
+                    what,
+                    "a received snapshot is corrupt and was thrown away"
+                );
+                let _ = files::remove_dir(&self.tmp);
+            }
+            Err(error) => {
+                metrics.snapshot("verify", "failed", 0.0);
+                tracing::warn!(id = self.manifest.id, error = %error, "a received snapshot could not be kept");
+            }
+        }
+        result
+    }
+
+    fn check_and_keep(&self) -> Result<SnapshotData, ReceiveError> {
+        let dir = self.tmp.join(FILES);
+        for file in &self.manifest.files {
+            // A file of no bytes comes in no chunk.
+            if file.size_bytes == 0 {
+                fs::write(dir.join(&file.name), [])?;
+            }
+            let path = dir.join(&file.name);
+            if fs::metadata(&path).map_or(0, |m| m.len()) == file.size_bytes {
+                files::sync_file(&path)?;
+            }
+        }
+        if let Some(Problem { file, what }) = verify_files(&dir, &self.manifest).into_iter().next() {
+            return Err(ReceiveError::Corrupt { file, what });
+        }
+        files::sync_dir(&dir)?;
+        if let Some(held) = self.snapshots.list().iter().find(|s| s.manifest.id == self.manifest.id) {
+            files::remove_dir(&self.tmp)?;
+            return Ok(self.snapshots.data(held));
+        }
+        let manifest = SnapshotManifest { received: true, ..self.manifest.clone() };
+        tracing::info!(id = manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
+        Ok(self.snapshots.finish(&self.tmp, manifest)?)
+    }
+}
+
+/// Names come from another node: they may lead nowhere but into the folder of this snapshot.
+fn check(manifest: &SnapshotManifest, cluster_id: &str) -> Result<(), ReceiveError> {
+    let fail = |what: &str| Err(ReceiveError::Manifest(what.to_owned()));
+    let is_plain = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 128
+            && !name.starts_with('.')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    if !is_plain(&manifest.id) || manifest.id.contains('.') {
+        return fail("its id is no plain name");
+    }
+    if manifest.files.is_empty() || !manifest.files.iter().all(|f| is_plain(&f.name)) {
+        return fail("a file has no plain name");
+    }
+    if manifest.cluster_id != cluster_id {
+        return fail("it is another cluster's");
+    }
+    if FORMAT_VERSION < manifest.format_version {
+        return fail("its format is newer than this binary knows");
+    }
+    if manifest.last_log_id.is_none() {
+        return fail("it holds no entry");
+    }
+    meta_of(manifest).map(drop).map_err(ReceiveError::Manifest)
+}

@@ -1,0 +1,271 @@
+//! The database of the replicated state: its folder, its rows, and the machine read out of them.
+//!
+//! The folder has a name of its own, and a small file beside it says which one is in force: so a
+//! received snapshot, or a rebuilt state, takes over by one rename (safety rules 28 and 31).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use prost::Message;
+use rocksdb::{ColumnFamily, DBPinnableSlice, FlushOptions, IteratorMode, ReadOptions};
+
+use crate::machine::apply::{LoadError, Machine};
+use crate::raft::StoredMembership;
+use crate::raft::convert::stored_membership_from_proto;
+use crate::store::files;
+use crate::store::rocks::{self, Db, STATE_FAMILIES};
+use crate::types::{Height, Term, position::LogPos, proto};
+
+pub(crate) const KEY_MACHINE: &[u8] = b"machine";
+pub(crate) const KEY_MEMBERSHIP: &[u8] = b"membership";
+/// Lowest height that is kept; rows below it are leftovers of files not dropped yet.
+pub(crate) const KEY_FLOOR: &[u8] = b"floor";
+/// Prefix of a leadership's key; its term follows.
+const LEADERSHIP: u8 = b'l';
+/// Which folder holds the state; without it the first one does.
+const POINTER: &str = "STATE";
+const FIRST_FOLDER: &str = "state";
+
+/// Why a stored state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("{0}")]
+    Rocks(#[from] rocksdb::Error),
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    #[error("{what} does not decode")]
+    Record { what: &'static str },
+    #[error("there is no database in {0}")]
+    NoDatabase(PathBuf),
+}
+
+pub(crate) type KeyValue = (Box<[u8]>, Box<[u8]>);
+
+/// A family of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    Blocks,
+    Rows,
+    Meta,
+}
+
+/// What the machine and raft need of a stored state.
+pub(crate) struct Loaded {
+    pub(crate) machine: Machine,
+    /// `None` before the first entry.
+    pub(crate) applied: Option<LogPos>,
+    pub(crate) membership: StoredMembership,
+    pub(crate) floor: Height,
+}
+
+/// An open state. Closed when the last holder lets go.
+pub(crate) struct StateDb {
+    db: Db,
+    // Behind `db`, so that the folder goes after the database is closed.
+    folder: Folder,
+}
+
+struct Folder {
+    path: PathBuf,
+    is_doomed: AtomicBool,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.is_doomed.load(Ordering::Relaxed)
+            && let Err(e) = files::remove_dir(&self.path)
+        {
+            tracing::warn!(error = %e, path = %self.path.display(), "a replaced state stays until the next start");
+        }
+    }
+}
+
+impl StateDb {
+    /// Opens a state that should be there.
+    pub(crate) fn open(path: &Path, rocks: &rocks::Shared) -> Result<Self, StateError> {
+        if !rocks::is_database(path) {
+            return Err(StateError::NoDatabase(path.to_owned()));
+        }
+        Ok(Self::new(rocks.open_state(path, false)?, path))
+    }
+
+    /// Makes an empty state in a folder that is being made.
+    pub(crate) fn create(path: &Path, rocks: &rocks::Shared) -> Result<Self, StateError> {
+        Ok(Self::new(rocks.open_state(path, true)?, path))
+    }
+
+    /// Opens a checkpoint without changing it, but for RocksDB's own info log.
+    pub(crate) fn open_read_only(path: &Path, rocks: &rocks::Shared) -> Result<Self, StateError> {
+        if !rocks::is_database(path) {
+            return Err(StateError::NoDatabase(path.to_owned()));
+        }
+        Ok(Self::new(rocks.open_state_read_only(path)?, path))
+    }
+
+    fn new(db: Db, path: &Path) -> Self {
+        Self { db, folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) } }
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// The folder is removed once the last holder let go.
+    pub(crate) fn doom(&self) {
+        self.folder.is_doomed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn family(&self, family: Family) -> &ColumnFamily {
+        let name = match family {
+            Family::Blocks => "blocks",
+            Family::Rows => "rows",
+            Family::Meta => "meta",
+        };
+        self.db.cf_handle(name).expect("every family was opened")
+    }
+
+    pub(crate) fn get(
+        &self,
+        family: Family,
+        key: &[u8],
+    ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error> {
+        self.db.get_pinned_cf(self.family(family), key)
+    }
+
+    pub(crate) fn bytes(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, rocksdb::Error> {
+        Ok(self.get(family, key)?.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    /// The keys and values of a family from a key on, in order.
+    pub(crate) fn from<'a>(
+        &'a self,
+        family: Family,
+        key: &[u8],
+    ) -> impl Iterator<Item = Result<KeyValue, rocksdb::Error>> + 'a {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(key);
+        self.db.iterator_cf_opt(self.family(family), options, IteratorMode::Start)
+    }
+
+    /// Makes everything written so far durable, all families at once: with atomic flush a manual
+    /// one takes only those that are named, and one left out loses what belongs together.
+    pub(crate) fn flush(&self) -> Result<(), rocksdb::Error> {
+        let families: Vec<&ColumnFamily> =
+            STATE_FAMILIES.iter().map(|f| self.db.cf_handle(f).expect("every family was opened")).collect();
+        let families: Vec<&&ColumnFamily> = families.iter().collect();
+        self.db.flush_cfs_opt(&families, &FlushOptions::default())
+    }
+
+    pub(crate) fn membership(&self) -> Result<StoredMembership, StateError> {
+        match self.bytes(Family::Meta, KEY_MEMBERSHIP)? {
+            None => Ok(StoredMembership::default()),
+            Some(bytes) => proto::StoredMembership::decode(bytes)
+                .ok()
+                .and_then(|m| stored_membership_from_proto(&m).ok())
+                .ok_or(StateError::Record { what: "the membership" }),
+        }
+    }
+
+    /// The record of the machine; `None` before the first entry.
+    pub(crate) fn record(&self) -> Result<Option<proto::MachineRecord>, StateError> {
+        let record = self.bytes(Family::Meta, KEY_MACHINE)?.map(proto::MachineRecord::decode);
+        record.transpose().map_err(|_| StateError::Record { what: "the record of the machine" })
+    }
+
+    pub(crate) fn load(&self) -> Result<Loaded, StateError> {
+        let record = self.bytes(Family::Meta, KEY_MACHINE)?;
+        let membership = self.membership()?;
+        let floor = match self.get(Family::Meta, KEY_FLOOR)? {
+            None => 0,
+            Some(v) => height_of(&v).ok_or(StateError::Record { what: "the floor" })?,
+        };
+        let mut blocks = Vec::new();
+        for item in self.from(Family::Rows, &height_key(floor)) {
+            let (key, row) = item?;
+            let height = height_of(&key).ok_or(StateError::Record { what: "a row's key" })?;
+            let row = proto::BlockRow::decode(&row[..]).map_err(|_| StateError::Record { what: "a row" })?;
+            blocks.push((height, row.stored_bytes));
+        }
+        let terms = self.leaderships()?.into_iter().map(|l| l.term);
+        let machine = Machine::load(record.as_deref(), blocks.into_iter(), terms)?;
+        let applied = record.is_some().then(|| machine.view().applied);
+        Ok(Loaded { machine, applied, membership, floor })
+    }
+
+    /// The kept leaderships, oldest first.
+    pub(crate) fn leaderships(&self) -> Result<Vec<proto::LeadershipRow>, StateError> {
+        let mut rows = Vec::new();
+        for item in self.from(Family::Meta, &[LEADERSHIP]) {
+            let (key, row) = item?;
+            if key.len() != 9 || key[0] != LEADERSHIP {
+                break;
+            }
+            rows.push(
+                proto::LeadershipRow::decode(&row[..])
+                    .map_err(|_| StateError::Record { what: "a leadership" })?,
+            );
+        }
+        Ok(rows)
+    }
+}
+
+pub(crate) fn height_key(height: Height) -> [u8; 8] {
+    height.to_be_bytes()
+}
+
+pub(crate) fn height_of(key: &[u8]) -> Option<Height> {
+    Some(Height::from_be_bytes(key.try_into().ok()?))
+}
+
+pub(crate) fn leadership_key(term: Term) -> [u8; 9] {
+    let mut key = [LEADERSHIP; 9];
+    key[1..].copy_from_slice(&term.to_be_bytes());
+    key
+}
+
+/// The folder that holds the state in force.
+pub(crate) fn current_dir(data_dir: &Path) -> io::Result<PathBuf> {
+    let name = files::read_optional(&data_dir.join(POINTER))?;
+    let name = name.and_then(|n| String::from_utf8(n).ok()).map(|n| n.trim().to_owned());
+    let is_ours =
+        |n: &String| n == FIRST_FOLDER || n.strip_prefix("state.").is_some_and(|r| !r.contains('/'));
+    Ok(data_dir.join(name.filter(is_ours).unwrap_or_else(|| FIRST_FOLDER.into())))
+}
+
+/// A folder that does not exist yet, to build a state in.
+pub(crate) fn new_dir(data_dir: &Path) -> io::Result<PathBuf> {
+    let mut highest = 0;
+    for entry in fs::read_dir(data_dir)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("state.")?.parse::<u64>().ok());
+        highest = highest.max(number.unwrap_or(0));
+    }
+    Ok(data_dir.join(format!("state.{}", highest + 1)))
+}
+
+/// From here on this folder holds the state. Durable on return.
+pub(crate) fn switch_to(data_dir: &Path, dir: &Path) -> io::Result<()> {
+    let name = dir.file_name().and_then(|n| n.to_str()).expect("a name of our own");
+    files::write_atomic(&data_dir.join(POINTER), format!("{name}\n").as_bytes())
+}
+
+/// Removes what a switch that was cut short left behind.
+pub(crate) fn remove_others(data_dir: &Path) -> io::Result<()> {
+    let current = current_dir(data_dir)?;
+    for entry in fs::read_dir(data_dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let is_state = name == FIRST_FOLDER || name.starts_with("state.");
+        if is_state && path != current && path.is_dir() {
+            files::remove_dir(&path)?;
+        }
+    }
+    Ok(())
+}

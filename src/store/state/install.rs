@@ -1,0 +1,164 @@
+//! Installing a snapshot: one switch from the old state to the new.
+//!
+//! The new state is built under a name of its own by hard links and opened there; the rename of one
+//! small file makes it the state in force. A crash at any point leaves the one or the other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use crate::raft::{SnapshotData, SnapshotMeta, pos_of};
+use crate::store::files;
+use crate::store::health::{Database, Fatal};
+use crate::store::rocks;
+use crate::store::snapshot::Snapshots;
+use crate::store::state::StateMachine;
+use crate::store::state::db::{self, Loaded, StateDb, StateError};
+use crate::store::state::prune::Pruner;
+use crate::types::position::LogPos;
+
+/// How long an install that met a full disk waits before it is tried again.
+const FULL_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why a snapshot did not become the state.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    State(#[from] StateError),
+    #[error("it holds {found:?}, not {expected:?}")]
+    Position { found: Option<LogPos>, expected: Option<LogPos> },
+}
+
+impl InstallError {
+    pub(crate) fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io(e) => files::is_no_space(e),
+            Self::State(StateError::Rocks(e)) => rocks::is_no_space(e),
+            Self::State(_) | Self::Position { .. } => false,
+        }
+    }
+}
+
+impl StateMachine {
+    /// Never fails: a full disk is waited for, anything else ends the node.
+    pub(super) async fn install(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) {
+        let began = Instant::now();
+        self.metrics.set_snapshot_running("install", true);
+        let expected = meta.last_log_id.as_ref().map(pos_of);
+        let mut is_blocked = false;
+        let (db, loaded) = loop {
+            let (snapshots, data_dir, rocks) =
+                (self.snapshots.clone(), self.data_dir.clone(), self.rocks.clone());
+            let data = snapshot.clone();
+            let task = tokio::task::spawn_blocking(move || {
+                let data = adopt(&snapshots, data)?;
+                build(&data_dir, &data.dir, &rocks, expected)
+            });
+            let error = match task.await {
+                Ok(Ok(built)) => break built,
+                Ok(Err(error)) => error,
+                Err(_) => return std::future::pending().await,
+            };
+            self.metrics.error("state", "snapshot");
+            if !error.is_no_space() {
+                self.metrics.snapshot("install", "failed", began.elapsed().as_secs_f64());
+                let what = format!("snapshot {}: {error}", snapshot.manifest.id);
+                return self.stand_still(Fatal::Damaged { what }).await;
+            }
+            if !is_blocked {
+                tracing::warn!(error = %error, "a snapshot cannot be installed: disk full; tried again until space returns");
+                self.health.set_blocked(Database::State, true);
+                is_blocked = true;
+            }
+            tokio::time::sleep(FULL_PAUSE).await;
+        };
+        if is_blocked {
+            self.health.set_blocked(Database::State, false);
+        }
+        self.take_over(db, loaded);
+        self.metrics.snapshot("install", "ok", began.elapsed().as_secs_f64());
+        self.metrics.set_snapshot_running("install", false);
+    }
+
+    fn take_over(&mut self, db: StateDb, loaded: Loaded) {
+        let old = std::mem::replace(&mut self.db, Arc::new(db));
+        self.machine = loaded.machine;
+        self.applied = loaded.applied;
+        self.membership = loaded.membership;
+        self.floor = loaded.floor;
+        self.pruner = Pruner::new(loaded.floor);
+        self.shared.publish(&self.db, Arc::new(self.machine.view().clone()));
+        self.show_blocks();
+        old.doom();
+        // Closing a database waits for its threads.
+        tokio::task::spawn_blocking(move || drop(old));
+    }
+}
+
+/// A snapshot that is not ours yet, as another store hands it over, becomes one of ours.
+fn adopt(snapshots: &Snapshots, data: SnapshotData) -> io::Result<SnapshotData> {
+    match snapshots.holds(&data.dir) {
+        true => Ok(data),
+        false => snapshots.link_in(&data),
+    }
+}
+
+/// Builds a state from the files of a snapshot and makes it the one in force.
+pub(crate) fn build(
+    data_dir: &Path,
+    from: &Path,
+    rocks: &rocks::Shared,
+    expected: Option<LogPos>,
+) -> Result<(StateDb, Loaded), InstallError> {
+    let dir = db::new_dir(data_dir)?;
+    let result = build_in(&dir, data_dir, from, rocks, expected);
+    if result.is_err() {
+        let _ = files::remove_dir(&dir);
+    }
+    result
+}
+
+fn build_in(
+    dir: &Path,
+    data_dir: &Path,
+    from: &Path,
+    rocks: &rocks::Shared,
+    expected: Option<LogPos>,
+) -> Result<(StateDb, Loaded), InstallError> {
+    link_files(from, dir)?;
+    files::sync_dir(data_dir)?;
+    let db = StateDb::open(dir, rocks)?;
+    let loaded = db.load()?;
+    if loaded.applied != expected {
+        return Err(InstallError::Position { found: loaded.applied, expected });
+    }
+    db::switch_to(data_dir, dir)?;
+    Ok((db, loaded))
+}
+
+/// A folder with the files of a database: those that never change as hard links, the others as
+/// copies. Durable on return, but for the folder's own name.
+pub(crate) fn link_files(from: &Path, to: &Path) -> io::Result<()> {
+    files::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let source = entry?.path();
+        let Some(name) = source.file_name().and_then(|n| n.to_str()).filter(|n| is_database_file(n)) else {
+            continue;
+        };
+        let target = to.join(name);
+        let is_linked = name.ends_with(".sst") && fs::hard_link(&source, &target).is_ok();
+        if !is_linked {
+            fs::copy(&source, &target)?;
+            files::sync_file(&target)?;
+        }
+    }
+    files::sync_dir(to)
+}
+
+/// All but RocksDB's own info logs and its lock.
+pub(crate) fn is_database_file(name: &str) -> bool {
+    !name.starts_with("LOG") && name != "LOCK" && name != "IDENTITY"
+}

@@ -1,0 +1,17 @@
+//! What the built binary promises, attacked from outside.
+//!
+//! One binary, so that everything links once. [`support`] starts clusters, drives and judges them;
+//! every other module is a part of the contract. The library is not linked: what these tests see is
+//! what a user sees.
+
+mod api;
+mod api_stream;
+mod cluster;
+mod contract;
+mod metrics;
+mod peer_port;
+mod recovery;
+mod refusals;
+mod stop;
+mod support;
+mod tidy;

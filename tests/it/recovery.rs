@@ -1,0 +1,224 @@
+//! Folders that were damaged, cut off or made by a newer binary.
+//!
+//! | test | attacks |
+//! | --- | --- |
+//! | a_newer_disk_format_is_refused | design 4, exit 4 |
+//! | a_log_that_was_shortened_… | safety 4: the watermark; design 4, exit 4 with file and index |
+//! | a_log_that_is_gone_is_refused | design 4: `create_if_missing` never for what should exist |
+//! | a_damaged_byte_in_the_log_is_refused | safety 5: CRC and chain; design 4: no silent `point_in_time` |
+//! | a_damaged_state_is_rebuilt | design 4: `state/` is derived; safety 28 |
+//! | a_damaged_snapshot_is_set_aside | safety 28 |
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::support::{
+    block::Block,
+    cluster::Cluster,
+    config::{Settings, settings},
+    stream::fill,
+    wait::SOON,
+};
+
+/// Exit code of design 10: the data folder refuses, a restart will not help.
+const FOLDER: i32 = 4;
+/// Blocks in the folder of each test.
+const BLOCKS: u64 = 200;
+
+/// A stopped node alone with blocks in its folder. With `snapshots` its log is short.
+fn stopped_node(snapshots: bool) -> Cluster {
+    let threshold = toml::Value::Integer(if snapshots { 50 } else { 1_000_000 });
+    let trailing = toml::Value::Integer(10);
+    let mut cluster =
+        Cluster::new(1, settings([("snapshot.threshold", threshold), ("snapshot.trailing_logs", trailing)]));
+    cluster.start();
+    let blocks: Vec<Block> = (1..=BLOCKS).map(|h| Block::sized(h, "kept", 1_000)).collect();
+    fill(&cluster.node(1).api.clone(), &blocks);
+    // kill -9, not a stop: what counts is in the WAL, as after a power loss.
+    cluster.node_mut(1).kill();
+    cluster
+}
+
+/// Starts it again; all blocks are there.
+#[track_caller]
+fn assert_whole(cluster: &mut Cluster) {
+    cluster.node_mut(1).start();
+    cluster.leader();
+    let rows = cluster.node(1).range(1, BLOCKS).expect("it answers");
+    assert_eq!(rows.len() as u64, BLOCKS, "blocks after the restart");
+    for (height, row) in (1..).zip(&rows) {
+        assert_eq!(row["block"]["hash"], Block::sized(height, "kept", 1_000).hash_hex());
+    }
+}
+
+/// The files of a folder with an ending, largest first.
+fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut files: Vec<PathBuf> = entries
+        .map(|e| e.expect("readable").path())
+        .filter(|path| path.to_string_lossy().ends_with(ending))
+        .collect();
+    files.sort_by_key(|path| std::cmp::Reverse(path.metadata().map_or(0, |m| m.len())));
+    files
+}
+
+/// The state in force: a rebuilt one has another name.
+fn state_dir(data_dir: &Path) -> PathBuf {
+    let entries = fs::read_dir(data_dir).expect("readable");
+    let is_state = |path: &PathBuf| path.join("CURRENT").exists() && !path.ends_with("log");
+    entries.map(|e| e.expect("readable").path()).find(is_state).expect("a state is there")
+}
+
+/// Every file below a folder.
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            out.extend(walk(&path));
+        } else {
+            out.push(path);
+        }
+    }
+    out.sort();
+    out
+}
+
+/// The last byte of a file that is not zero: files that grow in large steps end in zeros.
+fn used(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1)
+}
+
+fn cut(path: &Path, keep: usize) {
+    let file = fs::File::options().write(true).open(path).expect("writable");
+    file.set_len(keep as u64).expect("a file can be cut");
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).expect("readable");
+    bytes[at] ^= 0x40;
+    fs::write(path, bytes).expect("writable");
+}
+
+#[test]
+fn a_newer_disk_format_is_refused() {
+    let mut cluster = stopped_node(false);
+    let path = cluster.node(1).data_dir.join("IDENTITY");
+    let text = fs::read_to_string(&path).expect("IDENTITY is text");
+    // Whatever the layout: the number beside the word "format".
+    let line = text.lines().find(|l| l.contains("format")).unwrap_or_else(|| panic!("no format in {text}"));
+    let number: String = line.chars().filter(char::is_ascii_digit).collect();
+    let newer = line.replace(&number, "9999");
+    fs::write(&path, text.replace(line, &newer)).expect("writable");
+    let folder = cluster.node(1).data_dir.to_string_lossy().into_owned();
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&folder, "9999", "newer"]);
+    fs::write(&path, text).expect("writable");
+    assert_whole(&mut cluster);
+}
+
+#[test]
+fn a_log_that_was_shortened_is_refused_with_file_and_index() {
+    // Half of the newest WAL is gone: RocksDB by itself takes that for a clean end.
+    let mut cluster = stopped_node(false);
+    let log = cluster.node(1).data_dir.join("log");
+    let wal = files(&log, ".log").remove(0);
+    let whole = fs::read(&wal).expect("readable");
+    cut(&wal, used(&whole) / 2);
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&log.to_string_lossy(), "index"]);
+    // Refused again, not mended in silence by the first attempt.
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&log.to_string_lossy()]);
+}
+
+#[test]
+fn a_log_that_was_put_back_is_whole() {
+    let mut cluster = stopped_node(false);
+    let log = cluster.node(1).data_dir.join("log");
+    let before: Vec<(PathBuf, Vec<u8>)> =
+        walk(&log).into_iter().map(|path| (path.clone(), fs::read(&path).expect("readable"))).collect();
+    let wal = files(&log, ".log").remove(0);
+    let whole = fs::read(&wal).expect("readable");
+    cut(&wal, used(&whole) / 2);
+    cluster.node_mut(1).assert_refuses(FOLDER, &[]);
+    // What a person restores from a copy of the folder is accepted: a refusal damages nothing.
+    fs::remove_dir_all(&log).expect("writable");
+    for (path, bytes) in before {
+        fs::create_dir_all(path.parent().expect("it has one")).expect("writable");
+        fs::write(path, bytes).expect("writable");
+    }
+    assert_whole(&mut cluster);
+}
+
+#[test]
+fn a_log_that_is_gone_is_refused() {
+    for what in ["CURRENT", ""] {
+        let mut cluster = stopped_node(false);
+        let log = cluster.node(1).data_dir.join("log");
+        match what {
+            "" => fs::remove_dir_all(&log).expect("writable"),
+            file => fs::remove_file(log.join(file)).expect("it was there"),
+        }
+        // Twice: a database of RocksDB without CURRENT is an error once, and empty at the next open.
+        for _ in 0..2 {
+            cluster.node_mut(1).assert_refuses(FOLDER, &[&log.to_string_lossy()]);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_byte_in_the_log_is_refused() {
+    let mut cluster = stopped_node(false);
+    let log = cluster.node(1).data_dir.join("log");
+    let wal = files(&log, ".log").remove(0);
+    let used = used(&fs::read(&wal).expect("readable"));
+    // In the middle: entries that were synced lie behind it.
+    flip(&wal, used / 2);
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&log.to_string_lossy()]);
+}
+
+#[test]
+fn a_damaged_state_is_rebuilt() {
+    for damage in ["cut", "CURRENT", "gone"] {
+        let mut cluster = stopped_node(true);
+        let state = state_dir(&cluster.node(1).data_dir);
+        match damage {
+            "cut" => match files(&state, ".sst").first() {
+                Some(sst) => cut(sst, 100),
+                // All of it is still in memory and in the log.
+                None => cut(&files(&state, "").remove(0), 10),
+            },
+            "CURRENT" => fs::remove_file(state.join("CURRENT")).expect("it was there"),
+            _ => fs::remove_dir_all(&state).expect("it was there"),
+        }
+        assert_whole(&mut cluster);
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_is_set_aside() {
+    let mut cluster = stopped_node(true);
+    let snapshots = cluster.node(1).data_dir.join("snapshots");
+    let large = walk(&snapshots).into_iter().filter(|p| 1_000 < p.metadata().map_or(0, |m| m.len()));
+    let damaged: Vec<PathBuf> = large.collect();
+    assert!(!damaged.is_empty(), "no snapshot in {}", snapshots.display());
+    damaged.iter().for_each(|path| flip(path, 500));
+    // `state/` is whole: another one is built from it before anything relies on a snapshot.
+    assert_whole(&mut cluster);
+    cluster.node_mut(1).stop(SOON);
+    assert_whole(&mut cluster);
+}
+
+#[test]
+fn a_folder_of_a_node_that_never_led_alone_is_whole_after_a_kill() {
+    // The empty folder of a first start that was killed at any moment starts again.
+    let mut cluster = Cluster::new(1, Settings::new());
+    for _ in 0..5 {
+        cluster.node_mut(1).start();
+        cluster.node(1).wait_line(&["{"]);
+        cluster.node_mut(1).kill();
+    }
+    cluster.node_mut(1).start();
+    cluster.leader();
+    cluster.end();
+}
