@@ -43,6 +43,14 @@ pub(crate) struct Config {
     pub(crate) per_second: u64,
 }
 
+impl Config {
+    /// `protocol` is a word of the settings: `http`, and everything else is gRPC.
+    pub(crate) fn new(endpoint: Option<&str>, protocol: &str, sample_ratio: f64, per_second: u64) -> Self {
+        let protocol = if protocol == "http" { Protocol::Http } else { Protocol::Grpc };
+        Self { endpoint: endpoint.map(str::to_owned), protocol, sample_ratio, per_second }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Grpc,
