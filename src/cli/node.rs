@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 use tokio::sync::oneshot;
 
 use crate::cli::{
     config_args::ConfigArgs,
     exit::{self, Failure},
+    out,
 };
 
 const AFTER_HELP: &str = "\
@@ -47,6 +48,7 @@ pub(crate) fn run(args: &Args) -> u8 {
 
 fn start(args: &Args) -> Result<u8, Failure> {
     let loaded = args.config.load()?;
+    raise_file_limit();
     let (gone_tx, gone) = oneshot::channel();
     // Kept, when nobody watches: `gone` then never completes.
     let mut kept = Some(gone_tx);
@@ -86,4 +88,13 @@ fn stop_with_stdin(gone: oneshot::Sender<()>) {
     }
     // A failure to kill oneself has nobody to be told to.
     let _ = kill_process(getpid(), Signal::KILL);
+}
+
+/// Raises the soft limit of open files to the hard one: RocksDB and connections live from it.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        out::complain(&format!("the limit of open files stays as it is: {error}"));
+    }
 }

@@ -46,7 +46,8 @@ impl Asker {
     pub(crate) async fn probe(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
         let asked = async {
-            let stream = dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
+            let stream =
+                dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
             hello::probe(&self.shared, stream).await.map_err(|e| unreachable(e.to_string()))
         };
         let hello = tokio::time::timeout(within, asked)
@@ -79,7 +80,8 @@ impl Asker {
         within: Duration,
     ) -> Result<M, PeerError> {
         let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
-        let frame = link.call(rpc, kinds.0, Bytes::new(), within).await.map_err(|e| peer_error(node_id, e))?;
+        let frame =
+            link.call(rpc, kinds.0, Bytes::new(), within).await.map_err(|e| peer_error(node_id, e))?;
         decode(frame, kinds.1).map_err(|e: WireError| PeerError::Unreachable { node_id, why: e.to_string() })
     }
 }

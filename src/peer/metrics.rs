@@ -10,8 +10,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 use crate::{telemetry::buckets, types::NodeId};
@@ -140,11 +140,8 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let rpc_seconds = HistogramVec::new(
-            HistogramOpts::new(
-                "blockraft_peer_rpc_seconds",
-                "Time from asking another node to its answer.",
-            )
-            .buckets(buckets::stage()),
+            HistogramOpts::new("blockraft_peer_rpc_seconds", "Time from asking another node to its answer.")
+                .buckets(buckets::stage()),
             &["peer_id", "rpc"],
         )?;
         let rpc_errors = IntCounterVec::new(

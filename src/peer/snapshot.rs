@@ -281,11 +281,7 @@ fn heard(frame: Frame, pieces: &mut Pieces<'_>) -> Result<Heard, SendError> {
     }
 }
 
-fn read_piece(
-    file: &Arc<File>,
-    offset: u64,
-    size_bytes: u64,
-) -> tokio::task::JoinHandle<io::Result<Bytes>> {
+fn read_piece(file: &Arc<File>, offset: u64, size_bytes: u64) -> tokio::task::JoinHandle<io::Result<Bytes>> {
     let file = Arc::clone(file);
     let left = size_bytes - offset;
     let bytes = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));

@@ -135,8 +135,7 @@ impl Identity {
     }
 
     fn body(&self) -> String {
-        let mut incarnation = String::with_capacity(32);
-        self.incarnation.iter().for_each(|b| drop(write!(incarnation, "{b:02x}")));
+        let incarnation = format!("{:032x}", u128::from_be_bytes(self.incarnation));
         format!(
             "format_version = {FORMAT_VERSION}\ncluster_id = {}\nnode_id = {}\nepoch = {}\nincarnation = {incarnation}\n",
             self.cluster_id, self.node_id, self.epoch
@@ -153,12 +152,6 @@ fn path_of(data_dir: &Path) -> PathBuf {
 }
 
 fn from_hex(text: &str) -> Option<[u8; 16]> {
-    if text.len() != 32 || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; 16];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
+    let is_hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_hex.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(u128::to_be_bytes)
 }

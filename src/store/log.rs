@@ -31,6 +31,7 @@ pub(crate) mod open;
 pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod tail;
+pub(crate) mod wal;
 pub(crate) mod writer;
 
 /// Where the log stands.
@@ -137,7 +138,7 @@ impl Shared {
             return Ok(edge);
         }
         read::frame_at(&*self.db()?, index)
-            .and_then(|frame| frame.ok_or_else(|| read::ReadError::Missing { index }))
+            .and_then(|frame| frame.ok_or(read::ReadError::Missing { index }))
             .map(|frame| frame.edge())
             .map_err(|e| self.damaged(&e))
     }

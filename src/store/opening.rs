@@ -204,10 +204,11 @@ fn open_state(
             }
             format!("it holds entries up to {applied:?}, the log begins behind {purged:?}")
         }
-        Err(state::db::StateError::Rocks(e)) if rocks::is_no_space(&e) => {
-            return Err(OpenError::rocks(&dir, &e));
-        }
-        Err(e) => e.to_string(),
+        Err(error) => match state_error(&dir, error) {
+            // Only damage is mended: a folder that is merely not readable is not thrown away.
+            OpenError::Damage { what, .. } => what,
+            other => return Err(other),
+        },
     };
     tracing::warn!(path = %dir.display(), why, "the state is rebuilt");
     rebuild_state(data_dir, purged, snapshots, rocks)

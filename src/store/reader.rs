@@ -132,9 +132,15 @@ impl Reader {
         self.log.tail().bytes_after(Some(index))
     }
 
-    /// The state in force, for a flush ahead of a snapshot.
-    pub(crate) fn state(&self) -> Option<Arc<StateDb>> {
-        self.state.published().map(|p| p.db.clone())
+    /// Flushes the state while applies go on, so that the checkpoint of the snapshot that is to be
+    /// asked for next finds little to flush. A failure is counted, and left to the snapshot.
+    pub(crate) async fn flush_ahead(&self) {
+        let Some(published) = self.state.published() else { return };
+        let task = tokio::task::spawn_blocking(move || published.db.flush());
+        if let Ok(Err(error)) = task.await {
+            self.log.metrics.error("state", "flush");
+            tracing::warn!(error = %error, "the state was not flushed ahead of a snapshot");
+        }
     }
 
     fn published(&self) -> Result<Arc<Published>, ReadError> {

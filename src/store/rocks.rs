@@ -3,7 +3,7 @@
 //! Every family is opened by a descriptor of its own: one that is left out silently takes RocksDB's
 //! default options.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
@@ -172,14 +172,4 @@ pub(crate) fn classify(error: &rocksdb::Error) -> WriteError {
 /// Whether an error of opening says that the disk is full.
 pub(crate) fn is_no_space(error: &rocksdb::Error) -> bool {
     error.as_ref().to_ascii_lowercase().contains("no space left")
-}
-
-/// The newest WAL of a database folder: the one a torn write would have hit.
-pub(crate) fn newest_wal(dir: &Path) -> Option<PathBuf> {
-    let number = |p: &PathBuf| p.file_stem()?.to_str()?.parse::<u64>().ok();
-    std::fs::read_dir(dir)
-        .ok()?
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "log"))
-        .max_by_key(number)
 }

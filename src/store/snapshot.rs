@@ -311,9 +311,15 @@ fn read_whole(dir: &Path) -> Result<SnapshotManifest, String> {
 }
 
 fn set_aside(path: &Path, what: &str) -> io::Result<()> {
+    // The newest damaged one tells enough; each pins the space of its files.
+    for entry in fs::read_dir(files::parent(path))? {
+        let other = entry?.path();
+        if other.extension().is_some_and(|e| e == "damaged") {
+            files::remove_dir(&other)?;
+        }
+    }
     let aside = path.with_extension("damaged");
     tracing::warn!(what, path = %aside.display(), "a damaged snapshot is set aside");
-    files::remove_dir(&aside)?;
     fs::rename(path, aside)
 }
 

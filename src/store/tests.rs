@@ -1,4 +1,11 @@
 //! The store on real folders.
 
+mod damage;
+mod folder;
+mod log;
+mod model;
+mod options;
+mod snapshot;
+mod state;
 mod suite;
 mod support;

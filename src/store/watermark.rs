@@ -38,13 +38,12 @@ pub(crate) struct Mark {
     pub(crate) vote: Option<Vote>,
 }
 
-/// What stands in the file.
-#[derive(Debug)]
-pub(crate) enum Read {
+/// What became of the file.
+pub(crate) enum Found {
     Missing,
     /// Neither slot is whole: one write can tear one slot only.
     Damaged,
-    Mark(Mark),
+    Mark(Slots, Mark),
 }
 
 /// The handle the log's writer thread uses.
@@ -90,12 +89,10 @@ impl Slots {
         Ok(slots)
     }
 
-    pub(crate) fn open(path: &Path) -> io::Result<(Self, Read)> {
+    pub(crate) fn open(path: &Path) -> io::Result<Found> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Ok((Self { file: File::open("/dev/null")?, sequence: 0 }, Read::Missing));
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
             Err(e) => return Err(e),
         };
         let mut newest: Option<(u64, Mark)> = None;
@@ -111,8 +108,8 @@ impl Slots {
             }
         }
         Ok(match newest {
-            None => (Self { file, sequence: 0 }, Read::Damaged),
-            Some((sequence, mark)) => (Self { file, sequence }, Read::Mark(mark)),
+            None => Found::Damaged,
+            Some((sequence, mark)) => Found::Mark(Self { file, sequence }, mark),
         })
     }
 
@@ -148,9 +145,13 @@ impl Watermark {
     /// The log is synced up to here; written when it suits.
     pub(crate) fn advance(&self, last: Option<Edge>) {
         let mut state = self.shared.lock();
+        // Otherwise the thread is about to look again by itself: a wake-up a sync would be one too many.
+        let is_asleep = state.target == state.durable && state.in_flight.is_none();
         if state.target.last != last {
             state.target.last = last;
-            self.shared.changed.notify_all();
+            if is_asleep {
+                self.shared.changed.notify_all();
+            }
         }
     }
 
@@ -221,7 +222,9 @@ impl Shared {
             match result {
                 Ok(()) => {
                     state.durable = mark;
-                    votes.into_iter().for_each(|done| drop(done.send(())));
+                    for done in votes {
+                        let _ = done.send(());
+                    }
                 }
                 Err(e) => {
                     state.is_failed = true;

@@ -11,9 +11,10 @@ use crate::store::OpenError;
 use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
 use crate::store::log::read::{Frames, ReadError};
 use crate::store::log::tail::Tail;
+use crate::store::log::wal;
 use crate::store::log::writer::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
-use crate::store::rocks::{self, Db, Recovery};
-use crate::store::watermark::{self, Mark, Slots};
+use crate::store::rocks::{self, Db, LOG_FAMILIES, Recovery};
+use crate::store::watermark::{Found, Mark, Slots};
 use crate::types::{LogIndex, proto};
 
 /// Payload bytes kept in memory while the log is read; what [`Tail`] keeps.
@@ -90,19 +91,58 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     let dir = log_dir(data_dir);
     let path = watermark_path(data_dir);
     let (slots, mark) = match Slots::open(&path).map_err(|e| OpenError::io(&path, e))? {
-        (slots, watermark::Read::Mark(mark)) => (slots, mark),
-        (_, watermark::Read::Missing) => return Err(OpenError::damage(&path, "the watermark is missing")),
-        (_, watermark::Read::Damaged) => {
-            return Err(OpenError::damage(&path, "neither slot of the watermark is whole"));
-        }
+        Found::Mark(slots, mark) => (slots, mark),
+        Found::Missing => return Err(OpenError::damage(&path, "the watermark is missing")),
+        Found::Damaged => return Err(OpenError::damage(&path, "neither slot of the watermark is whole")),
     };
     if !rocks::is_database(&dir) {
         return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
     }
-    let db = rocks.open_log(&dir, false, Recovery::ShortTail).map_err(|e| OpenError::rocks(&dir, &e))?;
+    let db = match rocks.open_log(&dir, false, Recovery::ShortTail) {
+        Ok(db) => db,
+        Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => recover(&dir, rocks, &mark, &e)?,
+        Err(e) => return Err(OpenError::rocks(&dir, &e)),
+    };
     let contents = read(&db, &mark).map_err(|e| describe(&dir, e))?;
     check_mark(&dir, &contents, &mark)?;
     Ok(Opened { db, contents, slots, mark })
+}
+
+/// Opens a log whose last record was torn by a power loss: only if nothing that was ever reported
+/// durable lies behind it. Everything is looked at before anything is changed.
+fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Error) -> Result<Db, OpenError> {
+    let damage = wal::first_damage(dir).map_err(|e| OpenError::io(dir, e))?;
+    let Some(damage) = damage else { return Err(OpenError::damage(dir, error)) };
+    let offset = damage.offset;
+    if damage.has_more {
+        let what = format!("damaged at byte {offset}, with whole records behind it: {error}");
+        return Err(OpenError::damage(&damage.file, what));
+    }
+    let refuse = |e: OpenError| match e {
+        OpenError::Damage { what, .. } => {
+            OpenError::damage(&damage.file, format!("damaged at byte {offset}: {what}"))
+        }
+        other => other,
+    };
+    let db = rocks
+        .open_log_read_only(dir, Recovery::PointInTime)
+        .map_err(|e| refuse(OpenError::rocks(dir, &e)))?;
+    let contents = read(&db, mark).map_err(|e| refuse(describe(dir, e)))?;
+    check_mark(dir, &contents, mark).map_err(refuse)?;
+    drop(db);
+    tracing::warn!(
+        file = %damage.file.display(),
+        offset,
+        last_index = contents.last.map(|e| e.pos.index),
+        "the last record of the log is torn; everything that was reported durable is before it"
+    );
+    let db = rocks.open_log(dir, false, Recovery::PointInTime).map_err(|e| OpenError::rocks(dir, &e))?;
+    // The torn file is needed no more once what it held is in tables.
+    for family in LOG_FAMILIES.iter().filter_map(|f| db.cf_handle(f)) {
+        db.flush_cf(family).map_err(|e| OpenError::rocks(dir, &e))?;
+    }
+    drop(db);
+    rocks.open_log(dir, false, Recovery::ShortTail).map_err(|e| OpenError::rocks(dir, &e))
 }
 
 /// Reads the whole log and checks that it has no hole, one chain and whole payloads.
@@ -175,14 +215,7 @@ fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), Rea
 /// A log that ends before its watermark, or does not hold what the watermark names, lost something.
 pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result<(), OpenError> {
     if let Some(marked) = &mark.vote {
-        let holds = contents.vote.is_some_and(|v| {
-            let (v, m) = (&v, marked);
-            m.leader_id.term < v.leader_id.term
-                || (m.leader_id.term == v.leader_id.term
-                    && m.committed <= v.committed
-                    && (m.committed < v.committed || m.leader_id == v.leader_id))
-        });
-        if !holds {
+        if !contents.vote.is_some_and(|v| may_follow(&v, marked)) {
             let what =
                 format!("the log's vote is {:?}, older than {marked:?}, which was saved", contents.vote);
             return Err(OpenError::damage(dir, what));
@@ -214,4 +247,12 @@ pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
         ReadError::Rocks(e) => OpenError::rocks(dir, &e),
         other => OpenError::damage(dir, other),
     }
+}
+
+/// Whether a vote may have been saved after another: of a later term, or what became of it.
+fn may_follow(vote: &Vote, earlier: &Vote) -> bool {
+    let is_same_term = earlier.leader_id.term == vote.leader_id.term;
+    let is_same = earlier.leader_id == vote.leader_id && (vote.committed || !earlier.committed);
+    let is_won = vote.committed && !earlier.committed;
+    earlier.leader_id.term < vote.leader_id.term || (is_same_term && (is_same || is_won))
 }

@@ -92,7 +92,11 @@ struct State {
     pressing: usize,
     /// When the oldest operation that nobody waits for came in.
     idle_since: Option<Instant>,
+    /// The writer waits without a limit: nothing came in for a while.
+    is_asleep: bool,
     is_closed: bool,
+    #[cfg(test)]
+    is_held: bool,
 }
 
 #[derive(Default)]
@@ -130,7 +134,10 @@ impl Adding<'_> {
             self.changed.notify_one();
         } else if state.idle_since.is_none() {
             state.idle_since = Some(Instant::now());
-            self.changed.notify_one();
+            // A writer that is not asleep looks again by itself: each commit would cost a wake-up.
+            if state.is_asleep {
+                self.changed.notify_one();
+            }
         }
         state.ops.push_back(op);
     }
@@ -145,18 +152,30 @@ impl Queue {
     pub(crate) fn take(&self) -> Option<Group> {
         let mut state = self.lock();
         loop {
+            #[cfg(test)]
+            while state.is_held {
+                state = self.changed.wait(state).unwrap_or_else(|p| p.into_inner());
+            }
             if 0 < state.pressing || (state.is_closed && !state.ops.is_empty()) {
                 break;
             }
             if state.is_closed {
                 return None;
             }
-            let wait = state.idle_since.map(|since| (since + IDLE).saturating_duration_since(Instant::now()));
-            state = match wait {
-                Some(wait) if wait.is_zero() => break,
-                Some(wait) => self.changed.wait_timeout(state, wait).unwrap_or_else(|p| p.into_inner()).0,
-                None => self.changed.wait(state).unwrap_or_else(|p| p.into_inner()),
+            let wait = match state.idle_since {
+                Some(since) => (since + IDLE).saturating_duration_since(Instant::now()),
+                None => IDLE,
             };
+            if wait.is_zero() {
+                break;
+            }
+            let (woken, timeout) = self.changed.wait_timeout(state, wait).unwrap_or_else(|p| p.into_inner());
+            state = woken;
+            if timeout.timed_out() && state.ops.is_empty() && !state.is_closed {
+                state.is_asleep = true;
+                state = self.changed.wait(state).unwrap_or_else(|p| p.into_inner());
+                state.is_asleep = false;
+            }
         }
         let (mut ops, mut bytes) = (Vec::with_capacity(state.ops.len().min(4096)), 0);
         while let Some(op) = state.ops.front() {
@@ -186,6 +205,13 @@ impl Queue {
             .wait_timeout_while(state, moment, |s| !s.is_closed)
             .unwrap_or_else(|p| p.into_inner());
         !state.is_closed
+    }
+
+    /// Nothing is taken until it is released: the moment before a sync, held still.
+    #[cfg(test)]
+    pub(crate) fn hold(&self, is_held: bool) {
+        self.lock().is_held = is_held;
+        self.changed.notify_all();
     }
 
     /// What is queued is still written; nothing may be added.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
+use prost::Message;
 use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
@@ -19,8 +20,7 @@ use crate::store::log::Shared;
 use crate::store::log::queue::{Group, Op};
 use crate::store::rocks::{self, Db, WriteError};
 use crate::store::watermark::Watermark;
-
-use prost::Message;
+use crate::types::position::LogPos;
 
 /// Keys of the log's own records.
 pub(crate) const KEY_VOTE: &[u8] = b"mvote";
@@ -47,7 +47,14 @@ struct Reports {
     since: Vec<Instant>,
     votes: Vec<(Vote, oneshot::Sender<()>)>,
     locals: Vec<oneshot::Sender<()>>,
-    synced: Vec<crate::types::position::LogPos>,
+    synced: Vec<LogPos>,
+}
+
+/// Why a group was not written.
+enum Failed {
+    Sync(String),
+    /// The store was closed while the disk was full.
+    Closed,
 }
 
 impl Writer {
@@ -81,10 +88,12 @@ impl Writer {
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
         let last = match self.write_synced(&mut group) {
             Ok(last) => last,
-            Err(what) => {
+            Err(Failed::Sync(what)) => {
                 self.fail(group, &what);
                 return false;
             }
+            // Nobody was told that it was written, and nobody will be.
+            Err(Failed::Closed) => return false,
         };
         self.last = last;
         if 0 < n_entries {
@@ -95,7 +104,7 @@ impl Writer {
     }
 
     /// Writes until it is durable or has failed for good. A full disk is neither.
-    fn write_synced(&mut self, group: &mut Group) -> Result<Option<Edge>, String> {
+    fn write_synced(&mut self, group: &mut Group) -> Result<Option<Edge>, Failed> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
         let mut is_blocked = false;
@@ -120,7 +129,7 @@ impl Writer {
             let kind = rocks::classify(&error);
             self.shared.metrics.error("log", if kind == WriteError::Fatal { "sync" } else { "write" });
             if kind == WriteError::Fatal {
-                return Err(error.into_string());
+                return Err(Failed::Sync(error.into_string()));
             }
             if !is_blocked {
                 tracing::warn!(error = %error, "the log cannot be written: disk full; tried again until space returns");
@@ -128,7 +137,7 @@ impl Writer {
                 is_blocked = true;
             }
             if !self.shared.queue.pause(FULL_PAUSE) {
-                return Err(format!("closed while the disk was full: {error}"));
+                return Err(Failed::Closed);
             }
             self.shared.metrics.stall_seconds("log").inc_by(began.elapsed().as_secs_f64());
         }
@@ -212,7 +221,9 @@ impl Writer {
         for (vote, done) in reports.votes {
             self.watermark.vote(vote, done);
         }
-        reports.locals.into_iter().for_each(|done| drop(done.send(())));
+        for done in reports.locals {
+            let _ = done.send(());
+        }
     }
 
     /// Everybody in the group, and everybody behind it, learns that it failed.

@@ -19,6 +19,7 @@ use crate::store::snapshot::{
 };
 use crate::store::state::apply::unix_ms;
 use crate::store::state::db::{StateDb, StateError};
+use crate::types::position::LogPos;
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
 
 /// Why a snapshot was not built. Never reaches openraft, whose core would stop (safety rule 28).
@@ -126,15 +127,6 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 }
 
 impl Snapshots {
-    /// Flushes the state, so that the checkpoint that follows finds little to flush. Applies go on.
-    /// Blocking.
-    pub(crate) fn flush_ahead(&self, db: &StateDb) {
-        if let Err(error) = db.flush() {
-            self.inner.metrics.error("state", "flush");
-            tracing::warn!(error = %error, "the state was not flushed ahead of a snapshot");
-        }
-    }
-
     /// Builds a snapshot of a state that nothing is applied to. Blocking.
     pub(crate) fn build_now(&self, db: &StateDb, applied: Option<LogId>) -> Result<SnapshotData, BuildError> {
         let (tmp, id) = self.checkpoint(db, applied)?;
@@ -174,22 +166,22 @@ impl Snapshots {
         expected: Option<LogId>,
     ) -> Result<SnapshotManifest, BuildError> {
         let db = StateDb::open_read_only(dir, &self.inner.rocks)?;
-        let loaded = db.load()?;
+        let record = db.record()?.ok_or(BuildError::Empty)?;
+        let membership = db.membership()?;
         drop(db);
         remove_info_logs(dir)?;
-        let found = loaded.applied.map(log_id_of);
+        let found = Some(log_id_of(LogPos { term: record.applied_term, index: record.applied_index }));
         if found != expected {
             return Err(BuildError::Position { found, expected });
         }
-        let view = loaded.machine.view();
         Ok(SnapshotManifest {
             format_version: FORMAT_VERSION,
             id: id.to_owned(),
             cluster_id: self.inner.cluster_id.clone(),
             last_log_id: found.as_ref().map(log_id_to_proto),
-            membership: Some(stored_membership_to_proto(&loaded.membership)),
-            height: view.head.as_ref().map_or(0, |h| h.height),
-            state_hash: Bytes::copy_from_slice(&view.state_hash),
+            membership: Some(stored_membership_to_proto(&membership)),
+            height: record.head.map_or(0, |h| h.height),
+            state_hash: record.state_hash,
             created_at_ms: unix_ms(),
             files: self.checked_files(dir)?,
             received: false,

@@ -13,6 +13,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use crate::instants::Mark;
 use crate::machine::Outcome;
 use crate::machine::apply::Applying;
+use crate::machine::command::Kind;
 use crate::raft::convert::stored_membership_to_proto;
 use crate::raft::{Entry, TypeConfig, pos_of};
 use crate::store::codec;
@@ -20,7 +21,7 @@ use crate::store::health::{Database, Fatal};
 use crate::store::metrics::{ApplyKind, CHECKPOINTS};
 use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
-use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb};
+use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
 use crate::types::{position::LogPos, proto};
 
@@ -209,7 +210,7 @@ impl StateMachine {
         let Some(head) = &view.head else { return };
         for (slot, every) in CHECKPOINTS.iter().enumerate() {
             let height = head.height / every * every;
-            let row = self.db.bytes(Family::Rows, &super::db::height_key(height)).ok().flatten();
+            let row = self.db.bytes(Family::Rows, &height_key(height)).ok().flatten();
             if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
                 && let Ok(row) = proto::BlockRow::decode(row)
             {
@@ -234,7 +235,7 @@ fn kind_of(entry: &Entry) -> ApplyKind {
     match &entry.payload {
         EntryPayload::Blank => ApplyKind::Blank,
         EntryPayload::Membership(_) => ApplyKind::Membership,
-        EntryPayload::Normal(c) if c.kind == crate::machine::command::Kind::Block => ApplyKind::Block,
+        EntryPayload::Normal(c) if c.kind == Kind::Block => ApplyKind::Block,
         EntryPayload::Normal(_) => ApplyKind::Control,
     }
 }

@@ -42,6 +42,8 @@ pub(crate) enum StateError {
     NoDatabase(PathBuf),
 }
 
+pub(crate) type KeyValue = (Box<[u8]>, Box<[u8]>);
+
 /// A family of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
@@ -146,7 +148,7 @@ impl StateDb {
         &'a self,
         family: Family,
         key: &[u8],
-    ) -> impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>> + 'a {
+    ) -> impl Iterator<Item = Result<KeyValue, rocksdb::Error>> + 'a {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(key);
         self.db.iterator_cf_opt(self.family(family), options, IteratorMode::Start)
@@ -161,15 +163,25 @@ impl StateDb {
         self.db.flush_cfs_opt(&families, &FlushOptions::default())
     }
 
-    pub(crate) fn load(&self) -> Result<Loaded, StateError> {
-        let record = self.bytes(Family::Meta, KEY_MACHINE)?;
-        let membership = match self.bytes(Family::Meta, KEY_MEMBERSHIP)? {
-            None => StoredMembership::default(),
+    pub(crate) fn membership(&self) -> Result<StoredMembership, StateError> {
+        match self.bytes(Family::Meta, KEY_MEMBERSHIP)? {
+            None => Ok(StoredMembership::default()),
             Some(bytes) => proto::StoredMembership::decode(bytes)
                 .ok()
                 .and_then(|m| stored_membership_from_proto(&m).ok())
-                .ok_or(StateError::Record { what: "the membership" })?,
-        };
+                .ok_or(StateError::Record { what: "the membership" }),
+        }
+    }
+
+    /// The record of the machine; `None` before the first entry.
+    pub(crate) fn record(&self) -> Result<Option<proto::MachineRecord>, StateError> {
+        let record = self.bytes(Family::Meta, KEY_MACHINE)?.map(proto::MachineRecord::decode);
+        record.transpose().map_err(|_| StateError::Record { what: "the record of the machine" })
+    }
+
+    pub(crate) fn load(&self) -> Result<Loaded, StateError> {
+        let record = self.bytes(Family::Meta, KEY_MACHINE)?;
+        let membership = self.membership()?;
         let floor = match self.get(Family::Meta, KEY_FLOOR)? {
             None => 0,
             Some(v) => height_of(&v).ok_or(StateError::Record { what: "the floor" })?,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -119,12 +119,6 @@ impl Connection {
     /// Sends bytes as they are.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.stream.write_all(bytes).map_err(|e| self.unknown(&e))
-    }
-
-    /// Says that nothing more will be sent.
-    pub(crate) fn end_sending(&mut self) {
-        // One that is closed already needs no telling.
-        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// Waits for a whole answer.

@@ -1,0 +1,8 @@
+#!/bin/sh
+# block_head: The highest block, without header and data; null before the first one.
+set -eu
+endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"
+endpoint="${endpoint%%,*}"
+curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
+  -d '{"jsonrpc":"2.0","id":1,"method":"block_head","params":{"consistency":"linearizable"}}'
+echo

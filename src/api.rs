@@ -1,0 +1,165 @@
+//! HTTP and JSON-RPC on one port: what tools, operators and sequencers see of a node.
+//!
+//! Two tables hold the contract: [`table::METHODS`] (JSON-RPC) and [`routes::ROUTES`] (plain HTTP). What is
+//! registered, decoded, measured and documented follows from them. Owns sockets and nothing else: every
+//! fact is asked of the handles in [`Parts`] when a request wants it.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use prometheus::Registry;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{consensus, leadership, proposals, store, types::NodeId, types::settings::ClusterSettings};
+
+pub(crate) mod accept;
+pub(crate) mod args;
+pub(crate) mod blocks;
+pub(crate) mod body;
+pub(crate) mod cluster;
+pub(crate) mod envelope;
+pub(crate) mod error;
+#[cfg(test)]
+mod examples;
+pub(crate) mod framing;
+pub(crate) mod handlers;
+pub(crate) mod hosts;
+pub(crate) mod http;
+pub(crate) mod limit;
+pub(crate) mod metrics;
+pub(crate) mod openrpc;
+pub(crate) mod probes;
+pub(crate) mod routes;
+pub(crate) mod rpc;
+pub(crate) mod settings;
+pub(crate) mod socket;
+pub(crate) mod status;
+pub(crate) mod stream;
+pub(crate) mod table;
+pub(crate) mod trace;
+pub(crate) mod wire;
+
+/// Reads of large answers at once: each may hold some 30 MiB. By eye, for two to eight cores.
+const LARGE_READS_MAX: usize = 8;
+/// Bytes of JSON-RPC bodies held at once, beside the proposals' own bound. As `api.max_in_flight_bytes`.
+const BODY_BYTES_MAX: u64 = 256 << 20;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    /// `host:port` that other nodes and clients are told.
+    pub(crate) advertise: String,
+    /// Bytes; bounds answers too.
+    pub(crate) max_body: u64,
+    pub(crate) max_batch: usize,
+    pub(crate) max_connections: usize,
+    /// 0: no bound.
+    pub(crate) max_connections_per_address: usize,
+    /// Requests per second and address; 0: no limit.
+    pub(crate) rate_limit: u32,
+    /// Beside localhost, any IP literal, and the hosts of this node and its fellow members.
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Beside the origin that is this node itself.
+    pub(crate) allowed_origins: Vec<String>,
+}
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeInfo {
+    pub(crate) cluster_id: String,
+    pub(crate) node_id: NodeId,
+    pub(crate) name: String,
+    pub(crate) version: &'static str,
+    /// `host:port`; compared with the membership record.
+    pub(crate) peer_advertise: String,
+}
+
+/// What the API asks and tells of.
+pub(crate) struct Parts {
+    pub(crate) node: NodeInfo,
+    pub(crate) consensus: consensus::handle::Handle,
+    pub(crate) leadership: leadership::Handle,
+    pub(crate) proposals: proposals::Handle,
+    pub(crate) reader: store::Reader,
+    pub(crate) health: store::Health,
+    #[expect(dead_code, reason = "read by the snapshot methods, which come with their own rows")]
+    pub(crate) snapshots: store::Snapshots,
+    /// What this node's own file says; shown where it differs from the log.
+    pub(crate) settings_file: ClusterSettings,
+    /// How the process before this one ended.
+    pub(crate) last_exit: Option<String>,
+    pub(crate) started: Instant,
+    pub(crate) registry: Registry,
+    /// The API's own metrics, registered in `registry`.
+    pub(crate) metrics: metrics::Metrics,
+    pub(crate) probes: probes::Probes,
+}
+
+/// One API: its parts, its bounds and what it remembers between requests.
+pub(crate) struct Api {
+    pub(crate) config: Config,
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) hosts: hosts::Hosts,
+    pub(crate) limiter: limit::Limiter,
+    pub(crate) seen: cluster::Seen,
+    pub(crate) head: handlers::HeadCache,
+    pub(crate) documents: openrpc::Documents,
+    pub(crate) large_reads: Semaphore,
+    /// In units of [`body::BUDGET_UNIT`].
+    pub(crate) body_budget: Arc<Semaphore>,
+    /// Proposals and streams that outlive the connection they came by.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Api {
+    pub(crate) fn new(config: Config, parts: Arc<Parts>, stop: CancellationToken) -> Self {
+        let budget = BODY_BYTES_MAX.max(2 * config.max_body) / body::BUDGET_UNIT;
+        Self {
+            hosts: hosts::Hosts::new(&config),
+            limiter: limit::Limiter::new(config.rate_limit),
+            seen: cluster::Seen::default(),
+            head: handlers::HeadCache::default(),
+            documents: openrpc::Documents::new(),
+            large_reads: Semaphore::new(LARGE_READS_MAX),
+            body_budget: Arc::new(Semaphore::new(budget as usize)),
+            tasks: TaskTracker::new(),
+            config,
+            parts,
+            stop,
+        }
+    }
+}
+
+/// The `raft_status` of this node, as JSON; also what other nodes are answered.
+pub(crate) fn status_json(parts: &Parts) -> Bytes {
+    let status = status::of(parts);
+    serde_json::to_vec(&status).expect("a status has string keys and finite numbers").into()
+}
+
+/// Serves the API until `stop`, then lets open requests end for a moment.
+pub(crate) async fn serve(listener: TcpListener, config: Config, parts: Arc<Parts>, stop: CancellationToken) {
+    let bounds =
+        accept::Bounds { total: config.max_connections, per_address: config.max_connections_per_address };
+    let api = Arc::new(Api::new(config, parts.clone(), stop.clone()));
+    let front = Arc::new(http::Front::new(api.clone()));
+    let watching = tokio::spawn(probes::watch(parts.clone(), stop.clone()));
+    let open = parts.metrics.connections.clone();
+    let sessions = async {
+        stop.cancelled().await;
+        front.end_sessions();
+        api.tasks.close();
+        // What is not over by then goes down with the process: its outcome is unknown to its client.
+        let _ = tokio::time::timeout(accept::DRAIN_FOR, api.tasks.wait()).await;
+    };
+    tokio::join!(accept::run(listener, bounds, front.clone(), open, stop.clone()), sessions);
+    watching.abort();
+}
+
+/// Serves `/metrics` and the probes alone, until `stop`.
+pub(crate) async fn serve_metrics(listener: TcpListener, parts: Arc<Parts>, stop: CancellationToken) {
+    let open = parts.metrics.connections.clone();
+    let front = Arc::new(probes::Front::new(parts));
+    accept::run(listener, accept::Bounds::for_metrics(), front, open, stop).await;
+}

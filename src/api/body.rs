@@ -1,0 +1,152 @@
+//! Reading a request's body: bounded in bytes and in time.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Longest silence between two pieces of a body.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Longest time for a whole body. By eye: 32 MiB over a slow line of 10 Mbit/s.
+const WHOLE_MAX: Duration = Duration::from_secs(30);
+/// Bodies up to this size cost nothing of the budget: as much as a connection's own buffer holds.
+const FREE_BYTES: u64 = 64 << 10;
+/// What one permit of the budget stands for.
+pub(crate) const BUDGET_UNIT: u64 = 64 << 10;
+/// What is read and thrown away of a body that nobody wants, so that the answer is not lost in a reset.
+const DISCARD_BYTES_MAX: usize = 1 << 20;
+const DISCARD_FOR: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the body is over the limit")]
+    TooLarge,
+    #[error("the body did not arrive in time")]
+    TooSlow,
+    #[error("too many large bodies are being read")]
+    NoRoom,
+    #[error("the connection broke")]
+    Broken,
+}
+
+/// The length that the request states.
+pub(crate) fn stated_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Room in the budget, growing with what is read where the length is not stated.
+struct Room {
+    /// None: the caller has made room by itself.
+    budget: Option<Arc<Semaphore>>,
+    bytes: u64,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    fn grow_to(&mut self, bytes: u64) -> Result<(), BodyError> {
+        let Some(budget) = &self.budget else { return Ok(()) };
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let units =
+            u32::try_from((bytes - self.bytes).div_ceil(BUDGET_UNIT)).map_err(|_| BodyError::TooLarge)?;
+        let more = budget.clone().try_acquire_many_owned(units).map_err(|_| BodyError::NoRoom)?;
+        self.bytes += u64::from(units) * BUDGET_UNIT;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Reads all of it, and gives the room it takes beside it. One chunk is handed on as it is; more are put
+/// together in one copy.
+pub(crate) async fn read(
+    mut body: Incoming,
+    stated: Option<u64>,
+    limit: u64,
+    budget: Option<&Arc<Semaphore>>,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), BodyError> {
+    let mut room = Room { budget: budget.cloned(), bytes: FREE_BYTES, permit: None };
+    let whole = async {
+        if let Some(bytes) = stated {
+            if limit < bytes {
+                return Err(BodyError::TooLarge);
+            }
+            room.grow_to(bytes)?;
+        }
+        tokio::time::timeout(WHOLE_MAX, gather(&mut body, stated, limit, &mut room))
+            .await
+            .unwrap_or(Err(BodyError::TooSlow))
+    }
+    .await;
+    match whole {
+        Ok(bytes) => Ok((bytes, room.permit)),
+        Err(e) => {
+            discard(body);
+            Err(e)
+        }
+    }
+}
+
+async fn gather(
+    body: &mut Incoming,
+    stated: Option<u64>,
+    limit: u64,
+    room: &mut Room,
+) -> Result<Bytes, BodyError> {
+    let Some(first) = next(body).await? else { return Ok(Bytes::new()) };
+    let mut bytes = first.len() as u64;
+    if body.is_end_stream() || stated == Some(bytes) {
+        return if limit < bytes { Err(BodyError::TooLarge) } else { Ok(first) };
+    }
+    let mut all = BytesMut::with_capacity(stated.unwrap_or(0).max(bytes) as usize);
+    all.extend_from_slice(&first);
+    drop(first);
+    while let Some(chunk) = next(body).await? {
+        bytes += chunk.len() as u64;
+        if limit < bytes {
+            return Err(BodyError::TooLarge);
+        }
+        room.grow_to(bytes)?;
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all.freeze())
+}
+
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+    loop {
+        match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
+            Err(_) => return Err(BodyError::TooSlow),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(_))) => return Err(BodyError::Broken),
+            // Trailers are of no interest.
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// Lets a refused request's body run into nothing for a moment: a socket that is closed with unread bytes
+/// is reset, and the reset can overtake the answer.
+pub(crate) fn discard(mut body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(DISCARD_FOR, async move {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if DISCARD_BYTES_MAX < seen {
+                break;
+            }
+        }
+    }));
+}

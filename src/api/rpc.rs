@@ -1,0 +1,240 @@
+//! JSON-RPC through the library: registration from the method table, and what every call passes.
+//!
+//! [`Observe`] stands around every call, alone or in a batch, over HTTP and over WebSocket: it counts,
+//! measures and limits. The library's own `batch` would go past it.
+
+use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+
+use futures::FutureExt;
+use jsonrpsee::{
+    Extensions, MethodResponse, RpcModule,
+    core::{
+        middleware::{Batch, BatchEntry, Notification, RpcServiceT},
+        server::BatchResponseBuilder,
+    },
+    server::{
+        BatchRequestConfig, Methods, PingConfig, RandomStringIdProvider, Server, ServerConfig, ServerHandle,
+        StopHandle, TowerServiceBuilder, middleware::rpc::RpcServiceBuilder, stop_channel,
+    },
+    types::{ErrorObjectOwned, Request},
+};
+use serde_json::value::RawValue;
+use tower::layer::util::{Identity, Stack};
+
+use crate::api::{
+    Api,
+    args::Args,
+    error::{Code, Fault},
+    handlers::{Call, Transport},
+    metrics::Rejected,
+    table,
+    trace::Parent,
+};
+
+/// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
+/// read.
+const PING_EVERY: Duration = Duration::from_secs(20);
+pub(crate) const PING_UNANSWERED_MAX: Duration = Duration::from_secs(300);
+/// Messages of one WebSocket that wait to be sent: each may have tens of MiB.
+const MESSAGES_MAX: u32 = 4;
+/// Subscriptions of one connection. By eye.
+const SUBSCRIPTIONS_MAX: u32 = 64;
+/// Length of a subscription's id.
+const ID_CHARS: usize = 16;
+
+/// Who makes a call; rides in the request's extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) transport: Transport,
+    pub(crate) remote: IpAddr,
+    pub(crate) parent: Option<Parent>,
+}
+
+/// The library's service, made anew for each request: a shared connection id would let connections touch
+/// each other's subscriptions.
+pub(crate) struct Rpc {
+    builder: TowerServiceBuilder<Stack<ObserveLayer, Identity>, Identity>,
+    methods: Methods,
+    stop: StopHandle,
+    handle: ServerHandle,
+}
+
+pub(crate) type RpcService = jsonrpsee::server::TowerService<Stack<ObserveLayer, Identity>, Identity>;
+
+impl Rpc {
+    pub(crate) fn new(api: &Arc<Api>) -> Self {
+        let limit = u32::try_from(api.config.max_body).unwrap_or(u32::MAX);
+        let config = ServerConfig::builder()
+            .max_request_body_size(limit)
+            .max_response_body_size(limit)
+            // Bounded by the accept loop; the library would count requests.
+            .max_connections(u32::MAX)
+            .max_subscriptions_per_connection(SUBSCRIPTIONS_MAX)
+            .set_batch_request_config(BatchRequestConfig::Limit(
+                u32::try_from(api.config.max_batch).unwrap_or(u32::MAX),
+            ))
+            .set_message_buffer_capacity(MESSAGES_MAX)
+            .enable_ws_ping(
+                PingConfig::new()
+                    .ping_interval(PING_EVERY)
+                    .inactive_limit(PING_UNANSWERED_MAX)
+                    .max_failures(1),
+            )
+            .set_id_provider(RandomStringIdProvider::new(ID_CHARS))
+            .build();
+        let layer = ObserveLayer { api: api.clone() };
+        let builder = Server::builder()
+            .set_config(config)
+            .set_rpc_middleware(RpcServiceBuilder::new().layer(layer))
+            .to_service_builder();
+        let (stop, handle) = stop_channel();
+        Self { builder, methods: module(api.clone()).into(), stop, handle }
+    }
+
+    pub(crate) fn service(&self) -> RpcService {
+        self.builder.clone().build(self.methods.clone(), self.stop.clone())
+    }
+
+    /// Ends WebSocket sessions, with code 1000.
+    pub(crate) fn end_sessions(&self) {
+        // An error says that it was stopped before.
+        let _ = self.handle.stop();
+    }
+}
+
+/// Every row of the table under its names.
+pub(crate) fn module(api: Arc<Api>) -> RpcModule<Arc<Api>> {
+    let mut module = RpcModule::new(api);
+    for method in table::METHODS {
+        for name in method.names() {
+            module
+                .register_async_method(name, move |params, api, extensions| async move {
+                    let answer = run(method, params.as_str(), Arc::clone(&api), &extensions);
+                    // A panic is a fault of ours: it must not take the connection's other calls with it.
+                    match AssertUnwindSafe(answer).catch_unwind().await {
+                        Ok(answer) => answer.map_err(ErrorObjectOwned::from),
+                        Err(_) => Err(Fault::internal("the method broke off").into()),
+                    }
+                })
+                .expect("no two rows have the same name");
+        }
+    }
+    module
+}
+
+async fn run(
+    method: &'static table::Method,
+    params: Option<&str>,
+    api: Arc<Api>,
+    extensions: &Extensions,
+) -> Result<Box<RawValue>, Fault> {
+    if api.stop.is_cancelled() {
+        return Err(Fault::shutting_down());
+    }
+    let args = Args::new(method.params, params)?;
+    let caller = extensions.get::<Caller>();
+    let call = Call {
+        api,
+        transport: caller.map_or(Transport::Http, |c| c.transport),
+        parent: caller.and_then(|c| c.parent),
+    };
+    (method.run)(&call, args).await
+}
+
+#[derive(Clone)]
+pub(crate) struct ObserveLayer {
+    api: Arc<Api>,
+}
+
+impl<S> tower::Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Observe { inner, api: self.api.clone() }
+    }
+}
+
+/// Counts, measures and limits calls.
+#[derive(Clone)]
+pub(crate) struct Observe<S> {
+    inner: S,
+    api: Arc<Api>,
+}
+
+impl<S> RpcServiceT for Observe<S>
+where
+    S: RpcServiceT<
+            MethodResponse = MethodResponse,
+            BatchResponse = MethodResponse,
+            NotificationResponse = MethodResponse,
+        > + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    type MethodResponse = MethodResponse;
+    type NotificationResponse = MethodResponse;
+    type BatchResponse = MethodResponse;
+
+    fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
+        let this = self.clone();
+        async move {
+            // Over HTTP the front has taken the tokens already.
+            if let Some(caller) = request.extensions.get::<Caller>()
+                && caller.transport == Transport::WebSocket
+                && let Err(wait) = this.api.limiter.take(caller.remote, 1, Instant::now())
+            {
+                this.api.parts.metrics.reject(Rejected::RateLimit);
+                let fault = Fault::overloaded(wait.as_millis() as u64 + 1);
+                return MethodResponse::error(request.id, ErrorObjectOwned::from(fault));
+            }
+            let in_flight = this.api.parts.metrics.begin(&request.method);
+            let answer = this.inner.call(request).await;
+            in_flight.end(answer.as_error_code());
+            answer
+        }
+    }
+
+    fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
+        let this = self.clone();
+        async move {
+            let limit = usize::try_from(this.api.config.max_body).unwrap_or(usize::MAX);
+            let mut answers = BatchResponseBuilder::new_with_limit(limit);
+            let mut has_notification = false;
+            // In the order given, one after the other: who needs an order uses a batch.
+            for entry in batch {
+                let answer = match entry {
+                    Ok(BatchEntry::Call(request)) => this.call(request).await,
+                    Ok(BatchEntry::Notification(notification)) => {
+                        has_notification = true;
+                        this.notification(notification).await;
+                        continue;
+                    }
+                    Err(bad) => {
+                        let (error, id) = bad.into_parts();
+                        MethodResponse::error(id, error)
+                    }
+                };
+                if let Err(too_large) = answers.append(answer) {
+                    return too_large;
+                }
+            }
+            if answers.is_empty() && has_notification {
+                return MethodResponse::notification();
+            }
+            MethodResponse::from_batch(answers.finish())
+        }
+    }
+
+    fn notification<'a>(
+        &self,
+        notification: Notification<'a>,
+    ) -> impl Future<Output = MethodResponse> + Send + 'a {
+        self.api.parts.metrics.reject(Rejected::WithoutId);
+        let inner = self.inner.clone();
+        async move { inner.notification(notification).await }
+    }
+}
+
+/// Codes of the library that a client may meet beside the table's.
+pub(crate) const STANDARD: [Code; 3] = [Code::InvalidRequest, Code::InvalidParams, Code::Internal];

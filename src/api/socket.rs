@@ -1,0 +1,151 @@
+//! A client's socket, and what it tells of how its connection went.
+//!
+//! A write that makes no headway for a while ends the connection: a reader that stopped reading would
+//! otherwise hold its buffers and its place for ever.
+
+use std::{
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_io_timeout::TimeoutStream;
+
+use crate::api::accept::Slot;
+
+/// Longest time without headway of a write.
+const WRITE_MAX: Duration = Duration::from_secs(10);
+/// TCP keep-alive finds a peer that is gone without a word: after 30 + 4 × 10 s.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// One connection, as the requests on it and its sessions see it.
+pub(crate) struct Connection {
+    pub(crate) remote: IpAddr,
+    /// Beyond the bounds: only probes and metrics are answered.
+    pub(crate) is_extra: bool,
+    opened: Instant,
+    /// Milliseconds after `opened` at which the last byte was read.
+    last_read_ms: AtomicU64,
+    has_write_timed_out: AtomicBool,
+    has_request: AtomicBool,
+    /// Held until the connection and any session on it are over.
+    _slot: Slot,
+}
+
+impl Connection {
+    pub(crate) fn new(remote: IpAddr, slot: Slot) -> Self {
+        Self {
+            remote,
+            is_extra: slot.is_extra(),
+            opened: Instant::now(),
+            last_read_ms: AtomicU64::new(0),
+            has_write_timed_out: AtomicBool::new(false),
+            has_request: AtomicBool::new(false),
+            _slot: slot,
+        }
+    }
+
+    pub(crate) fn on_request(&self) {
+        self.has_request.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_request(&self) -> bool {
+        self.has_request.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_write_timed_out(&self) -> bool {
+        self.has_write_timed_out.load(Ordering::Relaxed)
+    }
+
+    /// How long nothing was heard from the other side.
+    pub(crate) fn silence(&self) -> Duration {
+        let at = Duration::from_millis(self.last_read_ms.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(at)
+    }
+}
+
+/// The stream of a connection.
+pub(crate) struct Socket {
+    stream: Pin<Box<TimeoutStream<TcpStream>>>,
+    connection: Arc<Connection>,
+}
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+        // Failing to set an option costs speed or a late end, never the connection.
+        let _ = stream.set_nodelay(true);
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_EVERY)
+            .with_retries(KEEPALIVE_PROBES);
+        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE_MAX));
+        Self { stream: Box::pin(stream), connection }
+    }
+
+    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(e)) = &written
+            && e.kind() == io::ErrorKind::TimedOut
+        {
+            self.connection.has_write_timed_out.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = self.stream.as_mut().poll_read(cx, buf);
+        if read.is_ready() {
+            let ms = self.connection.opened.elapsed().as_millis() as u64;
+            self.connection.last_read_ms.store(ms, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.stream.as_mut().poll_write(cx, buf);
+        self.note(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.stream.as_mut().poll_flush(cx);
+        self.note(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.stream.as_mut().poll_write_vectored(cx, bufs);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,286 @@
+//! Snapshots: built, received, installed, and never half.
+
+use std::fs;
+use std::path::Path;
+
+use openraft::storage::{RaftLogStorage, RaftStateMachine};
+
+use crate::raft::{SnapshotData, log_id_of};
+use crate::store::snapshot::receive::ReceiveError;
+use crate::store::snapshot::{last_index, meta_of};
+use crate::store::state::db;
+use crate::store::tests::support::{
+    apply, blank, blocks, build_snapshot, close, commit, copy_dir, folder, membership, open, pos, refusal,
+};
+use crate::store::{Opened, Snapshots};
+
+/// Sends a snapshot in chunks; `damage` may change one.
+fn send(
+    from: &SnapshotData,
+    to: &Snapshots,
+    damage: impl Fn(&str, u64, &mut Vec<u8>),
+) -> Result<SnapshotData, ReceiveError> {
+    let mut receiving = to.receive(from.manifest.clone())?;
+    for file in &from.manifest.files {
+        let content = fs::read(from.dir.join(&file.name)).unwrap();
+        let start = receiving.have(&file.name).unwrap() as usize;
+        for (i, chunk) in content[start..].chunks(1000).enumerate() {
+            let offset = (start + i * 1000) as u64;
+            let mut chunk = chunk.to_vec();
+            damage(&file.name, offset, &mut chunk);
+            receiving.write_chunk(&file.name, offset, &chunk)?;
+        }
+    }
+    receiving.finish()
+}
+
+async fn install(opened: &mut Opened, data: SnapshotData) {
+    let meta = meta_of(&data.manifest).unwrap();
+    opened.machine.install_snapshot(&meta, data).await.unwrap();
+}
+
+/// A store with blocks 1 to `last`.
+async fn filled(dir: &Path, last: u64) -> Opened {
+    let mut opened = open(dir);
+    commit(&mut opened, vec![membership(1, 0, &[1, 2, 3])]).await;
+    commit(&mut opened, blocks(1, 1..=last, 300)).await;
+    opened
+}
+
+#[tokio::test]
+async fn a_snapshot_holds_what_was_applied_and_the_newest_are_kept() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 100).await;
+    let data = build_snapshot(&mut opened).await;
+    let view = opened.reader.view();
+    assert_eq!(last_index(&data.manifest), Some(100));
+    assert_eq!((data.manifest.height, &data.manifest.state_hash[..]), (100, &view.state_hash[..]));
+    assert_eq!(opened.snapshots.verify(&data.manifest.id), Some(vec![]));
+    // Nothing new: the same one again.
+    assert_eq!(build_snapshot(&mut opened).await.manifest.id, data.manifest.id);
+    let pinned = data.clone();
+    drop(data);
+    for i in 101..=105 {
+        commit(&mut opened, blocks(1, i..=i, 300)).await;
+        build_snapshot(&mut opened).await;
+    }
+    // Three are retained, and the first one, which is being read.
+    let kept: Vec<_> = opened.snapshots.list_all().iter().map(|m| last_index(m).unwrap()).collect();
+    assert_eq!(kept, [105, 104, 103, 100]);
+    assert!(pinned.dir.join("CURRENT").is_file());
+    drop(pinned);
+    commit(&mut opened, blocks(1, 106..=106, 300)).await;
+    build_snapshot(&mut opened).await;
+    let kept: Vec<_> = opened.snapshots.list_all().iter().map(|m| last_index(m).unwrap()).collect();
+    assert_eq!(kept, [106, 105, 104]);
+    close(opened);
+    let opened = open(&dir);
+    assert_eq!(opened.snapshots.list_all().len(), 3);
+    close(opened);
+}
+
+#[tokio::test]
+async fn a_received_snapshot_becomes_the_state_and_survives_a_restart() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let mut receiver = filled(&to, 10).await;
+    let old = receiver.machine.shared.published().unwrap();
+    let received = send(&data, &receiver.snapshots, |_, _, _| {}).unwrap();
+    assert!(received.manifest.received);
+    // Being there is not being installed.
+    assert_eq!(receiver.reader.view().applied, pos(1, 10));
+    install(&mut receiver, received).await;
+    // Who reads on in the old state reads the old state.
+    assert_eq!(old.view.applied, pos(1, 10));
+    assert!(old.db.bytes(db::Family::Rows, &db::height_key(10)).unwrap().is_some());
+    drop(old);
+    receiver.log.purge(log_id_of(pos(1, 200))).await.unwrap();
+    assert_eq!(receiver.reader.view().state_hash, sender.reader.view().state_hash);
+    assert_eq!(receiver.reader.block(150).unwrap(), sender.reader.block(150).unwrap());
+    commit(&mut receiver, blocks(1, 201..=210, 300)).await;
+    close(receiver);
+    let receiver = open(&to);
+    assert_eq!(receiver.reader.view().applied, pos(1, 210));
+    let folders = fs::read_dir(&to)
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("state"));
+    assert_eq!(folders.count(), 1, "the old state's folder is gone");
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_corrupt_chunk_is_found_and_nothing_of_it_is_kept() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let receiver = filled(&to, 10).await;
+    let result = send(&data, &receiver.snapshots, |name, offset, chunk| {
+        if name.ends_with(".sst") && offset == 1000 {
+            chunk[7] ^= 1;
+        }
+    });
+    assert!(
+        matches!(&result, Err(ReceiveError::Corrupt { file, .. }) if file.ends_with(".sst")),
+        "{result:?}"
+    );
+    assert_eq!(receiver.snapshots.newest(), None);
+    assert!(send(&data, &receiver.snapshots, |_, _, _| {}).is_ok());
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_transfer_goes_on_where_it_stopped() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let receiver = open(&to);
+    let file = data.manifest.files.iter().max_by_key(|f| f.size_bytes).unwrap();
+    let content = fs::read(data.dir.join(&file.name)).unwrap();
+    let mut first = receiver.snapshots.receive(data.manifest.clone()).unwrap();
+    first.write_chunk(&file.name, 0, &content[..1500]).unwrap();
+    let early = first.write_chunk(&file.name, 1600, &content[1600..1700]);
+    assert!(matches!(early, Err(ReceiveError::Offset { offset: 1600, have: 1500, .. })), "{early:?}");
+    drop(first);
+    let again = receiver.snapshots.receive(data.manifest.clone()).unwrap();
+    assert_eq!(again.have(&file.name), Some(1500));
+    drop(again);
+    assert!(send(&data, &receiver.snapshots, |_, _, _| {}).is_ok());
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_manifest_may_not_lead_out_of_its_folder() {
+    let (_a, from) = folder();
+    let mut sender = filled(&from, 20).await;
+    let data = build_snapshot(&mut sender).await;
+    for change in 0..4 {
+        let mut manifest = data.manifest.clone();
+        match change {
+            0 => manifest.files[0].name = "../../IDENTITY".into(),
+            1 => manifest.id = "../x".into(),
+            2 => manifest.cluster_id = "other".into(),
+            _ => manifest.format_version = 2,
+        }
+        assert!(matches!(sender.snapshots.receive(manifest), Err(ReceiveError::Manifest(_))));
+    }
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_switch_that_was_cut_short_leaves_one_state() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let mut receiver = filled(&to, 10).await;
+    let received = send(&data, &receiver.snapshots, |_, _, _| {}).unwrap();
+    install(&mut receiver, received).await;
+    // Killed between the switch and the purge of the log that openraft asks for next.
+    let crashed = to.with_extension("crashed");
+    copy_dir(&to, &crashed);
+    // And the old state not yet removed, with a half-made one beside it.
+    fs::create_dir(crashed.join("state")).unwrap_or_default();
+    copy_dir(&crashed.join("snapshots").join(&data.manifest.id).join("db"), &crashed.join("state.99"));
+    let mut after = open(&crashed);
+    assert_eq!(after.reader.view().applied, pos(1, 200));
+    assert_eq!(after.log.stats().last, Some(pos(1, 10)));
+    assert!(!crashed.join("state.99").exists() && !crashed.join("state").exists());
+    after.log.purge(log_id_of(pos(1, 200))).await.unwrap();
+    close(after);
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_lost_state_is_rebuilt_from_the_newest_intact_snapshot() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 100).await;
+    build_snapshot(&mut opened).await;
+    commit(&mut opened, blocks(1, 101..=150, 300)).await;
+    let newest = build_snapshot(&mut opened).await;
+    commit(&mut opened, blocks(1, 151..=160, 300)).await;
+    opened.log.purge(log_id_of(pos(1, 80))).await.unwrap();
+    let hash = opened.reader.view().state_hash;
+    close(opened);
+    fs::remove_dir_all(dir.join("state")).unwrap();
+    // The newest is damaged without a change of size: only its checksum tells.
+    let sst = newest.manifest.files.iter().find(|f| f.name.ends_with(".sst")).unwrap();
+    let path = newest.dir.join(&sst.name);
+    let mut content = fs::read(&path).unwrap();
+    content[20] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, content).unwrap();
+    drop(newest);
+
+    let mut opened = open(&dir);
+    assert_eq!(opened.reader.view().applied, pos(1, 100));
+    assert_eq!(opened.snapshots.list_all().len(), 1);
+    let replayed = opened.log.clone().try_read(101, 161).await;
+    apply(&mut opened.machine, replayed).await;
+    assert_eq!(opened.reader.view().state_hash, hash);
+    close(opened);
+}
+
+#[tokio::test]
+async fn a_purged_log_without_a_snapshot_gets_one_or_is_refused() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 100).await;
+    build_snapshot(&mut opened).await;
+    opened.log.purge(log_id_of(pos(1, 80))).await.unwrap();
+    close(opened);
+    fs::remove_dir_all(dir.join("snapshots")).unwrap();
+    let opened = open(&dir);
+    assert_eq!(opened.snapshots.newest().as_ref().and_then(last_index), Some(100));
+    close(opened);
+    fs::remove_dir_all(dir.join("snapshots")).unwrap();
+    fs::remove_dir_all(dir.join("state")).unwrap();
+    let error = refusal(&dir);
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains("80"), "{error}");
+}
+
+#[tokio::test]
+async fn a_failed_build_answers_the_newest_snapshot_and_no_error() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 100).await;
+    let before = build_snapshot(&mut opened).await;
+    commit(&mut opened, blocks(1, 101..=110, 300)).await;
+    // A file where the folder should be: nothing can be made in it.
+    let folder = dir.join("snapshots");
+    let aside = dir.join("aside");
+    fs::rename(&folder, &aside).unwrap();
+    fs::write(&folder, b"").unwrap();
+    assert_eq!(build_snapshot(&mut opened).await.manifest.id, before.manifest.id);
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    assert_eq!(last_index(&build_snapshot(&mut opened).await.manifest), Some(110));
+    close(opened);
+}
+
+#[tokio::test]
+async fn unfinished_ones_go_at_start_and_damaged_ones_are_set_aside() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 50).await;
+    let data = build_snapshot(&mut opened).await;
+    commit(&mut opened, vec![blank(1, 51)]).await;
+    close(opened);
+    let snapshots = dir.join("snapshots");
+    fs::create_dir(snapshots.join("x.tmp")).unwrap();
+    let largest = data.manifest.files.iter().max_by_key(|f| f.size_bytes).unwrap();
+    let path = data.dir.join(&largest.name);
+    let content = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, &content[..content.len() - 1]).unwrap();
+    let opened = open(&dir);
+    assert!(!snapshots.join("x.tmp").exists());
+    assert!(snapshots.join(format!("{}.damaged", data.manifest.id)).exists());
+    assert_eq!(opened.snapshots.newest(), None);
+    close(opened);
+}
