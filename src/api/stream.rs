@@ -25,19 +25,15 @@ use hyper::body::{Frame, Incoming};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api::{
-        Api,
-        blocks::{self, Terms},
-        body,
-        error::Fault,
-        framing::{Framing, FramingError},
-        http::{Front, plain_fault},
-        wire::Acknowledged,
-    },
-    proposals::{self, Permit},
-    types::error::{Accepted, ProposeError},
-};
+use crate::api::blocks::Terms;
+use crate::api::error::Fault;
+use crate::api::framing::{Framing, FramingError};
+use crate::api::http::{Front, plain_fault};
+use crate::api::wire::Acknowledged;
+use crate::api::{Api, blocks, body};
+use crate::proposals;
+use crate::proposals::Permit;
+use crate::types::error::{Accepted, ProposeError};
 
 /// Blocks of one stream that wait for their outcome; then the body is not read on. As
 /// `api.max_in_flight`, which bounds them all.
@@ -79,13 +75,13 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
     let (head, incoming) = request.into_parts();
     let api = front.api.clone();
     if let Some(refused) = blocks::refuse_media(&api, &head.headers) {
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         return refused;
     }
     let terms = match Terms::from_headers(&head.headers) {
         Ok(terms) => terms,
         Err(fault) => {
-            body::discard(incoming);
+            body::discard(&head.headers, incoming);
             return plain_fault(&fault);
         }
     };
@@ -158,7 +154,7 @@ impl Reader {
         }
         // The lines end when this half lets go of them.
         drop(self);
-        body::discard(incoming);
+        body::drain(incoming);
     }
 
     async fn take_all(&mut self, framing: &mut Framing) -> Result<(), Over> {

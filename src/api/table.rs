@@ -5,22 +5,17 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::{
-    api::{
-        args::{Args, Consistency, Param, Patience},
-        cluster::ClusterJson,
-        error::Code,
-        handlers::{self, Answer, Call},
-        openrpc,
-        settings::Patch,
-        status::StatusJson,
-        wire::{
-            Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson,
-            SettingsJson,
-        },
-    },
-    types::block::Block,
+use crate::api::args::{Args, Consistency, Param, Patience};
+use crate::api::cluster::ClusterJson;
+use crate::api::error::Code;
+use crate::api::handlers::{Answer, Call};
+use crate::api::settings::Patch;
+use crate::api::status::StatusJson;
+use crate::api::wire::{
+    Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
+use crate::api::{handlers, openrpc};
+use crate::types::block::Block;
 
 /// One method.
 pub(crate) struct Method {
