@@ -19,6 +19,9 @@ pub(crate) enum Fatal {
     SyncFailed { what: String },
     #[error("the database {db} cannot be written: {what}")]
     WriteFailed { db: &'static str, what: String },
+    /// The next start rebuilds it from a snapshot and the log.
+    #[error("the state is damaged and is rebuilt at the next start: {what}")]
+    StateDamaged { what: String },
     #[error(
         "upgrade needed: entry {index} is a command of kind {kind}, version {version}, which this binary does not know"
     )]
@@ -33,7 +36,7 @@ impl Fatal {
     /// 4: a restart will not help; 1: it may.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::SyncFailed { .. } | Self::WriteFailed { .. } => 1,
+            Self::SyncFailed { .. } | Self::WriteFailed { .. } | Self::StateDamaged { .. } => 1,
             Self::UpgradeNeeded { .. } | Self::Damaged { .. } | Self::TruncateBelowCommitted { .. } => 4,
         }
     }

@@ -71,6 +71,11 @@ impl Writer {
     /// Runs until the queue is closed and empty, or a write failed for good.
     pub(crate) fn run(mut self) {
         while let Some(group) = self.shared.queue.take() {
+            // Whatever ended this node, nothing is reported durable after it.
+            if let Some(fatal) = self.shared.health.get().fatal {
+                self.fail(group, &fatal.to_string());
+                break;
+            }
             if !self.write(group) {
                 break;
             }
@@ -89,6 +94,7 @@ impl Writer {
         let last = match self.write_synced(&mut group) {
             Ok(last) => last,
             Err(Failed::Sync(what)) => {
+                self.shared.health.set_fatal(Fatal::SyncFailed { what: what.clone() });
                 self.fail(group, &what);
                 return false;
             }
@@ -228,7 +234,6 @@ impl Writer {
 
     /// Everybody in the group, and everybody behind it, learns that it failed.
     fn fail(&self, group: Group, what: &str) {
-        self.shared.health.set_fatal(Fatal::SyncFailed { what: what.to_owned() });
         let mut reports = Reports::default();
         group.ops.into_iter().for_each(|op| reports.add(op));
         for callback in reports.callbacks {

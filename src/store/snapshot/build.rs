@@ -151,7 +151,7 @@ impl Snapshots {
     fn seal(&self, tmp: &Path, id: &str, expected: Option<LogId>) -> Result<SnapshotData, BuildError> {
         let result = self
             .manifest(&tmp.join(FILES), id, expected)
-            .and_then(|manifest| Ok(self.finish(tmp, manifest)?));
+            .and_then(|manifest| Ok(self.keep_built(tmp, manifest)?));
         if result.is_err() {
             let _ = files::remove_dir(tmp);
         }
@@ -214,7 +214,7 @@ impl Snapshots {
 }
 
 /// Opening a checkpoint leaves a log of RocksDB's own in it.
-fn remove_info_logs(dir: &Path) -> io::Result<()> {
+pub(super) fn remove_info_logs(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("LOG")) {

@@ -91,6 +91,7 @@ async fn a_received_snapshot_becomes_the_state_and_survives_a_restart() {
     assert!(received.manifest.received);
     // Being there is not being installed.
     assert_eq!(receiver.reader.view().applied, pos(1, 10));
+    assert_eq!(receiver.snapshots.newest(), None);
     install(&mut receiver, received).await;
     // Who reads on in the old state reads the old state.
     assert_eq!(old.view.applied, pos(1, 10));
@@ -283,4 +284,35 @@ async fn unfinished_ones_go_at_start_and_damaged_ones_are_set_aside() {
     assert!(snapshots.join(format!("{}.damaged", data.manifest.id)).exists());
     assert_eq!(opened.snapshots.newest(), None);
     close(opened);
+}
+
+#[tokio::test]
+async fn a_received_snapshot_that_was_not_installed_is_gone_after_a_restart() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let receiver = filled(&to, 10).await;
+    drop(send(&data, &receiver.snapshots, |_, _, _| {}).unwrap());
+    close(receiver);
+    let receiver = open(&to);
+    assert_eq!(receiver.snapshots.newest(), None);
+    assert_eq!(receiver.reader.view().applied, pos(1, 10));
+    assert!(!to.join("snapshots").join(&data.manifest.id).exists());
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_manifest_of_another_state_is_corrupt() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 20).await;
+    let mut data = build_snapshot(&mut sender).await;
+    data.manifest.last_log_id = Some(crate::types::proto::LogId { term: 1, index: 21 });
+    let receiver = open(&to);
+    let result = send(&data, &receiver.snapshots, |_, _, _| {});
+    assert!(matches!(result, Err(ReceiveError::Corrupt { .. })), "{result:?}");
+    close(receiver);
+    close(sender);
 }
