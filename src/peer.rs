@@ -15,12 +15,14 @@ use crate::{
 
 mod append;
 mod asker;
+mod client;
 mod clock;
 mod control;
 mod convert;
 mod dial;
 mod hello;
 mod install;
+mod keeper;
 mod link;
 mod metrics;
 mod network;
@@ -168,11 +170,6 @@ pub(crate) struct Replicated {
     pub(crate) sent: std::time::Instant,
     pub(crate) acknowledged: std::time::Instant,
 }
-
-/// Keeps nothing and tells nothing.
-pub(crate) struct NoNotices;
-
-impl Notices for NoNotices {}
 
 /// Where received snapshots go; implemented over the store. Every method blocks and is called on a
 /// blocking thread.

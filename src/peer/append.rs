@@ -21,12 +21,13 @@ use tokio_stream::wrappers::WatchStream;
 use crate::{
     peer::{
         Replicated,
+        client::{AppendResult, unreachable_node},
         convert::{self, OutgoingAppend},
         dial::{self, DialError},
         hello::{Connection, wire_reason},
         link::error_reason,
         metrics::{PeerMetrics, Reason, Rpc},
-        network::{AppendResult, Shared, decode, unreachable_node},
+        network::{Shared, decode},
         wire::{Frame, WireError},
     },
     raft::{LogId, TypeConfig, pos_of},

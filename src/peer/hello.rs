@@ -15,21 +15,18 @@ use tokio::net::{
 };
 
 use crate::{
-    machine::command::Kind,
     peer::{
         Incarnation, LogPos,
         metrics::{Reason, Rpc},
         network::{Shared, lock},
         wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
     },
+    raft::convert::KNOWN_COMMANDS,
     types::{
         LogIndex, NodeId,
         proto::{self, FrameKind, Purpose, RefusalCode},
     },
 };
-
-/// What this binary can apply.
-const KNOWN_COMMANDS: [(Kind, u8); 3] = [(Kind::Block, 1), (Kind::Leadership, 1), (Kind::Configure, 1)];
 
 /// Both halves of a connection whose other side is known.
 pub(super) struct Connection {

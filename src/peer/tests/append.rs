@@ -21,9 +21,10 @@ use tokio::{net::TcpListener, sync::mpsc};
 use crate::{
     machine::{Command, command::Kind},
     peer::{
-        Config, convert,
+        Config,
+        client::Client,
+        convert,
         hello::{self, Connection},
-        network::Client,
         tests::support::{Bare, config, eventually, identity, in_time},
     },
     raft::{LogId, NodeRecord, TypeConfig, convert::vote_from_proto, log_id_of},
