@@ -12,18 +12,12 @@ use hyper::{StatusCode, body::Incoming};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{Context, acts, curl, plan},
-        exit::{self, Failure},
-        out, units,
-    },
-    client::{
-        cluster::{Cluster, Target},
-        endpoint::Endpoint,
-        http::Ask,
-    },
-};
+use crate::cli::ctl::{Context, acts, curl, plan};
+use crate::cli::exit::{self, Failure};
+use crate::cli::{out, units};
+use crate::client::cluster::{Cluster, Target};
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Ask;
 
 pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf>) -> Result<u8, Failure> {
     let target = cx.flags.node.map_or(Target::Any, Target::Node);
