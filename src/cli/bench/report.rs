@@ -107,7 +107,7 @@ impl<'a> Findings<'a> {
             t.pair("refused", Cell::new(by.join(", "), Tone::Warn));
         }
         if 0 < self.tally.reconnects {
-            t.pair("leader changes", Cell::new(self.tally.reconnects.to_string(), Tone::Warn));
+            t.pair("opened again", Cell::new(self.tally.reconnects.to_string(), Tone::Warn));
         }
         if 0 < self.tally.duplicates {
             t.pair("again", format!("{} blocks were there already", self.tally.duplicates));
@@ -141,7 +141,7 @@ impl<'a> Findings<'a> {
             "refused": self.refused(),
             "refusedBy": self.tally.refused,
             "duplicates": self.tally.duplicates,
-            "leaderChanges": self.tally.reconnects,
+            "reconnects": self.tally.reconnects,
         });
         let raw = serde_json::value::to_raw_value(&value).expect("a value is JSON");
         out::pretty(&raw) + "\n"

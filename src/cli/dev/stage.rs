@@ -276,6 +276,7 @@ impl Stage {
     async fn end(mut self, ended: &mut mpsc::UnboundedReceiver<Ended>) {
         // The last lines belong on the terminal that stays.
         self.display = Display::Plain { next_summary: Instant::now() + SUMMARY_EVERY };
+        let _ = out::print_line("stopping the nodes; Ctrl-C again kills them");
         let hurry = async {
             match signal(SignalKind::interrupt()) {
                 Ok(mut interrupt) => drop(interrupt.recv().await),
