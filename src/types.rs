@@ -10,6 +10,7 @@ pub(crate) mod proto {
 
 pub mod block;
 pub mod error;
+pub mod feed;
 pub mod member;
 pub mod position;
 pub(crate) mod quantity;

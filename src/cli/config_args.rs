@@ -2,10 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::{
-    cli::exit::Failure,
-    config::{self, Loaded, layers::Sources},
-};
+use crate::cli::exit::Failure;
+use crate::config::layers::Sources;
+use crate::config::{self, Loaded};
 
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ConfigArgs {

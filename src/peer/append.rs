@@ -128,7 +128,7 @@ where
         // One to an address the node no longer has is of no use.
         let log = home.take().filter(|log| log.addrs == addrs);
         Self {
-            metrics: shared.metrics.of(target),
+            metrics: shared.metrics_of(target),
             shared,
             target,
             home,

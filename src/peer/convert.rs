@@ -155,13 +155,12 @@ pub(super) fn append_from_proto(
     let vote = request.vote.as_ref().map(vote_from_proto).ok_or_else(|| missing("vote"))?;
     let prev_log_id = request.prev_log_id.as_ref().map(log_id_from_proto);
     let mut entries = Vec::with_capacity(request.entries.len());
-    let mut next_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
-    for entry in request.entries {
+    let first_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
+    for (expected, entry) in (first_index..).zip(request.entries) {
         let entry = entry_from_proto(entry)?;
-        if entry.log_id.index() != next_index {
-            return Err(WireError::Malformed(format!("entry {} in the place of {next_index}", entry.log_id)));
+        if entry.log_id.index() != expected {
+            return Err(WireError::Malformed(format!("entry {} in the place of {expected}", entry.log_id)));
         }
-        next_index += 1;
         entries.push(entry);
     }
     Ok(AppendEntriesRequest {

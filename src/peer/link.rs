@@ -120,7 +120,7 @@ impl Link {
         let (call_tx, call_rx) = mpsc::channel(QUEUE_MAX);
         let (state_tx, state_rx) = watch::channel(LinkState::Unreachable);
         let (generation_tx, generation_rx) = watch::channel(0);
-        let metrics = shared.metrics.of(node_id);
+        let metrics = shared.metrics_of(node_id);
         let cancel = CancellationToken::new();
         let task = Task {
             shared: Arc::clone(shared),

@@ -36,7 +36,7 @@ use crate::{
         dial::Lookups,
         hello::Said,
         link::{CallError, Link, Task},
-        metrics::{Direction, Metrics, Rpc},
+        metrics::{Direction, Metrics, PeerMetrics, Rpc},
         snapshot,
         wire::{Frame, WireError},
     },
@@ -101,6 +101,11 @@ impl Shared {
     fn peer_ids(&self) -> Vec<NodeId> {
         let own = self.identity.node_id;
         self.addresses.load().keys().copied().filter(|node_id| *node_id != own).collect()
+    }
+
+    pub(super) fn metrics_of(&self, node_id: NodeId) -> Arc<PeerMetrics> {
+        let is_peer = || node_id != self.identity.node_id && self.addresses.load().contains_key(&node_id);
+        self.metrics.of(node_id, is_peer)
     }
 
     pub(super) fn link(&self, node_id: NodeId) -> Option<Link> {

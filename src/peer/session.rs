@@ -47,7 +47,7 @@ where
     let peer_id_field = peer_id as i64;
     match ended {
         Err(e @ (WireError::Malformed(_) | WireError::Corrupt(_) | WireError::TooLarge(_))) => {
-            context.shared.metrics.of(peer_id).failed(rpc, wire_reason(&e));
+            context.shared.metrics_of(peer_id).failed(rpc, wire_reason(&e));
             // It sends the same again until somebody mends it.
             if context.shared.said.is_new(Topic::Sent, peer_id, &e.to_string()) {
                 tracing::warn!(peer_id = peer_id_field, ?purpose, error = %e, "peer sent what cannot be right");

@@ -85,7 +85,7 @@ pub(super) async fn send(
     snapshot: &SnapshotData,
 ) -> Result<Vote, SendError> {
     let started = Instant::now();
-    let metrics = shared.metrics.of(target);
+    let metrics = shared.metrics_of(target);
     let _running = Running::new(shared);
     let mut pieces = Pieces::new(snapshot);
     let mut n_failed = 0;

@@ -370,7 +370,14 @@ impl Node {
 
     pub(super) async fn write(&self, payload: impl Into<Bytes>) {
         let command = Command::new(Kind::Block, payload.into());
-        in_time("a write is committed", self.raft.client_write(command)).await.unwrap();
+        let written = async {
+            // Right after an election openraft refuses with an expired lease.
+            while let Err(e) = self.raft.client_write(command.clone()).await {
+                assert!(format!("{e:?}").contains("LeaseExpired"), "{e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        in_time("a write is committed", written).await;
     }
 
     /// Its port is closed and nobody is dialled; raft goes on and hears nothing.

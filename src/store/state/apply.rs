@@ -23,7 +23,8 @@ use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
 use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
-use crate::types::{position::LogPos, proto};
+use crate::store::tap::Tapped;
+use crate::types::{LogIndex, position::LogPos, proto};
 
 /// Payload bytes that one batch takes at most, but one entry: as much as one sync of the log.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -180,10 +181,9 @@ impl StateMachine {
         for entry in entries {
             self.instants.mark(pos_of(&entry.log_id), Mark::Applied, now);
         }
-        let mut has_blocks = false;
+        let mut tapped = Vec::new();
         let unix_ms = unix_ms();
-        for (height, row, _) in applied.changes.blocks() {
-            has_blocks = true;
+        for (height, row, block) in applied.changes.blocks() {
             self.shared.remember_applied(height, unix_ms);
             let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
             if self.replay_upto < row.index {
@@ -194,13 +194,19 @@ impl StateMachine {
                     self.metrics.set_checkpoint(slot, height, &row.hash);
                 }
             }
+            let pos = LogPos { term: row.term, index: row.index };
+            tapped.push(Tapped { pos, height, block: block.clone(), command: payload_at(entries, row.index) });
         }
         let view = self.machine.view();
-        if has_blocks {
+        if !tapped.is_empty() {
             self.metrics.set_head(view.head.as_ref());
             self.metrics.set_applied_at(unix_ms);
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
+        // Last: whoever is told can read it.
+        if let Some(tap) = &self.tap {
+            tap.applied(self.told(), &tapped);
+        }
     }
 
     /// Sets what the metrics say of blocks from a state that was loaded or installed.
@@ -229,6 +235,15 @@ fn fill(db: &StateDb, applied: &Applied, record: &[u8]) -> WriteBatch {
     }
     batch.put_cf(meta, KEY_MACHINE, record);
     batch
+}
+
+/// The payload of the command at an index of a batch.
+fn payload_at(entries: &[Entry], index: LogIndex) -> bytes::Bytes {
+    let at = entries.binary_search_by_key(&index, |e| pos_of(&e.log_id).index);
+    match &entries[at.expect("a row names an entry of its batch")].payload {
+        EntryPayload::Normal(command) => command.payload.clone(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => unreachable!("a block came by a command"),
+    }
 }
 
 fn kind_of(entry: &Entry) -> ApplyKind {
