@@ -8,18 +8,21 @@
 //! | a_damaged_byte_in_the_log_is_refused | safety 5: CRC and chain; design 4: no silent `point_in_time` |
 //! | a_damaged_state_is_rebuilt | design 4: `state/` is derived; safety 28 |
 //! | a_damaged_snapshot_is_set_aside | safety 28 |
+//! | damage_that_state_and_snapshots_share_is_refused | safety 28: nothing damaged is ever served |
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
+use anyhow::ensure;
+
 use crate::support::{
     block::Block,
     cluster::Cluster,
     config::{Settings, settings},
     stream::fill,
-    wait::SOON,
+    wait::{SOON, wait_for},
 };
 
 /// Exit code of design 10: the data folder refuses, a restart will not help.
@@ -36,9 +39,32 @@ fn stopped_node(snapshots: bool) -> Cluster {
     cluster.start();
     let blocks: Vec<Block> = (1..=BLOCKS).map(|h| Block::sized(h, "kept", 1_000)).collect();
     fill(&cluster.node(1).api.clone(), &blocks);
+    if snapshots {
+        wait_for("a snapshot is built", SOON, || {
+            let index = cluster.node(1).status()?["snapshotIndex"].as_u64().unwrap_or(0);
+            ensure!(0 < index, "none yet");
+            Ok(())
+        });
+    }
+    wait_for_watermark(&cluster.node(1).data_dir);
     // kill -9, not a stop: what counts is in the WAL, as after a power loss.
     cluster.node_mut(1).kill();
     cluster
+}
+
+/// The watermark follows the log a little behind it: what it lags nobody can miss.
+fn wait_for_watermark(data_dir: &Path) {
+    /// Looks without a change: longer together than it may lag.
+    const QUIET: u32 = 10;
+    let path = data_dir.join("WATERMARK");
+    let (mut last, mut n_same) = (Vec::new(), 0);
+    wait_for("the watermark has caught up", SOON, || {
+        let now = fs::read(&path)?;
+        n_same = if now == last { n_same + 1 } else { 0 };
+        last = now;
+        ensure!(QUIET <= n_same, "it moves");
+        Ok(())
+    });
 }
 
 /// Starts it again; all blocks are there.
@@ -86,20 +112,37 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
+/// Those with more than a header and a few marks.
+fn large_files(dir: &Path) -> Vec<PathBuf> {
+    let files: Vec<PathBuf> =
+        walk(dir).into_iter().filter(|p| 1_000 < p.metadata().map_or(0, |m| m.len())).collect();
+    assert!(!files.is_empty(), "nothing in {}", dir.display());
+    files
+}
+
 /// The last byte of a file that is not zero: files that grow in large steps end in zeros.
 fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1)
 }
 
+/// Another content under the same name. A file of its own: those of `state/` and of its snapshots are
+/// links to the same ones, and the damage is meant for one of them.
+fn replace(path: &Path, bytes: &[u8]) {
+    let copy = path.with_extension("damaged-copy");
+    fs::write(&copy, bytes).expect("writable");
+    fs::rename(&copy, path).expect("writable");
+}
+
 fn cut(path: &Path, keep: usize) {
-    let file = fs::File::options().write(true).open(path).expect("writable");
-    file.set_len(keep as u64).expect("a file can be cut");
+    let mut bytes = fs::read(path).expect("readable");
+    bytes.truncate(keep);
+    replace(path, &bytes);
 }
 
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).expect("readable");
     bytes[at] ^= 0x40;
-    fs::write(path, bytes).expect("writable");
+    replace(path, &bytes);
 }
 
 #[test]
@@ -113,7 +156,7 @@ fn a_newer_disk_format_is_refused() {
     let newer = line.replace(&number, "9999");
     fs::write(&path, text.replace(line, &newer)).expect("writable");
     let folder = cluster.node(1).data_dir.to_string_lossy().into_owned();
-    cluster.node_mut(1).assert_refuses(FOLDER, &[&folder, "9999", "newer"]);
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&folder, "9999"]);
     fs::write(&path, text).expect("writable");
     assert_whole(&mut cluster);
 }
@@ -199,14 +242,50 @@ fn a_damaged_state_is_rebuilt() {
 fn a_damaged_snapshot_is_set_aside() {
     let mut cluster = stopped_node(true);
     let snapshots = cluster.node(1).data_dir.join("snapshots");
-    let large = walk(&snapshots).into_iter().filter(|p| 1_000 < p.metadata().map_or(0, |m| m.len()));
-    let damaged: Vec<PathBuf> = large.collect();
-    assert!(!damaged.is_empty(), "no snapshot in {}", snapshots.display());
+    let damaged = large_files(&snapshots);
     damaged.iter().for_each(|path| flip(path, 500));
     // `state/` is whole: another one is built from it before anything relies on a snapshot.
     assert_whole(&mut cluster);
     cluster.node_mut(1).stop(SOON);
     assert_whole(&mut cluster);
+}
+
+#[test]
+fn damage_that_state_and_snapshots_share_is_refused() {
+    // Their files are links: what rots in one place rots in all of them, and the log no longer begins at
+    // its beginning. Nothing to rebuild from: refused, never served.
+    let mut cluster = stopped_node(true);
+    let data_dir = cluster.node(1).data_dir.clone();
+    let files: Vec<(PathBuf, Vec<u8>)> = [data_dir.join("snapshots"), state_dir(&data_dir)]
+        .iter()
+        .flat_map(|dir| large_files(dir))
+        .filter(|path| path.to_string_lossy().ends_with(".sst"))
+        .map(|path| (path.clone(), fs::read(&path).expect("readable")))
+        .collect();
+    for (path, bytes) in &files {
+        let mut damaged = bytes.clone();
+        damaged[bytes.len() / 2] ^= 0x40;
+        replace(path, &damaged);
+    }
+    cluster.node_mut(1).start();
+    // RocksDB reads a block of a file when it is needed: a node may start, and then it must not serve one
+    // that is damaged.
+    let is_refused = wait_for("the node ends or leads", SOON, || {
+        if let Some(exit) = cluster.node_mut(1).exit() {
+            return Ok(Some(exit.code()));
+        }
+        ensure!(cluster.node(1).status()?["ready"] == true, "neither");
+        Ok(None)
+    });
+    match is_refused {
+        Some(code) => assert_eq!(code, Some(FOLDER)),
+        None => {
+            for row in cluster.node(1).range(1, BLOCKS).unwrap_or_default() {
+                let height = row["block"]["height"].as_u64().expect("a height");
+                Block::sized(height, "kept", 1_000).assert_json(&row["block"]);
+            }
+        }
+    }
 }
 
 #[test]
