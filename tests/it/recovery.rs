@@ -7,6 +7,7 @@
 //! | a_log_that_is_gone_is_refused | design 4: `create_if_missing` never for what should exist |
 //! | a_damaged_byte_in_the_log_is_refused | safety 5: CRC and chain; design 4: no silent `point_in_time` |
 //! | a_damaged_state_is_rebuilt | design 4: `state/` is derived; safety 28 |
+//! | a_short_history_is_whole_after_every_kill | safety 28: families flushed together; pruning is part of apply |
 //! | a_damaged_snapshot_is_set_aside | safety 28 |
 //! | damage_that_state_and_snapshots_share_is_refused | safety 28: nothing damaged is ever served |
 
@@ -299,5 +300,42 @@ fn a_folder_of_a_node_that_never_led_alone_is_whole_after_a_kill() {
     }
     cluster.node_mut(1).start();
     cluster.leader();
+    cluster.end();
+}
+
+#[test]
+fn a_short_history_is_whole_after_every_kill() {
+    const KEPT: u64 = 50;
+    let mut cluster = Cluster::new(
+        1,
+        settings([
+            ("state.history_blocks", toml::Value::Integer(KEPT as i64)),
+            ("snapshot.threshold", toml::Value::Integer(20)),
+            ("snapshot.trailing_logs", toml::Value::Integer(1)),
+        ]),
+    );
+    cluster.start();
+    let mut top = 0;
+    for round in 1..=10 {
+        let blocks: Vec<Block> = (top + 1..=top + 30 * round).map(|h| Block::new(h, "kept")).collect();
+        fill(&cluster.node(1).api.clone(), &blocks);
+        top += 30 * round;
+        cluster.node_mut(1).kill();
+        cluster.node_mut(1).start();
+        cluster.leader();
+        assert_eq!(cluster.height(1), top, "the head after the restart");
+        let oldest = top.saturating_sub(KEPT) + 1;
+        let rows = cluster.node(1).range(oldest, top).expect("it answers");
+        assert_eq!(rows.len() as u64, top - oldest + 1, "blocks from {oldest} to {top}");
+        for (height, row) in (oldest..).zip(&rows) {
+            Block::new(height, "kept").assert_json(&row["block"]);
+        }
+        if 1 < oldest {
+            let below = cluster.node(1).call("block_get", &serde_json::json!({"height": oldest - 1}));
+            let error = below.expect_err("it is pruned").rpc();
+            assert_eq!((error.code, error.reason()), (-32037, "pruned"));
+            assert_eq!(error.data["oldestHeight"], oldest);
+        }
+    }
     cluster.end();
 }
