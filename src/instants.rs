@@ -62,6 +62,7 @@ pub(crate) struct Instants {
     /// Each lock guards one slot for a few stores; a task would cost a queue on the hot path.
     slots: Vec<Mutex<Slot>>,
     stages: [prometheus::Histogram; STAGES.len()],
+    deliver: prometheus::Histogram,
     lost: prometheus::IntCounter,
 }
 
@@ -85,10 +86,8 @@ impl Instants {
             &["stage"],
         )?;
         registry.register(Box::new(stages.clone()))?;
-        // Both come with the feed and the peer spans; the series exist from the start.
-        for later in ["replicate", "deliver"] {
-            let _ = stages.with_label_values(&[later]);
-        }
+        // Comes with the peer spans; the series exists from the start.
+        let _ = stages.with_label_values(&["replicate"]);
         let lost = prometheus::IntCounter::new(
             "blockraft_telemetry_instants_lost_total",
             "Instants that found their slot taken by a newer entry.",
@@ -97,6 +96,7 @@ impl Instants {
         Ok(Self {
             slots: (0..SLOTS).map(|_| Mutex::new(Slot::default())).collect(),
             stages: STAGES.map(|(name, ..)| stages.with_label_values(&[name])),
+            deliver: stages.with_label_values(&["deliver"]),
             lost,
         })
     }
@@ -121,6 +121,11 @@ impl Instants {
                 }
             }
         }
+    }
+
+    /// The last subscriber took a block, or lost it, so long after it was applied.
+    pub(crate) fn delivered(&self, took: Duration) {
+        self.deliver.observe(took.as_secs_f64());
     }
 
     /// What is known of an entry; `None` once its slot was taken over.
