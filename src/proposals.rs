@@ -39,5 +39,6 @@ pub(crate) trait Chain: Send + Sync + 'static {
 }
 
 pub(crate) type Handle = handle::Handle;
+pub(crate) type Lane = handle::Lane;
 pub(crate) type Permit = handle::Permit;
 pub(crate) type Proposal = handle::Proposal;

@@ -4,7 +4,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     leadership::{policy::Intent, task::resign},
-    node::build::Running,
+    node::build::{Running, SERVERS_WITHIN},
 };
 
 /// Stops a node. Durable on return: every acknowledged block is on this disk.
@@ -37,7 +37,7 @@ pub(super) async fn stop(mut running: Running) {
         }
     }
     running.serving.cancel();
-    running.servers.drain(super::build::SERVERS_WITHIN).await;
+    running.servers.drain(SERVERS_WITHIN).await;
     running.raft.core().shutdown().await;
     running.tasks.stop().await;
     running.close().await;
