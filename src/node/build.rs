@@ -202,9 +202,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
-    let bytes_reader = opened.reader.clone();
-    let log_bytes = Arc::new(move |index| bytes_reader.log_bytes_after(index));
-    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), log_bytes));
+    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn("api", never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())));

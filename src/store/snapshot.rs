@@ -15,7 +15,7 @@ use prost::Message;
 use crate::raft::convert::{log_id_from_proto, stored_membership_from_proto};
 use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
 use crate::store::files;
-use crate::store::metrics::Metrics;
+use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
 use crate::store::state::install::{is_database_file, link_files};
 use crate::types::{LogIndex, proto::SnapshotFile, proto::SnapshotManifest};
@@ -122,43 +122,43 @@ impl Snapshots {
     }
 
     pub(crate) fn newest(&self) -> Option<SnapshotManifest> {
-        self.list().last().map(|s| s.manifest.clone())
+        self.stored().last().map(|s| s.manifest.clone())
     }
 
     /// Newest first.
-    pub(crate) fn list_all(&self) -> Vec<SnapshotManifest> {
-        self.list().iter().rev().map(|s| s.manifest.clone()).collect()
+    pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
+        self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
     }
 
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
-        self.list().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
+        self.stored().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
     }
 
     /// The newest snapshot, held alive as long as the answer is.
     pub(crate) fn newest_data(&self) -> Option<SnapshotData> {
-        self.list().last().map(|s| self.data(s))
+        self.stored().last().map(|s| self.data(s))
     }
 
     /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
     pub(crate) fn verify(&self, id: &str) -> Option<Vec<Problem>> {
-        let data = self.list().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
         let problems = verify_files(&data.dir, &data.manifest);
         let outcome = if problems.is_empty() { "ok" } else { "corrupt" };
-        self.inner.metrics.snapshot("verify", outcome, 0.0);
+        self.inner.metrics.snapshots.count("verify", outcome, 0.0);
         Some(problems)
     }
 
     /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
     pub(crate) fn set_aside(&self, id: &str, what: &str) -> io::Result<()> {
-        self.list().retain(|s| s.manifest.id != id);
+        self.stored().retain(|s| s.manifest.id != id);
         set_aside(&self.inner.dir.join(id), what)?;
         self.show();
         Ok(())
     }
 
     /// Sends are counted and timed by who sends.
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+    pub(crate) fn metrics(&self) -> &SnapshotMetrics {
+        &self.inner.metrics.snapshots
     }
 
     /// As openraft wants the newest one.
@@ -187,7 +187,7 @@ impl Snapshots {
     /// A snapshot by its id, installed or not.
     fn find(&self, id: &str) -> Option<SnapshotData> {
         let pending = self.pending().as_ref().filter(|s| s.manifest.id == id).map(|s| self.data(s));
-        pending.or_else(|| self.list().iter().find(|s| s.manifest.id == id).map(|s| self.data(s)))
+        pending.or_else(|| self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s)))
     }
 
     /// Keeps a received snapshot that is whole and durable; it counts once it is installed.
@@ -209,7 +209,7 @@ impl Snapshots {
     /// Received and never installed: at the next start nobody knows whether they still fit the log.
     pub(crate) fn forget_received_after(&self, applied: Option<LogIndex>) -> io::Result<()> {
         let gone: Vec<Stored> = {
-            let mut list = self.list();
+            let mut list = self.stored();
             let is_gone = |s: &Stored| s.manifest.received && applied < last_index(&s.manifest);
             let (gone, kept) = list.drain(..).partition(is_gone);
             *list = kept;
@@ -251,7 +251,7 @@ impl Snapshots {
 
     fn add(&self, stored: Stored) {
         {
-            let mut list = self.list();
+            let mut list = self.stored();
             list.push(stored);
             list.sort_by_key(|s| last_index(&s.manifest));
         }
@@ -262,7 +262,7 @@ impl Snapshots {
     /// Deletes the oldest ones beyond what is retained, but none that is being read.
     fn prune(&self) {
         let gone: Vec<Stored> = {
-            let mut list = self.list();
+            let mut list = self.stored();
             let surplus = list.len().saturating_sub(self.inner.retain);
             let may_go = |(i, s): &(usize, Stored)| *i < surplus && Arc::strong_count(&s.pin) == 1;
             let (gone, kept): (Vec<_>, Vec<_>) = list.drain(..).enumerate().partition(may_go);
@@ -284,11 +284,11 @@ impl Snapshots {
 
     fn show(&self) {
         let metrics = &self.inner.metrics;
-        let list = self.list();
-        metrics.snapshots_retained.set(list.len() as i64);
+        let list = self.stored();
+        metrics.snapshots.retained.set(list.len() as i64);
         let newest = list.last();
-        metrics.snapshot_bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
-        metrics.snapshot_last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));
+        metrics.snapshots.bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
+        metrics.snapshots.last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));
     }
 
     fn data(&self, stored: &Stored) -> SnapshotData {
@@ -303,7 +303,7 @@ impl Snapshots {
         self.inner.pending.lock().unwrap_or_else(|p| p.into_inner())
     }
 
-    fn list(&self) -> MutexGuard<'_, Vec<Stored>> {
+    fn stored(&self) -> MutexGuard<'_, Vec<Stored>> {
         self.inner.list.lock().unwrap_or_else(|p| p.into_inner())
     }
 }

@@ -72,8 +72,8 @@ impl Writer {
     pub(crate) fn run(mut self) {
         while let Some(group) = self.shared.queue.take() {
             // Whatever ended this node, nothing is reported durable after it.
-            if let Some(fatal) = self.shared.health.get().fatal {
-                self.fail(group, &fatal.to_string());
+            if self.shared.health.is_fatal() {
+                self.fail(group, "the store cannot go on");
                 break;
             }
             if !self.write(group) {
@@ -88,6 +88,7 @@ impl Writer {
         if let Some(after) = lowest_truncation(&group.ops)
             && !self.watermark.lower(after)
         {
+            self.fail(group, "the watermark could not be lowered before the log is cut");
             return false;
         }
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
@@ -205,9 +206,7 @@ impl Writer {
         for pos in &reports.synced {
             self.shared.instants.mark(*pos, Mark::Synced, now);
         }
-        if let Some(last) = reports.synced.last() {
-            self.shared.set_synced_index(last.index);
-        }
+        self.shared.set_synced_index(self.last.map_or(0, |e| e.pos.index));
         self.shared.tail().evict(last_seq);
         self.shared.synced.send_replace(last_seq);
         // After the sync it records; a vote's below is answered once the watermark has it too.

@@ -63,8 +63,8 @@ impl Receiving {
     }
 
     /// Where the next chunk of a file begins.
-    pub(crate) fn have(&self, file: &str) -> Option<u64> {
-        self.have.get(file).copied()
+    pub(crate) fn have(&self, file: &str) -> u64 {
+        self.have.get(file).copied().unwrap_or(0)
     }
 
     /// Chunks of one file come in order; one that is there already is skipped. Blocking.
@@ -92,9 +92,9 @@ impl Receiving {
         let result = self.check_and_keep();
         let metrics = self.snapshots.metrics();
         match &result {
-            Ok(_) => metrics.snapshot("verify", "ok", 0.0),
+            Ok(_) => metrics.count("verify", "ok", 0.0),
             Err(ReceiveError::Corrupt { file, what }) => {
-                metrics.snapshot("verify", "corrupt", 0.0);
+                metrics.count("verify", "corrupt", 0.0);
                 tracing::warn!(
                     id = self.manifest.id,
                     file,
@@ -104,7 +104,7 @@ impl Receiving {
                 let _ = files::remove_dir(&self.tmp);
             }
             Err(error) => {
-                metrics.snapshot("verify", "failed", 0.0);
+                metrics.count("verify", "failed", 0.0);
                 tracing::warn!(id = self.manifest.id, error = %error, "a received snapshot could not be kept");
             }
         }

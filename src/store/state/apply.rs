@@ -133,7 +133,7 @@ impl StateMachine {
             took.push(now - began);
             began = now;
             if self.replay_upto < pos.index {
-                self.metrics.count_outcome(&outcome);
+                self.metrics.blocks.count(&outcome);
             }
             outcomes.push(outcome);
         }
@@ -199,11 +199,11 @@ impl StateMachine {
             let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
             self.shared.recent().push(height, &row, block);
             if self.replay_upto < row.index {
-                self.metrics.block_bytes.inc_by(row.header_bytes + row.data_bytes);
+                self.metrics.blocks.bytes.inc_by(row.header_bytes + row.data_bytes);
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.set_checkpoint(slot, height, &row.hash);
+                    self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
                 }
             }
             let pos = LogPos { term: row.term, index: row.index };
@@ -211,8 +211,8 @@ impl StateMachine {
         }
         let view = self.machine.view();
         if !tapped.is_empty() {
-            self.metrics.set_head(view.head.as_ref());
-            self.metrics.set_applied_at(unix_ms);
+            self.metrics.blocks.set_head(view.head.as_ref());
+            self.metrics.blocks.set_applied_at(unix_ms);
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
         // Last: whoever is told can read it.
@@ -224,7 +224,7 @@ impl StateMachine {
     /// Sets what the metrics say of blocks from a state that was loaded or installed.
     pub(super) fn show_blocks(&self) {
         let view = self.machine.view();
-        self.metrics.set_head(view.head.as_ref());
+        self.metrics.blocks.set_head(view.head.as_ref());
         let Some(head) = &view.head else { return };
         for (slot, every) in CHECKPOINTS.iter().enumerate() {
             let height = head.height / every * every;
@@ -232,7 +232,7 @@ impl StateMachine {
             if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
                 && let Ok(row) = proto::BlockRow::decode(row)
             {
-                self.metrics.set_checkpoint(slot, height, &row.hash);
+                self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
             }
         }
     }

@@ -52,7 +52,7 @@ impl StateMachine {
             self.snapshots.installed(&snapshot.manifest.id);
             return;
         }
-        self.metrics.set_snapshot_running("install", true);
+        self.metrics.snapshots.set_running("install", true);
         let mut is_blocked = false;
         let (db, loaded) = loop {
             let (snapshots, data_dir, rocks) =
@@ -69,7 +69,7 @@ impl StateMachine {
             };
             self.metrics.error("state", "snapshot");
             if !error.is_no_space() {
-                self.metrics.snapshot("install", "failed", began.elapsed().as_secs_f64());
+                self.metrics.snapshots.count("install", "failed", began.elapsed().as_secs_f64());
                 let what = format!("snapshot {} cannot be installed: {error}", snapshot.manifest.id);
                 return self.stand_still(Fatal::WriteFailed { db: "state", what }).await;
             }
@@ -85,8 +85,8 @@ impl StateMachine {
         }
         self.take_over(db, loaded);
         self.snapshots.installed(&snapshot.manifest.id);
-        self.metrics.snapshot("install", "ok", began.elapsed().as_secs_f64());
-        self.metrics.set_snapshot_running("install", false);
+        self.metrics.snapshots.count("install", "ok", began.elapsed().as_secs_f64());
+        self.metrics.snapshots.set_running("install", false);
     }
 
     fn take_over(&mut self, db: StateDb, loaded: Loaded) {
