@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use prost::Message;
@@ -66,6 +66,8 @@ pub(crate) struct Loaded {
 /// An open state. Closed when the last holder lets go.
 pub(crate) struct StateDb {
     db: Db,
+    /// The floor that a crash leaves at least: files below a higher one are still needed.
+    durable_floor: AtomicU64,
     // Behind `db`, so that the folder goes after the database is closed.
     folder: Folder,
 }
@@ -108,7 +110,8 @@ impl StateDb {
     }
 
     fn new(db: Db, path: &Path) -> Self {
-        Self { db, folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) } }
+        let durable_floor = AtomicU64::new(0);
+        Self { db, durable_floor, folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) } }
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -162,7 +165,15 @@ impl StateDb {
         let families: Vec<&ColumnFamily> =
             STATE_FAMILIES.iter().map(|f| self.db.cf_handle(f).expect("every family was opened")).collect();
         let families: Vec<&&ColumnFamily> = families.iter().collect();
-        self.db.flush_cfs_opt(&families, &FlushOptions::default())
+        // Read first: what is written meanwhile may miss the flush.
+        let floor = self.get(Family::Meta, KEY_FLOOR)?.and_then(|v| height_of(&v));
+        self.db.flush_cfs_opt(&families, &FlushOptions::default())?;
+        self.durable_floor.fetch_max(floor.unwrap_or(0), Ordering::AcqRel);
+        Ok(())
+    }
+
+    pub(crate) fn durable_floor(&self) -> Height {
+        self.durable_floor.load(Ordering::Acquire)
     }
 
     pub(crate) fn membership(&self) -> Result<StoredMembership, StateError> {
@@ -198,6 +209,8 @@ impl StateDb {
         let terms = self.leaderships()?.into_iter().map(|l| l.term);
         let machine = Machine::load(record.as_deref(), blocks.into_iter(), terms)?;
         let applied = record.is_some().then(|| machine.view().applied);
+        // Without a WAL, what is read from a state just opened lies in its files.
+        self.durable_floor.fetch_max(floor, Ordering::AcqRel);
         Ok(Loaded { machine, applied, membership, floor })
     }
 
