@@ -8,10 +8,8 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use crate::{
-    raft::SnapshotData,
-    types::{LogIndex, NodeId, Term, position::LogPos, proto},
-};
+use crate::raft::SnapshotData;
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
 mod append;
 mod asker;

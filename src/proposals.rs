@@ -11,10 +11,8 @@ pub(crate) mod task;
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    machine::apply::View,
-    types::{NodeId, block::Block, error::Accepted},
-};
+use crate::machine::apply::View;
+use crate::types::{NodeId, block::Block, error::Accepted};
 
 /// Settings of this part.
 #[derive(Debug, Clone)]

@@ -7,10 +7,8 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{
-    consensus::{BoxFuture, core::Stopped, handle::Handle, status},
-    types::{LogIndex, position::Positions},
-};
+use crate::consensus::{BoxFuture, core::Stopped, handle::Handle, status};
+use crate::types::{LogIndex, position::Positions};
 
 /// Settings of compaction.
 #[derive(Debug, Clone)]

@@ -12,22 +12,24 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api, config, consensus,
-    consensus::{
-        core::Stopped,
-        founding::{self, FoundingList},
-        snapshots,
-    },
-    instants::Instants,
-    leadership,
-    leadership::metrics::{Counters, ExportedSettings, RaftCollector},
-    node::{StartError, answers::NodeAnswers, parts, tasks::Tasks},
-    peer, proposals,
-    raft::NodeRecord,
-    store, telemetry,
-    types::{NodeId, member::Members},
+use crate::api;
+use crate::config;
+use crate::consensus;
+use crate::consensus::{
+    core::Stopped,
+    founding::{self, FoundingList},
+    snapshots,
 };
+use crate::instants::Instants;
+use crate::leadership;
+use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::node::{StartError, answers::NodeAnswers, parts, tasks::Tasks};
+use crate::peer;
+use crate::proposals;
+use crate::raft::NodeRecord;
+use crate::store;
+use crate::telemetry;
+use crate::types::{NodeId, member::Members};
 
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
@@ -102,7 +104,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
-    let addresses: peer::Addresses = Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+    let addresses: peer::Addresses =
+        Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
@@ -206,7 +209,10 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
-    servers.spawn("api", never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())));
+    servers.spawn(
+        "api",
+        never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())),
+    );
     if let Some(listener) = bound.metrics {
         servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
     }

@@ -2,19 +2,18 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use crate::{
-    consensus::{BoxFuture, snapshots},
-    machine::apply::View,
-    peer::{self, HashMark, Incarnation, Receiving, SendOutcome},
-    proposals, store,
-    store::snapshot::receive::ReceiveError,
-    types::{
-        Height, LogIndex, NodeId,
-        block::Block,
-        error::Accepted,
-        position::LogPos,
-        proto::{LeadershipCause, SnapshotManifest},
-    },
+use crate::consensus::{BoxFuture, snapshots};
+use crate::machine::apply::View;
+use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
+use crate::proposals;
+use crate::store;
+use crate::store::snapshot::receive::ReceiveError;
+use crate::types::{
+    Height, LogIndex, NodeId,
+    block::Block,
+    error::Accepted,
+    position::LogPos,
+    proto::{LeadershipCause, SnapshotManifest},
 };
 
 /// The applied state, for those who propose.

@@ -2,10 +2,8 @@
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::{
-    leadership::{policy::Intent, task::resign},
-    node::build::{Running, SERVERS_WITHIN},
-};
+use crate::leadership::{policy::Intent, task::resign};
+use crate::node::build::{Running, SERVERS_WITHIN};
 
 /// Stops a node. Durable on return: every acknowledged block is on this disk.
 pub(super) async fn stop(mut running: Running) {

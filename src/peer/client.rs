@@ -19,22 +19,20 @@ use openraft::{
 };
 use prost::Message;
 
-use crate::{
-    peer::{
-        HashMark,
-        append::{self, LogConnection},
-        convert,
-        link::CallError,
-        metrics::{Direction, Rpc},
-        network::{Shared, decode, lock},
-        snapshot,
-        wire::Frame,
-    },
-    raft::{SnapshotData, TypeConfig, Vote},
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind},
-    },
+use crate::peer::{
+    HashMark,
+    append::{self, LogConnection},
+    convert,
+    link::CallError,
+    metrics::{Direction, Rpc},
+    network::{Shared, decode, lock},
+    snapshot,
+    wire::Frame,
+};
+use crate::raft::{SnapshotData, TypeConfig, Vote};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind},
 };
 
 /// What a client's appends travel on. Votes, transfers and snapshots have their own ways.

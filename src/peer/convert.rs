@@ -17,17 +17,15 @@ use prost::{
 };
 use tokio::io::AsyncWrite;
 
-use crate::{
-    peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes},
-    raft::{
-        Entry, LogId, TypeConfig, Vote,
-        convert::{
-            log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, received_command,
-            vote_from_proto, vote_to_proto,
-        },
+use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
+use crate::raft::{
+    Entry, LogId, TypeConfig, Vote,
+    convert::{
+        log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, received_command,
+        vote_from_proto, vote_to_proto,
     },
-    types::proto::{self, AppendOutcome, FrameKind, TransferOutcome},
 };
+use crate::types::proto::{self, AppendOutcome, FrameKind, TransferOutcome};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;

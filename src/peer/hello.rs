@@ -14,18 +14,16 @@ use tokio::net::{
     tcp::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use crate::{
-    peer::{
-        Incarnation, LogPos,
-        metrics::{Reason, Rpc},
-        network::{Shared, lock},
-        wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
-    },
-    raft::convert::KNOWN_COMMANDS,
-    types::{
-        LogIndex, NodeId,
-        proto::{self, FrameKind, Purpose, RefusalCode},
-    },
+use crate::peer::{
+    Incarnation, LogPos,
+    metrics::{Reason, Rpc},
+    network::{Shared, lock},
+    wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
+};
+use crate::raft::convert::KNOWN_COMMANDS;
+use crate::types::{
+    LogIndex, NodeId,
+    proto::{self, FrameKind, Purpose, RefusalCode},
 };
 
 /// Both halves of a connection whose other side is known.

@@ -21,21 +21,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        Receiving,
-        hello::Connection,
-        network::{Shared, lock},
-        server::Context,
-        session::{stopped, unsupported},
-        wire::{self, WireError},
-    },
-    raft::{
-        SnapshotData, SnapshotMeta, TypeConfig, Vote,
-        convert::{log_id_from_proto, stored_membership_from_proto, vote_from_proto, vote_to_proto},
-    },
-    types::proto::{self, ErrorCode, FrameKind, SnapshotStage},
+use crate::peer::{
+    Receiving,
+    hello::Connection,
+    network::{Shared, lock},
+    server::Context,
+    session::{stopped, unsupported},
+    wire::{self, WireError},
 };
+use crate::raft::{
+    SnapshotData, SnapshotMeta, TypeConfig, Vote,
+    convert::{log_id_from_proto, stored_membership_from_proto, vote_from_proto, vote_to_proto},
+};
+use crate::types::proto::{self, ErrorCode, FrameKind, SnapshotStage};
 
 /// The sender hears of progress after so many bytes. By eye: a quarter of a second on a slow link.
 const PROGRESS_BYTES: u64 = 4 << 20;

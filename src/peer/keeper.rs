@@ -13,21 +13,19 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        LinkState,
-        clock::{self, Offset, RoundTrip},
-        dial::{self, DialError},
-        hello::{Connection, wire_reason},
-        link::{Answer, Call, CallError, closed},
-        metrics::{PeerMetrics, Reason, Rpc},
-        network::Shared,
-        wire::{Frame, WireError},
-    },
-    types::{
-        NodeId,
-        proto::{self, FrameKind, Purpose, Stamps},
-    },
+use crate::peer::{
+    LinkState,
+    clock::{self, Offset, RoundTrip},
+    dial::{self, DialError},
+    hello::{Connection, wire_reason},
+    link::{Answer, Call, CallError, closed},
+    metrics::{PeerMetrics, Reason, Rpc},
+    network::Shared,
+    wire::{Frame, WireError},
+};
+use crate::types::{
+    NodeId,
+    proto::{self, FrameKind, Purpose, Stamps},
 };
 
 /// Unanswered questions remembered; above it the oldest is forgotten. By eye: twenty a second over

@@ -10,17 +10,15 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        keeper::{Ends, Task},
-        metrics::{PeerMetrics, Reason, Rpc},
-        network::Shared,
-        wire::Frame,
-    },
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind},
-    },
+use crate::peer::{
+    keeper::{Ends, Task},
+    metrics::{PeerMetrics, Reason, Rpc},
+    network::Shared,
+    wire::Frame,
+};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind},
 };
 
 /// Questions that wait for the connection. By eye: heartbeats of a few timeouts and some votes.

@@ -13,21 +13,19 @@ use prost::Message;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
-        SnapshotStore,
-        client::{Client, Traffic},
-        dial::Lookups,
-        hello::Said,
-        keeper::Task,
-        link::Link,
-        metrics::{Metrics, PeerMetrics, Rpc},
-        wire::{Frame, WireError},
-    },
-    raft::{NodeRecord, StoredMembership, TypeConfig},
-    types::{LogIndex, NodeId, Term, proto::FrameKind},
+use crate::peer::{
+    Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
+    SnapshotStore,
+    client::{Client, Traffic},
+    dial::Lookups,
+    hello::Said,
+    keeper::Task,
+    link::Link,
+    metrics::{Metrics, PeerMetrics, Rpc},
+    wire::{Frame, WireError},
 };
+use crate::raft::{NodeRecord, StoredMembership, TypeConfig};
+use crate::types::{LogIndex, NodeId, Term, proto::FrameKind};
 
 /// How often the list of peers is compared with their addresses. By eye.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

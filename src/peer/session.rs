@@ -13,21 +13,19 @@ use openraft::{
 };
 use prost::Message;
 
-use crate::{
-    peer::{
-        control::Control,
-        convert,
-        hello::{Connection, Topic, wire_reason},
-        install,
-        metrics::Rpc,
-        server::Context,
-        wire::{self, Frame, WireError},
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind, Purpose},
-    },
+use crate::peer::{
+    control::Control,
+    convert,
+    hello::{Connection, Topic, wire_reason},
+    install,
+    metrics::Rpc,
+    server::Context,
+    wire::{self, Frame, WireError},
+};
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind, Purpose},
 };
 
 /// Answers a connection until it ends. Dropping the future ends it.

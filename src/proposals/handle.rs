@@ -10,13 +10,11 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{
-    machine::command::CARRIER_BYTES,
-    proposals::{Config, metrics::Metrics},
-    types::{
-        block::Block,
-        error::{Accepted, ProposeError},
-    },
+use crate::machine::command::CARRIER_BYTES;
+use crate::proposals::{Config, metrics::Metrics};
+use crate::types::{
+    block::Block,
+    error::{Accepted, ProposeError},
 };
 
 pub(crate) type Answer = Result<Accepted, ProposeError>;

@@ -10,27 +10,25 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
-use crate::{
-    consensus::{
-        self,
-        handle::{WriteError, Written},
-    },
-    leadership,
-    machine::{
-        Command, Outcome,
-        command::{CARRIER_BYTES, Origin},
-    },
-    proposals::{
-        Chain, Config,
-        handle::{Answer, Handle, Proposal, Queued, Waiter},
-        metrics::Metrics,
-        order::{Flights, Next, decide},
-    },
-    types::{
-        Height, NodeId,
-        block::Block,
-        error::{ProposeError, Refusal},
-    },
+use crate::consensus::{
+    self,
+    handle::{WriteError, Written},
+};
+use crate::leadership;
+use crate::machine::{
+    Command, Outcome,
+    command::{CARRIER_BYTES, Origin},
+};
+use crate::proposals::{
+    Chain, Config,
+    handle::{Answer, Handle, Proposal, Queued, Waiter},
+    metrics::Metrics,
+    order::{Flights, Next, decide},
+};
+use crate::types::{
+    Height, NodeId,
+    block::Block,
+    error::{ProposeError, Refusal},
 };
 
 /// Proposals taken from the queue at once. By eye: what apply answers in one batch.

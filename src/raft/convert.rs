@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::{
-    machine::{Command, command::Kind},
-    raft::{LogId, Membership, NodeRecord, StoredMembership, Vote, log_id_of, pos_of},
-    types::{NodeId, member::Members, position::LogPos, proto},
-};
+use crate::machine::{Command, command::Kind};
+use crate::raft::{LogId, Membership, NodeRecord, StoredMembership, Vote, log_id_of, pos_of};
+use crate::types::{NodeId, member::Members, position::LogPos, proto};
 
 /// What a received membership lacks.
 #[derive(Debug, thiserror::Error)]

@@ -207,7 +207,12 @@ impl StateMachine {
                 }
             }
             let pos = LogPos { term: row.term, index: row.index };
-            tapped.push(Tapped { pos, height, block: block.clone(), command: payload_at(entries, row.index) });
+            tapped.push(Tapped {
+                pos,
+                height,
+                block: block.clone(),
+                command: payload_at(entries, row.index),
+            });
         }
         let view = self.machine.view();
         if !tapped.is_empty() {

@@ -111,7 +111,11 @@ impl StateDb {
 
     fn new(db: Db, path: &Path) -> Self {
         let durable_floor = AtomicU64::new(0);
-        Self { db, durable_floor, folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) } }
+        Self {
+            db,
+            durable_floor,
+            folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) },
+        }
     }
 
     pub(crate) fn db(&self) -> &Db {

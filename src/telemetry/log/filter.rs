@@ -65,7 +65,9 @@ mod tests {
         let has = |text: &str, directive: &str| shown(text).iter().any(|d| d == directive);
         assert!(has("info", "openraft=error") && has("info", "info") && has("debug", "hyper=warn"));
         assert!(has("info", "opentelemetry-otlp=off") && has("error", "opentelemetry=off"));
-        assert!(has("info,openraft=debug", "openraft=debug") && !has("info,openraft=debug", "openraft=error"));
+        assert!(
+            has("info,openraft=debug", "openraft=debug") && !has("info,openraft=debug", "openraft=error")
+        );
         assert!(!has("info,openraft::core=debug", "openraft=error"));
         // Quiet never means louder than what was asked for.
         assert!(!has("error", "openraft=error") && !has("off", "opentelemetry=off"));
