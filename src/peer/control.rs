@@ -17,7 +17,7 @@ use crate::peer::{
     Handover,
     clock::unix_ns,
     convert,
-    hello::Connection,
+    hello::{Connection, refused_by_dialler},
     metrics::{Direction, Rpc},
     server::Context,
     session::{self, Answer, check_sender, stopped, unsupported},
@@ -77,6 +77,9 @@ where
                     let frame = frame?;
                     let id = frame.id;
                     if let Err(e) = self.on_frame(frame) {
+                        if matches!(e, WireError::Closed) {
+                            return Err(e);
+                        }
                         let error = wire::error(ErrorCode::Malformed, e.to_string());
                         self.connection.outbox.put(FrameKind::Error, id, &error);
                         self.connection.outbox.flush().await?;
@@ -98,6 +101,7 @@ where
         let context = self.context;
         let peer_id = self.connection.peer_id;
         match frame.kind() {
+            Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
             Some(FrameKind::Ping) => self.pong(id, received_at_ns),
             Some(FrameKind::Append) => {
                 let request = convert::append_from_proto(frame.decode()?)?;
