@@ -17,6 +17,7 @@ use crate::{
     types::{
         Height, LogIndex, NodeId, Term,
         error::{Certainty, ProposeError, Refusal},
+        feed::SubscribeError,
     },
 };
 
@@ -362,6 +363,21 @@ fn says(refusal: Refusal) -> &'static str {
         Refusal::Gap => "the height lies ahead of the next one",
         Refusal::BadParent => "the parent hash is not that of the block before",
         Refusal::BadTimestamp => "the timestamp is not after the head's, or too far ahead of the clock",
+    }
+}
+
+impl From<SubscribeError> for Fault {
+    fn from(error: SubscribeError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubscribeError::Buffer => Self::param("buffer", message),
+            SubscribeError::Pruned { oldest_height } => {
+                store::ReadError::Pruned { oldest: Some(oldest_height) }.into()
+            }
+            SubscribeError::TooMany => Self::overloaded(RETRY_LATER_MS),
+            SubscribeError::Storage => ProposeError::Storage.into(),
+            SubscribeError::ShuttingDown => Self::shutting_down(),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         args::{Args, Consistency, Patience},
         cluster,
         error::Fault,
+        sessions::Session,
         settings::{self, Patch},
         status::{self, ms},
         trace::{self, Parent},
@@ -48,6 +49,8 @@ pub(crate) enum Transport {
 pub(crate) struct Call {
     pub(crate) api: Arc<Api>,
     pub(crate) transport: Transport,
+    /// The caller's WebSocket.
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) parent: Option<Parent>,
 }
 

@@ -27,6 +27,7 @@ use crate::api::{
     routes::{self, Access, Asked, Found},
     rpc::{Caller, PING_UNANSWERED_MAX, Rpc},
     socket::Connection,
+    sse::{self, Goodbye},
     trace::Parent,
 };
 
@@ -91,10 +92,16 @@ impl Front {
         };
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
+            let goodbye = match &found {
+                Found::Route(route, _) if route.path() == sse::PATH => sse_goodbye(reason),
+                Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
+            };
+            let version = request.version();
             body::discard(request.into_body());
-            let mut answer = match is_rpc {
-                true => rpc_fault(&fault, reason),
-                false => plain_fault(&fault),
+            let mut answer = match goodbye {
+                Some(why) => sse::goodbye(version, why),
+                None if is_rpc => rpc_fault(&fault, reason),
+                None => plain_fault(&fault),
             };
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return answer;
@@ -107,7 +114,7 @@ impl Front {
                 let tail = tail.to_owned();
                 let front = self.clone();
                 let in_flight = self.api.parts.metrics.begin(route.label);
-                let answer = (route.run)(Asked { front, request, tail }).await;
+                let answer = (route.run)(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
                 answer
             }
@@ -216,6 +223,7 @@ impl Front {
             .expect("a request of constant parts is one");
         request.extensions_mut().insert(Caller {
             transport: Transport::Http,
+            session: None,
             remote: connection.remote,
             parent: Parent::from_headers(&head.headers),
         });
@@ -237,12 +245,15 @@ impl Front {
         }
         self.take_tokens(&connection, 1)?;
         let parent = Parent::from_headers(request.headers());
-        let caller = Caller { transport: Transport::WebSocket, remote: connection.remote, parent };
+        let session = Some(Arc::default());
+        let caller = Caller { transport: Transport::WebSocket, session, remote: connection.remote, parent };
         request.extensions_mut().insert(caller);
         if !is_upgrade_request(&request) {
             self.api.parts.metrics.reject(Rejected::Upgrade);
             return Ok(bad_upgrade("the Connection header does not name the upgrade"));
         }
+        // Subscribers that read slowly are told so, not cut off.
+        connection.be_patient();
         let mut service = self.rpc.service();
         let closed = service.on_session_closed();
         let answer = match service.call(request).await {
@@ -265,6 +276,25 @@ impl Front {
             api.parts.metrics.session_ended(end);
         });
         Ok(answer)
+    }
+}
+
+/// What a reader of the feed is told that would otherwise never come back; `None`: it must change something.
+fn sse_goodbye(reason: Rejected) -> Option<Goodbye> {
+    match reason {
+        Rejected::ShuttingDown => Some(Goodbye::ShuttingDown),
+        Rejected::Connections | Rejected::RateLimit => Some(Goodbye::Overloaded),
+        Rejected::Host
+        | Rejected::Origin
+        | Rejected::MediaType
+        | Rejected::BodyTooLarge
+        | Rejected::BodyTimeout
+        | Rejected::BodyBudget
+        | Rejected::Malformed
+        | Rejected::WithoutId
+        | Rejected::BatchTooLarge
+        | Rejected::Upgrade
+        | Rejected::NoRoute => None,
     }
 }
 

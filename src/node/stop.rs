@@ -36,6 +36,8 @@ pub(super) async fn stop(mut running: Running) {
             tracing::warn!(applied, last, "stopping before everything this leader appended is applied");
         }
     }
+    // Before the ports close: every subscriber is told that this is the end.
+    running.feed.stop();
     running.serving.cancel();
     running.servers.drain(super::build::SERVERS_WITHIN).await;
     running.raft.core().shutdown().await;
