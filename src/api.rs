@@ -11,7 +11,12 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{consensus, leadership, proposals, store, types::NodeId, types::settings::ClusterSettings};
+use crate::consensus;
+use crate::leadership;
+use crate::proposals;
+use crate::store;
+use crate::types::NodeId;
+use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;

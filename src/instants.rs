@@ -10,7 +10,8 @@ use std::{
 
 use prometheus::{HistogramOpts, HistogramVec, Registry};
 
-use crate::{telemetry::buckets, types::position::LogPos};
+use crate::telemetry::buckets;
+use crate::types::position::LogPos;
 
 /// Entries remembered. A power of two, by eye: a few seconds at full speed.
 const SLOTS: usize = 16_384;

@@ -5,20 +5,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    api::{
-        Api,
-        args::{Args, Decode, Param},
-        error::{Code, Fault},
-        subscriptions::{Address, Items},
-        wire::{BlockHead, BlockJson},
-    },
-    feed::{Channel, Subscription, hub::Request},
-    types::{
-        Height, LogIndex, Term,
-        feed::{Applied, BUFFER_MAX, CaughtUp, End, EndReason, FeedItem, Gap, OnFull, Repair, StartAt},
-    },
+use crate::api::Api;
+use crate::api::args::{Args, Decode, Param};
+use crate::api::error::{Code, Fault};
+use crate::api::subscriptions::{Address, Items};
+use crate::api::wire::{BlockHead, BlockJson};
+use crate::feed::hub::Request;
+use crate::feed::{Channel, Subscription};
+use crate::types::feed::{
+    Applied, BUFFER_MAX, CaughtUp, End, EndReason, FeedItem, Gap, OnFull, Repair, StartAt,
 };
+use crate::types::{Height, LogIndex, Term};
 
 /// Bytes of a message above which an item comes without its content. Half of the WebSocket clients end the
 /// connection at 1 MiB.

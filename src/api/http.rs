@@ -16,20 +16,18 @@ use hyper::body::Incoming;
 use jsonrpsee::server::ws::is_upgrade_request;
 use tower::Service;
 
-use crate::api::{
-    Api,
-    accept::Serve,
-    body::{self, BodyError},
-    envelope::{self, Checked},
-    error::{Code, Fault},
-    handlers::Transport,
-    metrics::{Rejected, SessionEnd},
-    routes::{self, Access, Asked, Found},
-    rpc::{Caller, PING_UNANSWERED_MAX, Rpc},
-    socket::Connection,
-    sse::{self, Goodbye},
-    trace::Parent,
-};
+use crate::api::accept::Serve;
+use crate::api::body::BodyError;
+use crate::api::envelope::Checked;
+use crate::api::error::{Code, Fault};
+use crate::api::handlers::Transport;
+use crate::api::metrics::{Rejected, SessionEnd};
+use crate::api::routes::{Access, Asked, Found};
+use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
+use crate::api::socket::Connection;
+use crate::api::sse::Goodbye;
+use crate::api::trace::Parent;
+use crate::api::{Api, body, envelope, routes, sse};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -97,7 +95,7 @@ impl Front {
                 Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
             };
             let version = request.version();
-            body::discard(request.into_body());
+            body::refuse(request);
             let mut answer = match goodbye {
                 Some(why) => sse::goodbye(version, why),
                 None if is_rpc => rpc_fault(&fault, reason),
@@ -120,12 +118,12 @@ impl Front {
             }
             Found::OtherMethod(allowed) => {
                 self.api.parts.metrics.reject(Rejected::NoRoute);
-                body::discard(request.into_body());
+                body::refuse(request);
                 method_not_allowed(&allowed.join(", "))
             }
             Found::Nothing => {
                 self.api.parts.metrics.reject(Rejected::NoRoute);
-                body::discard(request.into_body());
+                body::refuse(request);
                 plain_fault(&Fault::new(Code::MethodNotFound, "no such route: see /openapi.json"))
             }
         }
@@ -174,9 +172,9 @@ impl Front {
         let answered = if is_upgrade {
             self.upgrade(request, connection).await
         } else if *request.method() == Method::POST {
-            self.post(request, &connection).await
+            self.post(request, connection).await
         } else {
-            body::discard(request.into_body());
+            body::refuse(request);
             Ok(method_not_allowed("POST"))
         };
         answered.unwrap_or_else(|(reason, fault)| {
@@ -188,11 +186,11 @@ impl Front {
     async fn post(
         &self,
         request: Request<Incoming>,
-        connection: &Connection,
+        connection: Arc<Connection>,
     ) -> Result<Response<Body>, (Rejected, Fault)> {
         let (head, incoming) = request.into_parts();
         if !is_media(&head.headers, &["application/json", "application/json-rpc"]) {
-            body::discard(incoming);
+            body::discard(&head.headers, incoming);
             let why = "the Content-Type is neither application/json nor application/json-rpc";
             return Err((Rejected::MediaType, Fault::new(Code::InvalidRequest, why)));
         }
@@ -216,7 +214,7 @@ impl Front {
                 return Ok(json(status, body));
             }
         };
-        self.take_tokens(connection, calls.max(1))?;
+        self.take_tokens(&connection, calls.max(1))?;
         let mut request = Request::post("/")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(bytes))
@@ -224,7 +222,7 @@ impl Front {
         request.extensions_mut().insert(Caller {
             transport: Transport::Http,
             session: None,
-            remote: connection.remote,
+            connection,
             parent: Parent::from_headers(&head.headers),
         });
         match self.rpc.service().call(request).await {
@@ -244,9 +242,11 @@ impl Front {
             return Ok(refused);
         }
         self.take_tokens(&connection, 1)?;
-        let parent = Parent::from_headers(request.headers());
+        // A connection's whole life is no trace: its calls have their own.
+        let parent = None;
         let session = Some(Arc::default());
-        let caller = Caller { transport: Transport::WebSocket, session, remote: connection.remote, parent };
+        let caller =
+            Caller { transport: Transport::WebSocket, session, connection: connection.clone(), parent };
         request.extensions_mut().insert(caller);
         if !is_upgrade_request(&request) {
             self.api.parts.metrics.reject(Rejected::Upgrade);

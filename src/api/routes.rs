@@ -10,19 +10,13 @@ use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::api::{
-    blocks, body,
-    cluster::{self, ClusterJson},
-    feed::ItemJson,
-    handlers,
-    http::{Front, json},
-    probes,
-    socket::Connection,
-    sse,
-    status::{self, StatusJson},
-    stream,
-    wire::{Acknowledged, BlockAt, Leader},
-};
+use crate::api::cluster::ClusterJson;
+use crate::api::feed::ItemJson;
+use crate::api::http::{Front, json};
+use crate::api::socket::Connection;
+use crate::api::status::StatusJson;
+use crate::api::wire::{Acknowledged, BlockAt, Leader};
+use crate::api::{blocks, body, cluster, handlers, probes, sse, status, stream};
 
 /// One request on its way to a route.
 pub(crate) struct Asked {
@@ -37,7 +31,7 @@ impl Asked {
     /// For a route that wants no body.
     fn without_body(self) -> (Arc<Front>, axum::http::request::Parts, String) {
         let (head, incoming) = self.request.into_parts();
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         (self.front, head, self.tail)
     }
 }

@@ -14,20 +14,14 @@ use axum::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{
-    api::{
-        Api, args,
-        error::{Code, Fault},
-        feed::{self, ItemJson},
-        handlers,
-        http::plain_fault,
-    },
-    feed::{Channel, Subscription, hub::Request},
-    types::{
-        LogIndex,
-        feed::{EndReason, FeedItem, OnFull, StartAt, SubscribeError},
-    },
-};
+use crate::api::error::{Code, Fault};
+use crate::api::feed::ItemJson;
+use crate::api::http::plain_fault;
+use crate::api::{Api, args, feed, handlers};
+use crate::feed::hub::Request;
+use crate::feed::{Channel, Subscription};
+use crate::types::LogIndex;
+use crate::types::feed::{EndReason, FeedItem, OnFull, StartAt, SubscribeError};
 
 pub(crate) const PATH: &str = "/v1/applied";
 /// Firefox gives a stream up that is silent for 5 s after any change of its machine's network.

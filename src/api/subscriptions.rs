@@ -15,15 +15,12 @@ use jsonrpsee::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::api::{
-    Api,
-    args::{Args, Decode, Param},
-    error::{Code, Fault},
-    feed,
-    handlers::{self, Answer, Call},
-    rpc::Caller,
-    sessions::{Held, Session},
-};
+use crate::api::args::{Args, Decode, Param};
+use crate::api::error::{Code, Fault};
+use crate::api::handlers::{Answer, Call};
+use crate::api::rpc::Caller;
+use crate::api::sessions::{Held, Session};
+use crate::api::{Api, feed, handlers};
 
 /// What can be subscribed to.
 pub(crate) struct Topic {

@@ -5,24 +5,18 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::{
-    api::{
-        args::{Args, Consistency, Param, Patience},
-        cluster::ClusterJson,
-        error::Code,
-        handlers::{self, Answer, Call},
-        openrpc,
-        feed::ItemJson,
-        settings::Patch,
-        status::StatusJson,
-        subscriptions,
-        wire::{
-            Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson,
-            SettingsJson,
-        },
-    },
-    types::block::Block,
+use crate::api::args::{Args, Consistency, Param, Patience};
+use crate::api::cluster::ClusterJson;
+use crate::api::error::Code;
+use crate::api::feed::ItemJson;
+use crate::api::handlers::{Answer, Call};
+use crate::api::settings::Patch;
+use crate::api::status::StatusJson;
+use crate::api::wire::{
+    Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
+use crate::api::{handlers, openrpc, subscriptions};
+use crate::types::block::Block;
 
 /// One method.
 pub(crate) struct Method {

@@ -37,7 +37,9 @@ enum Mode {
     /// It waits: its beginning lies ahead of what this node has applied.
     Ahead(Place),
     /// What is applied is queued, or missed: what is missed lies behind the queue.
-    Joined { missed: Option<Missed> },
+    Joined {
+        missed: Option<Missed>,
+    },
     Ended(EndReason),
 }
 
@@ -48,9 +50,14 @@ pub(super) enum Pushed {
     Passed,
     Queued,
     /// So many blocks went into a gap, this one the last of them.
-    Dropped { n: u64, is_new_gap: bool },
+    Dropped {
+        n: u64,
+        is_new_gap: bool,
+    },
     /// The subscription ends for it: so many blocks are not handed over.
-    Closed { n: u64 },
+    Closed {
+        n: u64,
+    },
 }
 
 /// What the subscription does next.

@@ -141,14 +141,8 @@ impl<F: Fn() -> Vec<Worst> + Send + Sync + 'static> Queues<F> {
     pub(super) fn register(registry: &Registry, watched: &[String], worst: F) -> prometheus::Result<()> {
         let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["subscriber"]);
         let gauges = [
-            gauge(
-                "blockraft_raft_apply_subscribers",
-                "Subscribers of applied blocks.",
-            )?,
-            gauge(
-                "blockraft_raft_apply_queue_depth",
-                "Blocks that wait for the subscriber with the most.",
-            )?,
+            gauge("blockraft_raft_apply_subscribers", "Subscribers of applied blocks.")?,
+            gauge("blockraft_raft_apply_queue_depth", "Blocks that wait for the subscriber with the most.")?,
             gauge(
                 "blockraft_raft_apply_queue_capacity",
                 "Blocks that may wait for the subscriber with the most.",

@@ -392,9 +392,8 @@ fn poll<T>(future: &mut Pin<Box<dyn Future<Output = T> + Send>>, cx: &mut Contex
 fn count(families: &[MetricFamily], metric: &str, name: &str, reason: Option<&str>) -> u64 {
     let family = families.iter().find(|f| f.name() == format!("blockraft_raft_apply_{metric}")).unwrap();
     let has = |m: &&prometheus::proto::Metric| {
-        let is = |label: &str, value: &str| {
-            m.get_label().iter().any(|l| l.name() == label && l.value() == value)
-        };
+        let is =
+            |label: &str, value: &str| m.get_label().iter().any(|l| l.name() == label && l.value() == value);
         is("subscriber", name) && reason.is_none_or(|r| is("reason", r))
     };
     let metric = family.get_metric().iter().find(has).unwrap();
@@ -445,7 +444,11 @@ impl Subscriber {
     /// Nothing that it wants lies between what it has and a place.
     fn assert_no_hole(&self, log: &Log, to: LogIndex) {
         let hole = self.wanted(log, self.pos + 1, to.saturating_sub(1));
-        assert_eq!(hole, None, "{} {:?} was not given it before {to}: {:#?}", self.name, self.start, self.said);
+        assert_eq!(
+            hole, None,
+            "{} {:?} was not given it before {to}: {:#?}",
+            self.name, self.start, self.said
+        );
     }
 
     /// True: there may be more.

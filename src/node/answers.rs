@@ -7,12 +7,10 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{
-    api,
-    consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle},
-    leadership,
-    types::{LogIndex, NodeId, Term, proto::LeadershipCause},
-};
+use crate::api;
+use crate::consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle};
+use crate::leadership;
+use crate::types::{LogIndex, NodeId, Term, proto::LeadershipCause};
 
 /// Answers out of the parts, which are all there before the first question is.
 pub(super) struct NodeAnswers {

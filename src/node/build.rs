@@ -12,23 +12,25 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api, config, consensus,
-    consensus::{
-        core::Stopped,
-        founding::{self, FoundingList},
-        snapshots,
-    },
-    feed,
-    instants::Instants,
-    leadership,
-    leadership::metrics::{Counters, ExportedSettings, RaftCollector},
-    node::{StartError, answers::NodeAnswers, parts, tasks::Tasks},
-    peer, proposals,
-    raft::NodeRecord,
-    store, telemetry,
-    types::{NodeId, member::Members},
+use crate::api;
+use crate::config;
+use crate::consensus;
+use crate::consensus::{
+    core::Stopped,
+    founding::{self, FoundingList},
+    snapshots,
 };
+use crate::feed;
+use crate::instants::Instants;
+use crate::leadership;
+use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::node::{StartError, answers::NodeAnswers, parts, tasks::Tasks};
+use crate::peer;
+use crate::proposals;
+use crate::raft::NodeRecord;
+use crate::store;
+use crate::telemetry;
+use crate::types::{NodeId, member::Members};
 
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
@@ -108,7 +110,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
-    let addresses: peer::Addresses = Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+    let addresses: peer::Addresses =
+        Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
@@ -209,12 +212,14 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
-    let bytes_reader = opened.reader.clone();
-    let log_bytes = Arc::new(move |index| bytes_reader.log_bytes_after(index));
-    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), log_bytes));
+    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
-    servers.spawn("api", never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())));
+    servers.spawn(
+        "api",
+        never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())),
+    );
     if let Some(listener) = bound.metrics {
         servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
     }

@@ -1,16 +1,15 @@
 //! The way out: withdraw, drain, resign, flush, close; each step bounded (design 11).
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::{
-    leadership::{policy::Intent, task::resign},
-    node::build::Running,
-};
+use crate::leadership::{policy::Intent, task::resign};
+use crate::node::build::{Running, SERVERS_WITHIN};
 
 /// Stops a node. Durable on return: every acknowledged block is on this disk.
 pub(super) async fn stop(mut running: Running) {
     let raft = &running.settings.raft;
     let started = Instant::now();
+    let raft_shutdown = raft.shutdown_timeout;
     // One deadline for both waits: for the answers, and for what this node appended.
     let drain_until = started + raft.shutdown_timeout;
     let led_to = running.raft.is_leader().then(|| running.raft.status().positions.last);
@@ -39,8 +38,11 @@ pub(super) async fn stop(mut running: Running) {
     // Before the ports close: every subscriber is told that this is the end.
     running.feed.stop();
     running.serving.cancel();
-    running.servers.drain(super::build::SERVERS_WITHIN).await;
-    running.raft.core().shutdown().await;
+    running.servers.drain(SERVERS_WITHIN).await;
+    // A store that failed may never let its last apply return.
+    if timeout(raft_shutdown, running.raft.core().shutdown()).await.is_err() {
+        tracing::warn!("raft did not stop in time");
+    }
     running.tasks.stop().await;
     running.close().await;
     tracing::info!(took_ms = started.elapsed().as_millis() as u64, "stopped");

@@ -18,22 +18,21 @@ use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult
 use tokio::time::Sleep;
 use tokio_stream::wrappers::WatchStream;
 
-use crate::{
-    peer::{
-        Replicated,
-        convert::{self, OutgoingAppend},
-        dial::{self, DialError},
-        hello::{Connection, wire_reason},
-        link::error_reason,
-        metrics::{PeerMetrics, Reason, Rpc},
-        network::{AppendResult, Shared, decode, unreachable_node},
-        wire::{Frame, WireError},
-    },
-    raft::{LogId, TypeConfig, pos_of},
-    types::{
-        NodeId,
-        proto::{self, FrameKind, Purpose},
-    },
+use crate::peer::{
+    Replicated,
+    client::{AppendResult, unreachable_node},
+    convert::{self, OutgoingAppend},
+    dial::{self, DialError},
+    hello::{Connection, wire_reason},
+    link::error_reason,
+    metrics::{PeerMetrics, Reason, Rpc},
+    network::{Shared, decode},
+    wire::{Frame, WireError},
+};
+use crate::raft::{LogId, TypeConfig, pos_of};
+use crate::types::{
+    NodeId,
+    proto::{self, FrameKind, Purpose},
 };
 
 /// A connection for log data, kept by its client between streams.
@@ -128,7 +127,7 @@ where
         // One to an address the node no longer has is of no use.
         let log = home.take().filter(|log| log.addrs == addrs);
         Self {
-            metrics: shared.metrics.of(target),
+            metrics: shared.metrics_of(target),
             shared,
             target,
             home,

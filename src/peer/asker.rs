@@ -5,19 +5,17 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    consensus::{BoxFuture, FoundingState, PeerError, Peers},
-    peer::{
-        Incarnation, dial, hello,
-        link::CallError,
-        metrics::Rpc,
-        network::{Shared, decode},
-        wire::WireError,
-    },
-    types::{
-        LogIndex, NodeId,
-        proto::{self, FrameKind},
-    },
+use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers};
+use crate::peer::{
+    Incarnation, dial, hello,
+    link::CallError,
+    metrics::Rpc,
+    network::{Shared, decode},
+    wire::WireError,
+};
+use crate::types::{
+    LogIndex, NodeId,
+    proto::{self, FrameKind},
 };
 
 /// Asks. Cheap to clone.

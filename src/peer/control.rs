@@ -13,22 +13,20 @@ use openraft::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    peer::{
-        Handover,
-        clock::unix_ns,
-        convert,
-        hello::Connection,
-        metrics::{Direction, Rpc},
-        server::Context,
-        session::{self, Answer, check_sender, stopped, unsupported},
-        wire::{self, Frame, WireError},
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{
-        LogIndex, NodeId,
-        proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
-    },
+use crate::peer::{
+    Handover,
+    clock::unix_ns,
+    convert,
+    hello::Connection,
+    metrics::{Direction, Rpc},
+    server::Context,
+    session::{self, Answer, check_sender, stopped, unsupported},
+    wire::{self, Frame, WireError},
+};
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::{
+    LogIndex, NodeId,
+    proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
 };
 
 /// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By

@@ -17,18 +17,15 @@ use prost::{
 };
 use tokio::io::AsyncWrite;
 
-use crate::{
-    machine::{Command, command::Kind},
-    peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes},
-    raft::{
-        Entry, LogId, TypeConfig, Vote,
-        convert::{
-            log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, vote_from_proto,
-            vote_to_proto,
-        },
+use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
+use crate::raft::{
+    Entry, LogId, TypeConfig, Vote,
+    convert::{
+        log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, received_command,
+        vote_from_proto, vote_to_proto,
     },
-    types::proto::{self, AppendOutcome, FrameKind, TransferOutcome},
 };
+use crate::types::proto::{self, AppendOutcome, FrameKind, TransferOutcome};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;
@@ -155,13 +152,12 @@ pub(super) fn append_from_proto(
     let vote = request.vote.as_ref().map(vote_from_proto).ok_or_else(|| missing("vote"))?;
     let prev_log_id = request.prev_log_id.as_ref().map(log_id_from_proto);
     let mut entries = Vec::with_capacity(request.entries.len());
-    let mut next_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
-    for entry in request.entries {
+    let first_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
+    for (expected, entry) in (first_index..).zip(request.entries) {
         let entry = entry_from_proto(entry)?;
-        if entry.log_id.index() != next_index {
-            return Err(WireError::Malformed(format!("entry {} in the place of {next_index}", entry.log_id)));
+        if entry.log_id.index() != expected {
+            return Err(WireError::Malformed(format!("entry {} in the place of {expected}", entry.log_id)));
         }
-        next_index += 1;
         entries.push(entry);
     }
     Ok(AppendEntriesRequest {
@@ -190,13 +186,12 @@ fn entry_from_proto(entry: proto::LogEntry) -> Result<Entry, WireError> {
             let membership = proto::Membership::decode(entry.payload).map_err(malformed)?;
             EntryPayload::Membership(membership_from_proto(&membership).map_err(malformed)?)
         }
-        kind if ENTRY_COMMAND_MIN <= kind => EntryPayload::Normal(Command {
-            kind: Kind::from_u8(u8::try_from(kind).map_err(malformed)?),
-            version: u8::try_from(entry.version).map_err(malformed)?,
-            crc: entry.crc,
-            payload: entry.payload,
-            origin: None,
-        }),
+        kind if ENTRY_COMMAND_MIN <= kind => EntryPayload::Normal(received_command(
+            u8::try_from(kind).map_err(malformed)?,
+            u8::try_from(entry.version).map_err(malformed)?,
+            entry.crc,
+            entry.payload,
+        )),
         kind => return Err(WireError::Malformed(format!("entry {} is of kind {kind}", entry.index))),
     };
     Ok(openraft::Entry { log_id, payload })

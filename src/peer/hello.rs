@@ -14,22 +14,17 @@ use tokio::net::{
     tcp::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use crate::{
-    machine::command::Kind,
-    peer::{
-        Incarnation, LogPos,
-        metrics::{Reason, Rpc},
-        network::{Shared, lock},
-        wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
-    },
-    types::{
-        LogIndex, NodeId,
-        proto::{self, FrameKind, Purpose, RefusalCode},
-    },
+use crate::peer::{
+    Incarnation, LogPos,
+    metrics::{Reason, Rpc},
+    network::{Shared, lock},
+    wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
 };
-
-/// What this binary can apply.
-const KNOWN_COMMANDS: [(Kind, u8); 3] = [(Kind::Block, 1), (Kind::Leadership, 1), (Kind::Configure, 1)];
+use crate::raft::convert::KNOWN_COMMANDS;
+use crate::types::{
+    LogIndex, NodeId,
+    proto::{self, FrameKind, Purpose, RefusalCode},
+};
 
 /// Both halves of a connection whose other side is known.
 pub(super) struct Connection {
@@ -118,7 +113,7 @@ pub(super) async fn greet(
     let greeted = greeted.unwrap_or(Err(HelloError::TimedOut));
     shared.said.note(Topic::Dialled, node_id, &greeted);
     if let Err(e) = &greeted {
-        shared.metrics.of(node_id).failed(Rpc::Hello, e.label());
+        shared.metrics_of(node_id).failed(Rpc::Hello, e.label());
     }
     greeted
 }
@@ -163,7 +158,7 @@ pub(super) async fn welcome(
     let welcomed = tokio::time::timeout(within, welcome_unbounded(shared, stream, &mut said_id)).await;
     let welcomed = welcomed.unwrap_or(Err(HelloError::TimedOut));
     if let Err(e) = &welcomed {
-        shared.metrics.of(said_id).failed(Rpc::Hello, e.label());
+        shared.metrics_of(said_id).failed(Rpc::Hello, e.label());
         tracing::debug!(%from, peer_id = said_id as i64, error = %e, "connection was not admitted");
     }
     shared.said.note(Topic::Accepted, said_id, &welcomed);
@@ -341,7 +336,7 @@ fn admitted(
     purpose: Purpose,
 ) -> Connection {
     let peer_id = hello.node_id;
-    let metrics = shared.metrics.of(peer_id);
+    let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
     let commands: Vec<(u8, u8)> = hello

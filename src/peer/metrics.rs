@@ -14,7 +14,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
-use crate::{telemetry::buckets, types::NodeId};
+use crate::telemetry::buckets;
+use crate::types::NodeId;
 
 /// Label of everybody who is no known peer.
 const UNKNOWN: &str = "unknown";
@@ -221,13 +222,19 @@ impl Metrics {
         });
     }
 
-    /// Those of a known peer, else of everybody unknown.
-    pub(super) fn of(&self, node_id: NodeId) -> Arc<PeerMetrics> {
-        self.lock().get(&node_id).unwrap_or(&self.unknown).clone()
-    }
-
-    pub(super) fn unknown(&self) -> Arc<PeerMetrics> {
-        self.unknown.clone()
+    /// Those of a known peer, else of everybody unknown. `is_known` says so of one that
+    /// [`Metrics::keep`] has not seen yet.
+    pub(super) fn of(&self, node_id: NodeId, is_known: impl FnOnce() -> bool) -> Arc<PeerMetrics> {
+        let mut peers = self.lock();
+        if let Some(metrics) = peers.get(&node_id) {
+            return Arc::clone(metrics);
+        }
+        if !is_known() {
+            return Arc::clone(&self.unknown);
+        }
+        let metrics = Arc::new(self.peer_metrics(node_id));
+        peers.insert(node_id, Arc::clone(&metrics));
+        metrics
     }
 
     /// `kind` is [`Rpc::Vote`] or [`Rpc::PreVote`].

@@ -13,21 +13,19 @@ use openraft::{
 };
 use prost::Message;
 
-use crate::{
-    peer::{
-        control::Control,
-        convert,
-        hello::{Connection, Topic, wire_reason},
-        install,
-        metrics::Rpc,
-        server::Context,
-        wire::{self, Frame, WireError},
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind, Purpose},
-    },
+use crate::peer::{
+    control::Control,
+    convert,
+    hello::{Connection, Topic, wire_reason},
+    install,
+    metrics::Rpc,
+    server::Context,
+    wire::{self, Frame, WireError},
+};
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind, Purpose},
 };
 
 /// Answers a connection until it ends. Dropping the future ends it.
@@ -47,7 +45,7 @@ where
     let peer_id_field = peer_id as i64;
     match ended {
         Err(e @ (WireError::Malformed(_) | WireError::Corrupt(_) | WireError::TooLarge(_))) => {
-            context.shared.metrics.of(peer_id).failed(rpc, wire_reason(&e));
+            context.shared.metrics_of(peer_id).failed(rpc, wire_reason(&e));
             // It sends the same again until somebody mends it.
             if context.shared.said.is_new(Topic::Sent, peer_id, &e.to_string()) {
                 tracing::warn!(peer_id = peer_id_field, ?purpose, error = %e, "peer sent what cannot be right");

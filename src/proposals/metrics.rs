@@ -6,10 +6,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::{
-    telemetry::buckets,
-    types::error::{Accepted, ProposeError, Refusal},
-};
+use crate::telemetry::buckets;
+use crate::types::error::{Accepted, ProposeError, Refusal};
 
 /// How a proposal ended. The labels are a closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

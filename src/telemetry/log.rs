@@ -24,6 +24,22 @@ pub(crate) struct Config {
     pub(crate) filter: String,
 }
 
+impl Config {
+    /// `format` is a word of the settings: `human`, `json`, and everything else is automatic.
+    pub(crate) fn new(format: &str, filter: &str) -> Self {
+        let format = match format {
+            "human" => Format::Human,
+            "json" => Format::Json,
+            _ => Format::Auto,
+        };
+        Self { format, filter: filter.to_owned() }
+    }
+
+    pub(crate) fn is_filter(text: &str) -> bool {
+        filter::parse(text).is_ok()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// Human on a terminal, else JSON.
@@ -71,7 +87,7 @@ impl Handle {
 pub(crate) type BoxedLayer = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
 /// The layer that writes lines, the handle of its filter, and the end of its queue.
-pub(crate) fn layer(config: &Config, registry: &Registry) -> Result<(BoxedLayer, Handle, Lines), StartError> {
+fn layer(config: &Config, registry: &Registry) -> Result<(BoxedLayer, Handle, Lines), StartError> {
     let (sender, lines) = lines::start(lines::stdout()?, registry)?;
     let is_terminal = std::io::stdout().is_terminal();
     let is_human = match config.format {
@@ -100,10 +116,20 @@ fn json_layer(sender: Sender) -> impl Layer<tracing_subscriber::Registry> + Send
         .with_writer(sender)
 }
 
-/// The layer alone, installed for the whole process.
+/// Installs the log for the whole process.
 pub(crate) fn start(config: &Config, registry: &Registry) -> Result<(Handle, Lines), StartError> {
+    start_with(config, registry, Vec::new())
+}
+
+/// The same, with other layers beside it, such as those of traces.
+pub(crate) fn start_with(
+    config: &Config,
+    registry: &Registry,
+    mut others: Vec<BoxedLayer>,
+) -> Result<(Handle, Lines), StartError> {
     let (layer, handle, lines) = layer(config, registry)?;
-    tracing_subscriber::registry().with(layer).try_init()?;
+    others.push(layer);
+    tracing_subscriber::registry().with(others).try_init()?;
     Ok((handle, lines))
 }
 

@@ -18,19 +18,18 @@ use openraft::{
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
-use crate::{
-    machine::{Command, command::Kind},
-    peer::{
-        Config, convert,
-        hello::{self, Connection},
-        network::Client,
-        tests::support::{Bare, config, eventually, identity, in_time},
-    },
-    raft::{LogId, NodeRecord, TypeConfig, convert::vote_from_proto, log_id_of},
-    types::{
-        position::LogPos,
-        proto::{self, FrameKind},
-    },
+use crate::machine::{Command, command::Kind};
+use crate::peer::{
+    Config,
+    client::Client,
+    convert,
+    hello::{self, Connection},
+    tests::support::{Bare, config, eventually, identity, in_time},
+};
+use crate::raft::{LogId, NodeRecord, TypeConfig, convert::vote_from_proto, log_id_of};
+use crate::types::{
+    position::LogPos,
+    proto::{self, FrameKind},
 };
 
 fn log_id(index: u64) -> LogId {

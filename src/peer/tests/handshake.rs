@@ -7,17 +7,15 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::{
-    peer::{
-        Config, Identity,
-        dial::{DialError, dial},
-        hello::{self, HelloError},
-        tests::support::{Bare, Node, config, eventually, identity, in_time},
-    },
-    types::{
-        position::LogPos,
-        proto::{Purpose, RefusalCode},
-    },
+use crate::peer::{
+    Config, Identity,
+    dial::{DialError, dial},
+    hello::{self, HelloError},
+    tests::support::{Bare, Node, config, eventually, identity, in_time},
+};
+use crate::types::{
+    position::LogPos,
+    proto::{Purpose, RefusalCode},
 };
 
 /// A node that welcomes without raft, and its address.

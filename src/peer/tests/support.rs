@@ -19,18 +19,16 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    consensus::{Answers, BoxFuture, FoundingState},
-    machine::{Command, command::Kind},
-    peer::{
-        Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices,
-        Receiving, SendOutcome, SnapshotStore,
-        network::Shared,
-        tests::memory::{MemLog, MemMachine},
-    },
-    raft::{NodeRecord, SnapshotData, TypeConfig},
-    types::{LogIndex, NodeId, Term, position::LogPos, proto},
+use crate::consensus::{Answers, BoxFuture, FoundingState};
+use crate::machine::{Command, command::Kind};
+use crate::peer::{
+    Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
+    SendOutcome, SnapshotStore,
+    network::Shared,
+    tests::memory::{MemLog, MemMachine},
 };
+use crate::raft::{NodeRecord, SnapshotData, TypeConfig};
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
 pub(super) const CLUSTER: &str = "test";
 
@@ -370,7 +368,14 @@ impl Node {
 
     pub(super) async fn write(&self, payload: impl Into<Bytes>) {
         let command = Command::new(Kind::Block, payload.into());
-        in_time("a write is committed", self.raft.client_write(command)).await.unwrap();
+        let written = async {
+            // Right after an election openraft refuses with an expired lease.
+            while let Err(e) = self.raft.client_write(command.clone()).await {
+                assert!(format!("{e:?}").contains("LeaseExpired"), "{e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        in_time("a write is committed", written).await;
     }
 
     /// Its port is closed and nobody is dialled; raft goes on and hears nothing.

@@ -21,7 +21,7 @@ use crate::store::health::{Database, Fatal};
 use crate::store::metrics::{ApplyKind, CHECKPOINTS};
 use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
-use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
+use crate::store::state::db::{self, Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
 use crate::store::tap::Tapped;
 use crate::types::{LogIndex, position::LogPos, proto};
@@ -37,6 +37,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 struct Applied {
     changes: Changes,
     outcomes: Vec<Outcome>,
+    /// What each entry took, but for its share of the write.
+    took: Vec<Duration>,
     membership: Option<bytes::Bytes>,
 }
 
@@ -83,12 +85,20 @@ impl StateMachine {
             Ok(applied) => applied,
             Err(e) => {
                 self.metrics.error("state", "read");
+                if let Err(e) = db::mark_damaged(&self.data_dir) {
+                    tracing::warn!(error = %e, "the damaged state cannot be marked: it will not be rebuilt by itself");
+                }
                 let what = format!("{}: {e}", self.db.path().display());
-                return self.stand_still(Fatal::Damaged { what }).await;
+                return self.stand_still(Fatal::StateDamaged { what }).await;
             }
         };
         let record = self.machine.record();
+        let began = Instant::now();
         self.write(&applied, &record).await;
+        let share = began.elapsed() / entries.len() as u32;
+        for (entry, took) in entries.iter().zip(&applied.took) {
+            self.metrics.apply_seconds(kind_of(entry)).observe((*took + share).as_secs_f64());
+        }
         self.applied = Some(last);
         self.floor = applied.changes.floor;
         self.publish(entries, &applied);
@@ -100,6 +110,7 @@ impl StateMachine {
     fn run_machine(&mut self, entries: &[Entry]) -> Result<Applied, rocksdb::Error> {
         let mut overlay = Overlay::new(&self.db, self.floor);
         let mut outcomes = Vec::with_capacity(entries.len());
+        let mut took = Vec::with_capacity(entries.len());
         let mut membership = None;
         let mut began = Instant::now();
         for entry in entries {
@@ -119,15 +130,15 @@ impl StateMachine {
             };
             let outcome = self.machine.apply(&mut overlay, pos, applying);
             let now = Instant::now();
-            self.metrics.apply_seconds(kind_of(entry)).observe((now - began).as_secs_f64());
+            took.push(now - began);
             began = now;
             if self.replay_upto < pos.index {
-                self.metrics.count_outcome(&outcome);
+                self.metrics.blocks.count(&outcome);
             }
             outcomes.push(outcome);
         }
         let changes = overlay.finish()?;
-        Ok(Applied { changes, outcomes, membership })
+        Ok(Applied { changes, outcomes, took, membership })
     }
 
     /// Writes until it is written: a full disk is waited for.
@@ -186,21 +197,27 @@ impl StateMachine {
         for (height, row, block) in applied.changes.blocks() {
             self.shared.remember_applied(height, unix_ms);
             let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
+            self.shared.recent().push(height, &row, block);
             if self.replay_upto < row.index {
-                self.metrics.block_bytes.inc_by(row.header_bytes + row.data_bytes);
+                self.metrics.blocks.bytes.inc_by(row.header_bytes + row.data_bytes);
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.set_checkpoint(slot, height, &row.hash);
+                    self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
                 }
             }
             let pos = LogPos { term: row.term, index: row.index };
-            tapped.push(Tapped { pos, height, block: block.clone(), command: payload_at(entries, row.index) });
+            tapped.push(Tapped {
+                pos,
+                height,
+                block: block.clone(),
+                command: payload_at(entries, row.index),
+            });
         }
         let view = self.machine.view();
         if !tapped.is_empty() {
-            self.metrics.set_head(view.head.as_ref());
-            self.metrics.set_applied_at(unix_ms);
+            self.metrics.blocks.set_head(view.head.as_ref());
+            self.metrics.blocks.set_applied_at(unix_ms);
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
         // Last: whoever is told can read it.
@@ -212,7 +229,7 @@ impl StateMachine {
     /// Sets what the metrics say of blocks from a state that was loaded or installed.
     pub(super) fn show_blocks(&self) {
         let view = self.machine.view();
-        self.metrics.set_head(view.head.as_ref());
+        self.metrics.blocks.set_head(view.head.as_ref());
         let Some(head) = &view.head else { return };
         for (slot, every) in CHECKPOINTS.iter().enumerate() {
             let height = head.height / every * every;
@@ -220,7 +237,7 @@ impl StateMachine {
             if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
                 && let Ok(row) = proto::BlockRow::decode(row)
             {
-                self.metrics.set_checkpoint(slot, height, &row.hash);
+                self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
             }
         }
     }
