@@ -25,9 +25,10 @@ use crate::api::args::Args;
 use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Call, Transport};
 use crate::api::metrics::Rejected;
+use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::trace::Parent;
-use crate::api::{Api, table};
+use crate::api::{Api, subscriptions, table};
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
 /// read.
@@ -44,6 +45,8 @@ const ID_CHARS: usize = 16;
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) transport: Transport,
+    /// Of a WebSocket.
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) connection: Arc<Connection>,
     pub(crate) parent: Option<Parent>,
 }
@@ -102,9 +105,12 @@ impl Rpc {
 
 /// Every row of the table under its names.
 pub(crate) fn module(api: Arc<Api>) -> RpcModule<Arc<Api>> {
-    let mut module = RpcModule::new(api);
+    let mut module = RpcModule::new(api.clone());
     for method in table::METHODS {
         for name in method.names() {
+            if subscriptions::register(&mut module, &api, name) {
+                continue;
+            }
             module
                 .register_async_method(name, move |params, api, extensions| async move {
                     let answer = run(method, params.as_str(), Arc::clone(&api), &extensions);
@@ -134,6 +140,7 @@ async fn run(
     let call = Call {
         api,
         transport: caller.map_or(Transport::Http, |c| c.transport),
+        session: caller.and_then(|c| c.session.clone()),
         parent: caller.and_then(|c| c.parent),
     };
     (method.run)(&call, args).await
@@ -192,7 +199,11 @@ where
                 }
             }
             let in_flight = this.api.parts.metrics.begin(&request.method);
-            let answer = this.inner.call(request).await;
+            let has_socket = request.extensions.get::<Caller>().is_some_and(|c| c.session.is_some());
+            let answer = match !has_socket && subscriptions::needs_socket(&request.method) {
+                true => no_socket(request),
+                false => this.inner.call(request).await,
+            };
             in_flight.end(answer.as_error_code());
             answer
         }
@@ -207,6 +218,10 @@ where
             // In the order given, one after the other: who needs an order uses a batch.
             for entry in batch {
                 let answer = match entry {
+                    // The library would answer it twice.
+                    Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
+                        no_socket(request)
+                    }
                     Ok(BatchEntry::Call(request)) => this.call(request).await,
                     Ok(BatchEntry::Notification(notification)) => {
                         has_notification = true;
@@ -237,6 +252,10 @@ where
         let inner = self.inner.clone();
         async move { inner.notification(notification).await }
     }
+}
+
+fn no_socket(request: Request<'_>) -> MethodResponse {
+    MethodResponse::error(request.id, ErrorObjectOwned::from(subscriptions::no_socket()))
 }
 
 /// Codes of the library that a client may meet beside the table's.

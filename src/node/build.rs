@@ -20,6 +20,7 @@ use crate::consensus::{
     founding::{self, FoundingList},
     snapshots,
 };
+use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
@@ -41,6 +42,7 @@ pub(super) struct Running {
     pub(super) leadership: leadership::handle::Handle,
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
+    pub(super) feed: feed::Hub,
     pub(super) health: store::Health,
     /// What ends when `serving` is cancelled.
     pub(super) servers: Tasks,
@@ -99,7 +101,11 @@ impl Process {
 pub(super) async fn start(settings: config::Settings, process: Process) -> Result<Running, StartError> {
     let registry = process.registry;
     let instants = Arc::new(Instants::new(&registry).map_err(metrics_failed)?);
-    let opened = open_store(&settings, &registry, &instants).await?;
+    let mut opened = open_store(&settings, &registry, &instants).await?;
+    let source = Arc::new(opened.reader.clone());
+    let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
+        .map_err(metrics_failed)?;
+    opened.machine.set_tap(Arc::new(feed.clone()));
     let bound = Bound::bind(&settings).await?;
     register_infos(&settings, &registry).map_err(metrics_failed)?;
 
@@ -173,6 +179,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     });
     let for_api = ForApi {
         reader: opened.reader.clone(),
+        feed: feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         last_exit: (opened.last_exit.cause != store::exit::Cause::First)
@@ -232,6 +239,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         leadership,
         proposals,
         reader: opened.reader,
+        feed,
         health: opened.health,
         servers,
         tasks,
@@ -261,6 +269,7 @@ fn api_parts(
         leadership: leadership.clone(),
         proposals: proposals.clone(),
         reader: opened.reader.clone(),
+        feed: opened.feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         settings_file: settings.settings.clone(),
@@ -275,6 +284,7 @@ fn api_parts(
 /// What the API needs of the store.
 struct ForApi {
     reader: store::Reader,
+    feed: feed::Hub,
     health: store::Health,
     snapshots: store::Snapshots,
     /// How the process before this one ended; `None` before the first.
@@ -384,6 +394,13 @@ fn proposals_config(settings: &config::Settings) -> proposals::Config {
         in_flight_bytes_max: settings.api.max_in_flight_bytes,
         reorder_window: settings.api.reorder_window,
         reorder_wait: settings.api.reorder_wait,
+    }
+}
+
+fn feed_config(settings: &config::Settings) -> feed::Config {
+    feed::Config {
+        buffer: usize::try_from(settings.feed.buffer).unwrap_or(usize::MAX),
+        watched: settings.feed.watched.clone(),
     }
 }
 
