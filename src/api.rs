@@ -11,7 +11,14 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{consensus, leadership, proposals, store, types::NodeId, types::settings::ClusterSettings};
+use crate::{
+    consensus,
+    instants::Instants,
+    leadership, proposals, store,
+    telemetry,
+    telemetry::exemplars::Exemplars,
+    types::{NodeId, position::LogPos, settings::ClusterSettings},
+};
 
 pub(crate) mod accept;
 pub(crate) mod args;
@@ -26,6 +33,7 @@ pub(crate) mod handlers;
 pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod limit;
+pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod openrpc;
 pub(crate) mod probes;
@@ -36,6 +44,7 @@ pub(crate) mod socket;
 pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod table;
+pub(crate) mod timeline;
 pub(crate) mod trace;
 pub(crate) mod wire;
 
@@ -91,6 +100,10 @@ pub(crate) struct Parts {
     pub(crate) last_exit: Option<String>,
     pub(crate) started: Instant,
     pub(crate) registry: Registry,
+    pub(crate) exemplars: Exemplars,
+    pub(crate) instants: Arc<Instants>,
+    /// `None` where the log is another program's.
+    pub(crate) log: Option<telemetry::log::Handle>,
     /// The API's own metrics, registered in `registry`.
     pub(crate) metrics: metrics::Metrics,
     pub(crate) probes: probes::Probes,
@@ -134,6 +147,13 @@ impl Api {
 pub(crate) fn status_json(parts: &Parts) -> Bytes {
     let status = status::of(parts);
     serde_json::to_vec(&status).expect("a status has string keys and finite numbers").into()
+}
+
+/// When an entry reached each stage on this node, as JSON; empty: it is not remembered. Also what other
+/// nodes are answered.
+pub(crate) fn timeline_json(parts: &Parts, pos: LogPos) -> Bytes {
+    let Some(own) = timeline::own(parts, pos) else { return Bytes::new() };
+    serde_json::to_vec(&own).expect("stages have string keys and finite numbers").into()
 }
 
 /// Serves the API until `stop`, then lets open requests end for a moment.

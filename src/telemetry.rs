@@ -6,5 +6,7 @@ pub(crate) mod exemplars;
 pub(crate) mod family;
 pub(crate) mod info;
 pub(crate) mod log;
+pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod runtime;
+pub(crate) mod trace;

@@ -226,6 +226,17 @@ impl JsonSchema for Integer {
     }
 }
 
+impl Decode for String {
+    fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
+        let text = text(raw).ok_or_else(|| Fault::param(name, format!("{name} is not a string")))?;
+        Ok(text.into_owned())
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Self>()
+    }
+}
+
 impl Decode for bool {
     fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
         match raw.get() {

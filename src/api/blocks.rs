@@ -20,9 +20,13 @@ use crate::{
         handlers,
         http::{Front, is_media, json, plain_fault, plain_fault_as},
         metrics::Rejected,
-        settings,
+        routes, settings,
         trace::{self, Parent},
         wire::Acknowledged,
+    },
+    instants::{
+        Instants,
+        proposal::{Door, Traced},
     },
     proposals::Proposal,
     types::{block::Block, proto::RaftBlockState},
@@ -55,17 +59,13 @@ impl Terms {
             let is_right = (1..=u128::from(Patience::MS_MAX)).contains(&asked.as_millis());
             if is_right { Ok(asked) } else { Err("is not from 1ms to 30s") }
         })?;
-        Ok(Self { fence, timeout, parent: Parent::from_headers(headers) })
+        Ok(Self { fence, timeout, parent: trace::from_headers(headers) })
     }
 
-    pub(crate) fn proposal(&self, block: Block, received: Instant) -> Proposal {
-        Proposal {
-            block,
-            fence: self.fence,
-            timeout: self.timeout,
-            trace: Some(trace::carrier(self.parent.as_ref())),
-            received,
-        }
+    /// One of the blocks of a stream.
+    pub(crate) fn streamed(&self, block: Block, received: Instant, instants: &Instants) -> Proposal {
+        let trace = Some(instants.begin(self.parent, Door::Other));
+        Proposal { block, fence: self.fence, timeout: self.timeout, trace, received }
     }
 }
 
@@ -115,11 +115,17 @@ pub(crate) async fn propose(front: Arc<Front>, request: Request<Incoming>) -> Re
         body::discard(incoming);
         return refused;
     }
-    match accept(api, &head.headers, incoming, received).await {
+    let instants = &api.parts.instants;
+    let traced = instants.begin(trace::from_headers(&head.headers), Door::Call);
+    let answer = match accept(api, &head.headers, incoming, received, &traced).await {
         Ok(acknowledged) => json(StatusCode::OK, to_vec(&acknowledged)),
         Err((Some(status), fault)) => plain_fault_as(status, &fault),
         Err((None, fault)) => plain_fault(&fault),
+    };
+    if instants.tracer().is_on() {
+        trace::http_ended(instants, &traced, routes::PROPOSE, answer.status().as_u16(), received);
     }
+    answer
 }
 
 async fn accept(
@@ -127,6 +133,7 @@ async fn accept(
     headers: &HeaderMap,
     incoming: Incoming,
     received: Instant,
+    traced: &Arc<Traced>,
 ) -> Result<Acknowledged, (Option<StatusCode>, Fault)> {
     let plain = |fault: Fault| (None, fault);
     let max = message_bytes_max(api);
@@ -159,7 +166,9 @@ async fn accept(
         None => api.parts.proposals.admit(message.len() as u64).map_err(|e| plain(e.into()))?,
     };
     let block = decode(message).map_err(plain)?;
-    let accepted = handlers::propose(api, terms.proposal(block, received), permit).await.map_err(plain)?;
+    let (fence, timeout, trace) = (terms.fence, terms.timeout, Some(Arc::clone(traced)));
+    let proposal = Proposal { block, fence, timeout, trace, received };
+    let accepted = handlers::propose(api, proposal, permit).await.map_err(plain)?;
     drop(room);
     Ok(accepted.into())
 }

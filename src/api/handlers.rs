@@ -14,10 +14,11 @@ use crate::{
         error::Fault,
         settings::{self, Patch},
         status::{self, ms},
-        trace::{self, Parent},
+        trace::Parent,
         wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson},
     },
     consensus::handle::ConfigureError,
+    instants::proposal::{Door, Traced},
     proposals::{Permit, Proposal},
     store::{ReadError, Reader},
     types::{Height, LogIndex, block::Block, error::Accepted},
@@ -49,6 +50,8 @@ pub(crate) struct Call {
     pub(crate) api: Arc<Api>,
     pub(crate) transport: Transport,
     pub(crate) parent: Option<Parent>,
+    /// Of a call that has a span.
+    pub(crate) trace: Option<Arc<Traced>>,
 }
 
 pub(crate) type Answer<'a> = BoxFuture<'a, Result<Box<RawValue>, Fault>>;
@@ -155,7 +158,8 @@ pub(crate) fn block_propose<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         let fence: Option<u64> = args.get("fence")?;
         let timeout: Option<Patience> = args.get("timeoutMs")?;
         let permit = call.api.parts.proposals.admit(block.payload_bytes())?;
-        let trace = Some(trace::carrier(call.parent.as_ref()));
+        let begun = || call.api.parts.instants.begin(call.parent, Door::Call);
+        let trace = Some(call.trace.clone().unwrap_or_else(begun));
         let proposal = Proposal { block, fence, timeout: timeout.map(|t| t.0), trace, received };
         let accepted = propose(&call.api, proposal, permit).await?;
         Ok(to_raw(&Acknowledged::from(accepted)))

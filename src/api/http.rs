@@ -27,7 +27,7 @@ use crate::api::{
     routes::{self, Asked, Found, Open},
     rpc::{Caller, PING_UNANSWERED_MAX, Rpc},
     socket::Connection,
-    trace::Parent,
+    trace,
 };
 
 /// What a client is told that sent a request without an id.
@@ -103,8 +103,17 @@ impl Front {
                 let tail = tail.to_owned();
                 let front = self.clone();
                 let in_flight = self.api.parts.metrics.begin(route.label);
+                let started = Instant::now();
+                // Those that propose begin their own.
+                let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
+                let traced = self.api.parts.instants.begin_call(caller, false);
                 let answer = (route.run)(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
+                if let Some(traced) = traced {
+                    let names = (route.label, route.path());
+                    let status = answer.status().as_u16();
+                    trace::http_ended(&self.api.parts.instants, &traced, names, status, started);
+                }
                 answer
             }
             Found::OtherMethod(allowed) => {
@@ -213,7 +222,7 @@ impl Front {
         request.extensions_mut().insert(Caller {
             transport: Transport::Http,
             remote: connection.remote,
-            parent: Parent::from_headers(&head.headers),
+            parent: trace::from_headers(&head.headers),
         });
         match self.rpc.service().call(request).await {
             Ok(answer) => Ok(answer.map(Body::new)),
@@ -232,7 +241,7 @@ impl Front {
             return Ok(refused);
         }
         self.take_tokens(&connection, 1)?;
-        let parent = Parent::from_headers(request.headers());
+        let parent = trace::from_headers(request.headers());
         let caller = Caller { transport: Transport::WebSocket, remote: connection.remote, parent };
         request.extensions_mut().insert(caller);
         if !is_upgrade_request(&request) {

@@ -148,7 +148,7 @@ pub(crate) async fn metrics(parts: Arc<Parts>, headers: &HeaderMap) -> Response<
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let gathered = tokio::task::spawn_blocking(move || {
         look(&parts);
-        crate::telemetry::encode::encode(&parts.registry.gather(), None, Some(&accept))
+        crate::telemetry::encode::encode(&parts.registry.gather(), Some(&parts.exemplars), Some(&accept))
     });
     match gathered.await {
         Ok((content_type, body)) => Response::builder()

@@ -171,7 +171,8 @@ impl Reader {
         if self.shared.is_over.is_cancelled() {
             return Err(Over);
         }
-        let mut outcome = self.api.parts.proposals.submit(self.terms.proposal(block, received), permit).await;
+        let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
+        let mut outcome = self.api.parts.proposals.submit(proposal, permit).await;
         self.n_taken += 1;
         // A refusal that is known at once keeps the block behind it from being taken.
         let line = match outcome.try_recv() {

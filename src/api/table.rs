@@ -11,9 +11,11 @@ use crate::{
         cluster::ClusterJson,
         error::Code,
         handlers::{self, Answer, Call},
+        logging::{self, LogFilterJson},
         openrpc,
         settings::Patch,
         status::StatusJson,
+        timeline::{self, TimelineJson},
         wire::{
             Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson,
             SettingsJson,
@@ -68,6 +70,9 @@ const BY_LEADER: &[Code] =
     &[Code::NotLeader, Code::NoLeader, Code::Overloaded, Code::Unknown, Code::Precondition, Code::Unavailable];
 
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
+
+/// The method that proposes.
+pub(crate) const PROPOSE: &str = "block_propose";
 
 pub(crate) const METHODS: &[Method] = &[
     Method {
@@ -149,7 +154,7 @@ pub(crate) const METHODS: &[Method] = &[
         run: handlers::raft_configure,
     },
     Method {
-        name: "block_propose",
+        name: PROPOSE,
         alias: None,
         says: "Proposes a block; answers once it is committed and applied here. The same block again is a success.",
         is_leader_only: true,
@@ -219,6 +224,37 @@ pub(crate) const METHODS: &[Method] = &[
             r#"{"height":1,"hash":"0xa1","term":7,"index":12,"proposerId":1,"proposedAt":1700000000100,"appliedAt":1700000000101,"traceId":"4bf92f3577b34da6a3ce929d0e0e4736","headerBytes":1,"dataBytes":2}"#,
         ),
         run: handlers::block_provenance,
+    },
+    Method {
+        name: "block_timeline",
+        alias: None,
+        says: "Where the time of the block at a height went, on every node that remembers it.",
+        is_leader_only: false,
+        params: &[HEIGHT],
+        result: schema::<TimelineJson>,
+        errors: BY_HEIGHT,
+        example: (
+            r#"{"height":1}"#,
+            r#"{"height":1,"term":7,"index":12,"traceId":"4bf92f3577b34da6a3ce929d0e0e4736","nodes":[{"nodeId":1,"role":"leader","clockOffsetUs":0,"stages":[{"stage":"queue","startUs":1700000000100000,"durationUs":40},{"stage":"replicate","peerId":2,"startUs":1700000000100050,"durationUs":310}]}]}"#,
+        ),
+        run: timeline::block_timeline,
+    },
+    Method {
+        name: "node_setLogFilter",
+        alias: None,
+        says: "Changes which lines this node logs, for good or for a while.",
+        is_leader_only: false,
+        params: &[
+            Param::required::<String>("filter", "As telemetry.log_filter."),
+            Param::optional::<u64>("forMs", "After it the last filter without a time holds again."),
+        ],
+        result: schema::<LogFilterJson>,
+        errors: LOCAL,
+        example: (
+            r#"{"filter":"info,blockraft::leadership=debug","forMs":600000}"#,
+            r#"{"filter":"info,blockraft::leadership=debug","previous":"info","untilMs":1700000600000}"#,
+        ),
+        run: logging::set_filter,
     },
     Method {
         name: "rpc.discover",

@@ -11,7 +11,7 @@ use crate::{
     api,
     consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle},
     leadership,
-    types::{LogIndex, NodeId, Term, proto::LeadershipCause},
+    types::{LogIndex, NodeId, Term, position::LogPos, proto::LeadershipCause},
 };
 
 /// Answers out of the parts, which are all there before the first question is.
@@ -51,6 +51,13 @@ impl Answers for NodeAnswers {
         let status = self.raft.status();
         let has_data = status.term != 0 || status.members.version != 0 || !status.members.nodes.is_empty();
         FoundingState { list_hash: self.list_hash, has_data }
+    }
+
+    fn timeline(&self, pos: LogPos) -> Bytes {
+        match self.api.get() {
+            Some(parts) => api::timeline_json(parts, pos),
+            None => Bytes::new(),
+        }
     }
 
     fn may_take_over(&self) -> Result<(), String> {

@@ -21,11 +21,13 @@ use crate::{
     },
     instants::Instants,
     leadership,
+    leadership::elections::{self, Elections},
     leadership::metrics::{Counters, ExportedSettings, RaftCollector},
-    node::{StartError, answers::NodeAnswers, parts, tasks::Tasks},
+    node::{StartError, answers::NodeAnswers, observe, parts, tasks::Tasks},
     peer, proposals,
     raft::NodeRecord,
     store, telemetry,
+    telemetry::trace::counted::Rejected,
     types::{NodeId, member::Members},
 };
 
@@ -40,6 +42,7 @@ pub(super) struct Running {
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
     pub(super) health: store::Health,
+    pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
     pub(super) servers: Tasks,
     /// What ends with raft.
@@ -84,19 +87,23 @@ pub(crate) struct Process {
     pub(crate) registry: Registry,
     /// Log output, where its filter can be changed.
     pub(crate) log: Option<telemetry::log::Handle>,
+    /// Spans that a collector refused, where the log's subscriber reads of them.
+    pub(crate) rejected: Rejected,
 }
 
 impl Process {
     /// For a node inside another program, which has its own log output.
     pub(super) fn embedded() -> Self {
-        Self { registry: Registry::new(), log: None }
+        Self { registry: Registry::new(), log: None, rejected: Rejected::default() }
     }
 }
 
 /// Opens, binds, builds and starts. Whatever fails first is told, and nothing is left running.
 pub(super) async fn start(settings: config::Settings, process: Process) -> Result<Running, StartError> {
     let registry = process.registry;
-    let instants = Arc::new(Instants::new(&registry).map_err(metrics_failed)?);
+    let observed = observe::begin(&settings, &registry, process.rejected).map_err(metrics_failed)?;
+    let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
+    let opening = Instant::now();
     let opened = open_store(&settings, &registry, &instants).await?;
     let bound = Bound::bind(&settings).await?;
     register_infos(&settings, &registry).map_err(metrics_failed)?;
@@ -107,6 +114,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
+        instants: Arc::clone(&instants),
     };
     let network = peer::Network::new(
         peer::Config::new(
@@ -147,7 +155,9 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     );
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
-    RaftCollector::register(leadership.clone(), &exported(&settings), &registry).map_err(metrics_failed)?;
+    let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));
+    RaftCollector::register(leadership.clone(), ages, &exported(&settings), &registry)
+        .map_err(metrics_failed)?;
     let counters = Counters::new(&registry).map_err(metrics_failed)?;
     let chain = Arc::new(parts::Chain(opened.reader.clone()));
     let (proposals, proposals_task) = proposals::task::start(
@@ -155,6 +165,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         raft.clone(),
         leadership.clone(),
         chain,
+        Arc::clone(&instants),
         &registry,
     )
     .map_err(metrics_failed)?;
@@ -172,6 +183,9 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
+        instants: Arc::clone(&instants),
+        exemplars,
+        log: process.log,
         last_exit: (opened.last_exit.cause != store::exit::Cause::First)
             .then(|| format!("{}: {}", opened.last_exit.cause.label(), opened.last_exit.text)),
     };
@@ -202,6 +216,17 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
+    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft).run()));
+    let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
+    servers.spawn("stalls", never_fails(stalls.clone().sample(serving.clone())));
+    let elections = Elections::register(&registry).map_err(metrics_failed)?;
+    let tracer = instants.tracer().clone();
+    let rounds = observe::candidacies(&network);
+    tasks.spawn("elections", elections::run(leadership.clone(), rounds, elections, stalls, tracer.clone()));
+    if has_data {
+        let last_exit = opened.last_exit.cause.label().to_owned();
+        tasks.spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
+    }
     let bytes_reader = opened.reader.clone();
     let log_bytes = Arc::new(move |index| bytes_reader.log_bytes_after(index));
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), log_bytes));
@@ -211,8 +236,6 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     if let Some(listener) = bound.metrics {
         servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
     }
-    let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
-    servers.spawn("stalls", never_fails(stalls.sample(serving.clone())));
     tracing::info!(
         cluster_id = settings.cluster.id,
         node_id = settings.node.id,
@@ -228,6 +251,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         proposals,
         reader: opened.reader,
         health: opened.health,
+        instants,
         servers,
         tasks,
         serving,
@@ -262,6 +286,9 @@ fn api_parts(
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),
         registry: registry.clone(),
+        exemplars: opened.exemplars.clone(),
+        instants: Arc::clone(&opened.instants),
+        log: opened.log.clone(),
         metrics: api::metrics::Metrics::register(registry).map_err(metrics_failed)?,
         probes: api::probes::Probes::default(),
     })
@@ -272,6 +299,9 @@ struct ForApi {
     reader: store::Reader,
     health: store::Health,
     snapshots: store::Snapshots,
+    instants: Arc<Instants>,
+    exemplars: telemetry::exemplars::Exemplars,
+    log: Option<telemetry::log::Handle>,
     /// How the process before this one ended; `None` before the first.
     last_exit: Option<String>,
 }

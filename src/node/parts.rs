@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use crate::{
+    instants::Instants,
     machine::apply::View,
     peer::{self, HashMark, Incarnation, Receiving, SendOutcome},
     proposals, store,
@@ -76,6 +77,7 @@ pub(super) struct Notices {
     pub(super) reader: store::Reader,
     pub(super) health: store::Health,
     pub(super) leadership: Arc<std::sync::OnceLock<crate::leadership::Handle>>,
+    pub(super) instants: Arc<Instants>,
 }
 
 impl peer::Notices for Notices {
@@ -89,6 +91,10 @@ impl peer::Notices for Notices {
 
     fn hash_mark(&self) -> Option<HashMark> {
         self.reader.view().hash_mark.map(|(index, hash)| HashMark { index, hash })
+    }
+
+    fn replicated(&self, node_id: NodeId, r: peer::Replicated) {
+        self.instants.replicated(node_id, r.last, r.n_entries, r.sent, r.acknowledged);
     }
 
     fn handed_over(&self, handover: &peer::Handover) {

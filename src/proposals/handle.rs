@@ -11,9 +11,17 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    machine::command::CARRIER_BYTES,
-    proposals::{Chain, Config, metrics::Metrics},
+    instants::{
+        Instants,
+        event::Proposed,
+        proposal::{Door, Traced},
+    },
+    proposals::{
+        Chain, Config,
+        metrics::{Ended, Metrics},
+    },
     types::{
+        Height,
         block::Block,
         error::{Accepted, ProposeError},
     },
@@ -31,8 +39,8 @@ pub(crate) struct Proposal {
     pub(crate) fence: Option<u64>,
     /// `None`: `api.propose_timeout`.
     pub(crate) timeout: Option<Duration>,
-    /// Trace context to carry in the log; `None`: one is made.
-    pub(crate) trace: Option<[u8; CARRIER_BYTES]>,
+    /// The trace it belongs to; `None`: one of its own.
+    pub(crate) trace: Option<Arc<Traced>>,
     pub(crate) received: Instant,
 }
 
@@ -47,13 +55,15 @@ pub(super) struct Queued {
 /// Somebody who waits for an answer, and the room the proposal takes.
 pub(super) struct Waiter {
     pub(super) tx: oneshot::Sender<Answer>,
+    pub(super) trace: Arc<Traced>,
+    height: Height,
     received: Instant,
     permit: Permit,
 }
 
 impl Waiter {
     pub(super) fn answer(self, answer: Answer) {
-        self.permit.shared.metrics.ended(&answer, self.received.elapsed());
+        self.permit.shared.ended(&answer, &self.trace, self.height, self.received);
         // A caller that went away gave up its answer, not the proposal.
         let _ = self.tx.send(answer);
     }
@@ -79,9 +89,33 @@ pub(super) struct Shared {
     config: Config,
     pub(super) chain: Arc<dyn Chain>,
     pub(super) metrics: Metrics,
+    pub(super) instants: Arc<Instants>,
     count: AtomicUsize,
     bytes: AtomicU64,
     drained: Notify,
+}
+
+impl Shared {
+    /// Counts, times and traces an answer.
+    fn ended(&self, answer: &Answer, trace: &Arc<Traced>, height: Height, received: Instant) {
+        let ended = Instant::now();
+        self.metrics.ended(answer, ended.saturating_duration_since(received));
+        if !self.instants.tracer().is_on() {
+            return;
+        }
+        let Some(outcome) = Ended::of(answer) else { return };
+        let at = answer.as_ref().ok();
+        let proposed = Proposed {
+            height,
+            received,
+            ended,
+            outcome: outcome.label(),
+            is_error: answer.is_err(),
+            term: at.map(|a| a.term),
+            index: at.map(|a| a.index),
+        };
+        self.instants.proposed(trace, proposed);
+    }
 }
 
 /// Cheap to clone.
@@ -96,6 +130,7 @@ impl Handle {
         config: Config,
         chain: Arc<dyn Chain>,
         metrics: Metrics,
+        instants: Arc<Instants>,
     ) -> (Self, mpsc::Receiver<Queued>) {
         // As many as may be in flight: a permit is held by each, so the queue never fills first.
         let (queue, rx) = mpsc::channel(config.in_flight_max.max(1));
@@ -103,6 +138,7 @@ impl Handle {
             config,
             chain,
             metrics,
+            instants,
             count: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             drained: Notify::new(),
@@ -131,10 +167,22 @@ impl Handle {
     /// Proposes a block and waits for its verdict. Dropping the future does not take the proposal
     /// back: its outcome is then unknown.
     pub(crate) async fn propose(&self, proposal: Proposal, permit: Permit) -> Answer {
-        let (timeout, received) = (self.timeout_of(&proposal), proposal.received);
+        let (timeout, received, height) =
+            (self.timeout_of(&proposal), proposal.received, proposal.block.height);
         let unknown = unknown_of(&proposal.block);
+        let trace = self.trace_of(&proposal);
+        let proposal = Proposal { trace: Some(Arc::clone(&trace)), ..proposal };
         let rx = self.enqueue(proposal, permit, true).await;
-        self.await_answer(rx, received + timeout, unknown).await
+        match tokio::time::timeout_at((received + timeout).into(), rx).await {
+            Ok(Ok(answer)) => answer,
+            // The reply was dropped with the core: nobody knows.
+            Ok(Err(_)) => Err(lost(unknown)),
+            Err(_) => {
+                let answer = Err(unknown);
+                self.shared.ended(&answer, &trace, height, received);
+                answer
+            }
+        }
     }
 
     /// Enters a block in the order of the calls, without waiting for its verdict. Missing
@@ -143,32 +191,19 @@ impl Handle {
         self.enqueue(proposal, permit, false).await
     }
 
-    /// Waits for the answer of [`Handle::submit`] until a deadline, after which it is unknown.
-    pub(crate) async fn await_answer(
-        &self,
-        rx: oneshot::Receiver<Answer>,
-        deadline: Instant,
-        unknown: ProposeError,
-    ) -> Answer {
-        match tokio::time::timeout_at(deadline.into(), rx).await {
-            Ok(Ok(answer)) => answer,
-            // The reply was dropped with the core: nobody knows.
-            Ok(Err(_)) => Err(lost(unknown)),
-            Err(_) => {
-                let answer = Err(unknown);
-                self.shared.metrics.ended(&answer, self.shared.config.propose_timeout);
-                answer
-            }
-        }
-    }
-
     pub(crate) fn timeout_of(&self, proposal: &Proposal) -> Duration {
         proposal.timeout.unwrap_or(self.shared.config.propose_timeout)
     }
 
+    fn trace_of(&self, proposal: &Proposal) -> Arc<Traced> {
+        let own = || self.shared.instants.begin(None, Door::Other);
+        proposal.trace.clone().unwrap_or_else(own)
+    }
+
     async fn enqueue(&self, proposal: Proposal, permit: Permit, may_wait: bool) -> oneshot::Receiver<Answer> {
         let (tx, rx) = oneshot::channel();
-        let answer = Waiter { tx, received: proposal.received, permit };
+        let (trace, height) = (self.trace_of(&proposal), proposal.block.height);
+        let answer = Waiter { tx, trace, height, received: proposal.received, permit };
         if let Err(refused) = self.check(&proposal) {
             answer.answer(Err(refused));
             return rx;

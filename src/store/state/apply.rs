@@ -23,6 +23,7 @@ use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
 use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
+use crate::store::state::told::Told;
 use crate::types::{position::LogPos, proto};
 
 /// Payload bytes that one batch takes at most, but one entry: as much as one sync of the log.
@@ -36,6 +37,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 struct Applied {
     changes: Changes,
     outcomes: Vec<Outcome>,
+    /// How long each entry took in the machine.
+    took: Vec<Duration>,
     membership: Option<bytes::Bytes>,
 }
 
@@ -78,6 +81,7 @@ impl StateMachine {
     async fn apply_batch(&mut self, entries: &[Entry]) -> Vec<Outcome> {
         let last = pos_of(&entries[entries.len() - 1].log_id);
         self.log.await_synced(last).await;
+        let started = Instant::now();
         let applied = match self.run_machine(entries) {
             Ok(applied) => applied,
             Err(e) => {
@@ -90,7 +94,7 @@ impl StateMachine {
         self.write(&applied, &record).await;
         self.applied = Some(last);
         self.floor = applied.changes.floor;
-        self.publish(entries, &applied);
+        self.publish(entries, &applied, started);
         self.pruner.pruned_to(self.floor, &self.db, &self.metrics);
         applied.outcomes
     }
@@ -99,6 +103,7 @@ impl StateMachine {
     fn run_machine(&mut self, entries: &[Entry]) -> Result<Applied, rocksdb::Error> {
         let mut overlay = Overlay::new(&self.db, self.floor);
         let mut outcomes = Vec::with_capacity(entries.len());
+        let mut took = Vec::with_capacity(entries.len());
         let mut membership = None;
         let mut began = Instant::now();
         for entry in entries {
@@ -119,6 +124,7 @@ impl StateMachine {
             let outcome = self.machine.apply(&mut overlay, pos, applying);
             let now = Instant::now();
             self.metrics.apply_seconds(kind_of(entry)).observe((now - began).as_secs_f64());
+            took.push(now - began);
             began = now;
             if self.replay_upto < pos.index {
                 self.metrics.count_outcome(&outcome);
@@ -126,7 +132,7 @@ impl StateMachine {
             outcomes.push(outcome);
         }
         let changes = overlay.finish()?;
-        Ok(Applied { changes, outcomes, membership })
+        Ok(Applied { changes, outcomes, took, membership })
     }
 
     /// Writes until it is written: a full disk is waited for.
@@ -175,30 +181,36 @@ impl StateMachine {
         }
     }
 
-    fn publish(&self, entries: &[Entry], applied: &Applied) {
+    fn publish(&self, entries: &[Entry], applied: &Applied, started: Instant) {
         let now = Instant::now();
         for entry in entries {
             self.instants.mark(pos_of(&entry.log_id), Mark::Applied, now);
         }
-        let mut has_blocks = false;
         let unix_ms = unix_ms();
-        for (height, row, _) in applied.changes.blocks() {
-            has_blocks = true;
-            self.shared.remember_applied(height, unix_ms);
-            let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
+        let decode = |row: &bytes::Bytes| proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
+        let rows: Vec<_> = applied.changes.blocks().map(|(height, row, _)| (height, decode(row))).collect();
+        for (height, row) in &rows {
+            self.shared.remember_applied(*height, unix_ms);
             if self.replay_upto < row.index {
                 self.metrics.block_bytes.inc_by(row.header_bytes + row.data_bytes);
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.set_checkpoint(slot, height, &row.hash);
+                    self.metrics.set_checkpoint(slot, *height, &row.hash);
                 }
             }
         }
         let view = self.machine.view();
-        if has_blocks {
+        if !rows.is_empty() {
             self.metrics.set_head(view.head.as_ref());
             self.metrics.set_applied_at(unix_ms);
+        }
+        // Before anybody else learns of the batch: what they tell of it comes after it.
+        if self.instants.wants_blocks() {
+            let Applied { outcomes, took, .. } = applied;
+            let replay_upto = self.replay_upto;
+            let told = Told { entries, outcomes, took, rows: &rows, replay_upto, started, applied: now };
+            self.instants.applied(told.batch());
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
     }
