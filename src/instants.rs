@@ -48,7 +48,6 @@ pub(crate) mod timeline;
 mod tree;
 
 pub(crate) type Mark = ring::Mark;
-pub(crate) type Timing = ring::Timing;
 
 /// Batches and answers that wait for the span task: a second of them at full speed, by eye.
 const EVENTS_MAX: usize = 8_192;

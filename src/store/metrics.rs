@@ -1,15 +1,19 @@
 //! The metrics of the store.
 
+use std::time::Instant;
+
 use prometheus::{
     Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
 
 use crate::machine::apply::Outcome;
-use crate::telemetry::buckets;
+use crate::telemetry::trace::{Clock, Span, Tracer, int, text};
+use crate::telemetry::{buckets, names};
 use crate::types::Height;
 use crate::types::block::BlockRef;
 use crate::types::error::Refusal;
+use crate::types::position::LogPos;
 
 /// The intervals at which a block's fingerprint is exported.
 pub(crate) const CHECKPOINTS: [u64; 3] = [64, 4096, 262_144];
@@ -56,6 +60,7 @@ pub(crate) struct Metrics {
     pub(crate) snapshots_retained: IntGauge,
     pub(crate) starts: IntCounter,
     pub(crate) last_exit: IntGaugeVec,
+    tracer: Tracer,
 }
 
 struct Builder<'a>(&'a Registry);
@@ -106,7 +111,7 @@ impl Builder<'_> {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry, tracer: Tracer) -> prometheus::Result<Self> {
         let b = Builder(registry);
         let apply_seconds = b.histograms(
             "blockraft_raft_apply_seconds",
@@ -201,6 +206,7 @@ impl Metrics {
                 "How the process before this one ended.",
                 &["cause"],
             )?,
+            tracer,
         };
         metrics.create_series();
         Ok(metrics)
@@ -291,6 +297,24 @@ impl Metrics {
         if let Some((_, histogram)) = self.snapshot_seconds.iter().find(|(name, _)| *name == op) {
             histogram.with_label_values(&[outcome]).observe(seconds);
         }
+    }
+
+    /// Writes the span of a snapshot operation that ends now; `pos` is where the snapshot ends.
+    pub(crate) fn trace_snapshot(
+        &self,
+        name: &'static str,
+        outcome: &'static str,
+        began: Instant,
+        pos: Option<LogPos>,
+    ) {
+        let clock = Clock::now();
+        let mut span = Span::own(name, clock.at(began), clock.at(Instant::now()));
+        span.attributes.push(text(names::OUTCOME, outcome));
+        if let Some(LogPos { term, index }) = pos {
+            span.attributes.extend([int(names::TERM, term), int(names::INDEX, index)]);
+        }
+        span.error = (outcome != "ok").then(|| outcome.into());
+        self.tracer.record(span);
     }
 
     pub(crate) fn set_snapshot_running(&self, op: &str, is_running: bool) {

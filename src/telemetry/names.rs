@@ -54,8 +54,6 @@ pub(crate) const SYNC_IN_PROGRESS_MS: &str = "raft.sync_in_progress_ms";
 pub(crate) const STALL_MS: &str = "runtime.stall_ms";
 pub(crate) const CLOCK_JUMP_MS: &str = "runtime.clock_jump_ms";
 
-pub(crate) const SNAPSHOT_ID: &str = "snapshot.id";
-pub(crate) const SNAPSHOT_BYTES: &str = "snapshot.bytes";
 pub(crate) const LAST_EXIT: &str = "node.last_exit";
 pub(crate) const REPLAYED_ENTRIES: &str = "raft.replayed_entries";
 

@@ -16,6 +16,7 @@ use crate::store::snapshot::Snapshots;
 use crate::store::state::StateMachine;
 use crate::store::state::db::{self, Loaded, StateDb, StateError};
 use crate::store::state::prune::Pruner;
+use crate::telemetry::names;
 use crate::types::position::LogPos;
 
 /// How long an install that met a full disk waits before it is tried again.
@@ -65,6 +66,7 @@ impl StateMachine {
             self.metrics.error("state", "snapshot");
             if !error.is_no_space() {
                 self.metrics.snapshot("install", "failed", began.elapsed().as_secs_f64());
+                self.metrics.trace_snapshot(names::span::SNAPSHOT_INSTALL, "failed", began, expected);
                 let what = format!("snapshot {}: {error}", snapshot.manifest.id);
                 return self.stand_still(Fatal::Damaged { what }).await;
             }
@@ -80,6 +82,7 @@ impl StateMachine {
         }
         self.take_over(db, loaded);
         self.metrics.snapshot("install", "ok", began.elapsed().as_secs_f64());
+        self.metrics.trace_snapshot(names::span::SNAPSHOT_INSTALL, "ok", began, expected);
         self.metrics.set_snapshot_running("install", false);
     }
 

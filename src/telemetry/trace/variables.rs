@@ -27,10 +27,6 @@ impl Variables {
         Self(env.filter_map(text).filter(ours).collect())
     }
 
-    pub(crate) fn of_this_process() -> Self {
-        Self::new(std::env::vars_os())
-    }
-
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
