@@ -46,13 +46,17 @@ source=$(cargo metadata --format-version 1 --locked --offline |
   sed 's/^"manifest_path":"//; s,/Cargo.toml"$,,')
 [ -d "$source/rocksdb" ] || { echo "blockraft: the sources of librocksdb-sys are not in cargo's registry" >&2; exit 1; }
 
+# What a killed build left: whoever builds holds the lock.
+rm -rf "$dir"/build.*
 build=$(mktemp -d "$dir/build.XXXXXX")
 trap 'rm -rf "$build"' EXIT
-if ! {
+compile() {
   cmake -S "$source/rocksdb" -B "$build" "${flags[@]}" \
     "-DCMAKE_CXX_FLAGS_RELEASE=$optimise -ffile-prefix-map=$source=librocksdb-sys" &&
     cmake --build "$build" --target rocksdb --parallel "$(nproc)"
-} >"$build/log" 2>&1 9>&-; then
+}
+# The log is for a failure; what is seen meanwhile is how far it is.
+if ! compile 2>&1 9>&- | tee "$build/log" | sed -un 's/^\(\[ *[0-9]*%\]\) Building .*/blockraft: RocksDB \1/p' >&2; then
   tail -n 30 "$build/log" >&2
   echo "blockraft: RocksDB could not be compiled; the end of the log is above" >&2
   exit 1

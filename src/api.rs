@@ -4,7 +4,7 @@
 //! registered, decoded, measured and documented follows from them. Owns sockets and nothing else: every
 //! fact is asked of the handles in [`Parts`] when a request wants it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use prometheus::Registry;
@@ -27,7 +27,8 @@ pub(crate) mod body;
 pub(crate) mod cluster;
 pub(crate) mod envelope;
 pub(crate) mod error;
-pub(crate) mod examples;
+#[cfg(test)]
+mod examples;
 pub(crate) mod framing;
 pub(crate) mod handlers;
 pub(crate) mod hosts;
@@ -70,8 +71,6 @@ pub(crate) struct Config {
     pub(crate) allowed_hosts: Vec<String>,
     /// Beside the origin that is this node itself.
     pub(crate) allowed_origins: Vec<String>,
-    /// How long a proposal waits that asks for no other time.
-    pub(crate) propose_timeout: Duration,
 }
 
 /// Who this node is.
@@ -93,6 +92,7 @@ pub(crate) struct Parts {
     pub(crate) proposals: proposals::Handle,
     pub(crate) reader: store::Reader,
     pub(crate) health: store::Health,
+    #[expect(dead_code, reason = "read by the snapshot methods, which come with their own rows")]
     pub(crate) snapshots: store::Snapshots,
     /// What this node's own file says; shown where it differs from the log.
     pub(crate) settings_file: ClusterSettings,
@@ -117,6 +117,7 @@ pub(crate) struct Api {
     pub(crate) limiter: limit::Limiter,
     pub(crate) seen: cluster::Seen,
     pub(crate) head: handlers::HeadCache,
+    pub(crate) documents: openrpc::Documents,
     pub(crate) large_reads: Semaphore,
     /// In units of [`body::BUDGET_UNIT`].
     pub(crate) body_budget: Arc<Semaphore>,
@@ -133,6 +134,7 @@ impl Api {
             limiter: limit::Limiter::new(config.rate_limit),
             seen: cluster::Seen::default(),
             head: handlers::HeadCache::default(),
+            documents: openrpc::Documents::new(),
             large_reads: Semaphore::new(LARGE_READS_MAX),
             body_budget: Arc::new(Semaphore::new(budget as usize)),
             tasks: TaskTracker::new(),
@@ -158,16 +160,20 @@ pub(crate) fn timeline_json(parts: &Parts, pos: LogPos) -> Bytes {
 
 /// Serves the API until `stop`, then lets open requests end for a moment.
 pub(crate) async fn serve(listener: TcpListener, config: Config, parts: Arc<Parts>, stop: CancellationToken) {
-    let bounds = accept::Bounds {
-        total: config.max_connections,
-        per_address: config.max_connections_per_address,
-    };
+    let bounds =
+        accept::Bounds { total: config.max_connections, per_address: config.max_connections_per_address };
     let api = Arc::new(Api::new(config, parts.clone(), stop.clone()));
     let front = Arc::new(http::Front::new(api.clone()));
     let watching = tokio::spawn(probes::watch(parts.clone(), stop.clone()));
-    accept::run(listener, bounds, front.clone(), parts.metrics.connections.clone(), stop).await;
-    front.end_sessions();
-    api.tasks.close();
+    let open = parts.metrics.connections.clone();
+    let sessions = async {
+        stop.cancelled().await;
+        front.end_sessions();
+        api.tasks.close();
+        // What is not over by then goes down with the process: its outcome is unknown to its client.
+        let _ = tokio::time::timeout(accept::DRAIN_FOR, api.tasks.wait()).await;
+    };
+    tokio::join!(accept::run(listener, bounds, front.clone(), open, stop.clone()), sessions);
     watching.abort();
 }
 

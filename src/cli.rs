@@ -89,7 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
-        Command::Inspect(args) => inspect::run(args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Snapshot(_) | Command::Recover(_) => later::run(),
         Command::Completions(args) => completions::run(&args, command()),
     };

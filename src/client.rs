@@ -5,6 +5,8 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod frame;
 pub(crate) mod http;
 pub(crate) mod producer;

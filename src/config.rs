@@ -6,14 +6,14 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{
-    config::{
-        layers::{Source, Sources},
-        values::Values,
-    },
-    telemetry::log,
-    types::{NodeId, member::Member, setting::Problem, settings::ClusterSettings},
-};
+use crate::config::layers::{Source, Sources};
+use crate::config::values::Values;
+use crate::telemetry::log::Config as LogConfig;
+use crate::telemetry::trace::Config as TraceConfig;
+use crate::types::NodeId;
+use crate::types::member::Member;
+use crate::types::setting::Problem;
+use crate::types::settings::ClusterSettings;
 
 pub(crate) mod address;
 pub(crate) mod keys;
@@ -145,19 +145,8 @@ pub(crate) struct Executor {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Telemetry {
-    /// `http://host:port`.
-    pub(crate) otlp_endpoint: Option<String>,
-    pub(crate) otlp_protocol: OtlpProtocol,
-    /// 0 to 1.
-    pub(crate) sample_ratio: f64,
-    pub(crate) traces_per_second: u64,
-    pub(crate) log: log::Config,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OtlpProtocol {
-    Grpc,
-    Http,
+    pub(crate) log: LogConfig,
+    pub(crate) traces: TraceConfig,
 }
 
 /// Settings, and where each of them comes from.

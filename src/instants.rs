@@ -15,26 +15,17 @@ use std::{
 use prometheus::{IntCounter, Registry};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{
-    instants::{
-        acks::Acks,
-        event::{Batch, Delivered, Event, Proposed, Served},
-        proposal::{Door, Traced},
-        ring::{Lost, Ring},
-        shape::SLOW,
-        stages::Stages,
-    },
-    telemetry::trace::{
-        Tracer,
-        sampling::{Bucket, Sampler, Sampling},
-        variables::Variables,
-    },
-    types::{
-        LogIndex, NodeId, Term,
-        position::LogPos,
-        trace::{Carrier, Context},
-    },
-};
+use crate::instants::acks::Acks;
+use crate::instants::event::{Batch, Delivered, Event, Proposed, Served};
+use crate::instants::proposal::{Door, Traced};
+use crate::instants::ring::{Lost, Ring};
+use crate::instants::shape::SLOW;
+use crate::instants::stages::Stages;
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::sampling::{Bucket, Sampler, Sampling};
+use crate::types::position::LogPos;
+use crate::types::trace::{Carrier, Context};
+use crate::types::{LogIndex, NodeId, Term};
 
 pub(crate) mod acks;
 mod audit;
@@ -94,7 +85,7 @@ impl Instants {
             stages: Stages::new(registry)?,
             lost,
             tracer: Tracer::off(),
-            sampler: Sampler::new(Sampling::new(1.0, 0, &Variables::default())),
+            sampler: Sampler::new(Sampling::none()),
             cluster_id: String::new(),
             node_id: 0,
             events: None,
@@ -166,14 +157,11 @@ impl Instants {
         self.tell(Event::Applied(batch), n);
     }
 
-    /// Blocks were handed to the subscribers of the feed.
-    pub(crate) fn delivered(&self, delivered: Vec<Delivered>) {
-        for d in &delivered {
-            self.stages.observe_delivered(d.ended.saturating_duration_since(d.started));
-        }
+    /// The last subscriber of the feed took a block, or lost it.
+    pub(crate) fn delivered(&self, delivered: Delivered) {
+        self.stages.observe_delivered(delivered.ended.saturating_duration_since(delivered.started));
         if self.tracer.is_on() {
-            let n = delivered.len() as u64;
-            self.tell(Event::Delivered(delivered), n);
+            self.tell(Event::Delivered(delivered), 1);
         }
     }
 

@@ -74,7 +74,7 @@ pub(crate) struct Config {
     /// Append requests on their way to one node, and their bytes; at least one request.
     pub(crate) window_requests_max: usize,
     pub(crate) window_bytes_max: usize,
-    /// Connections admitted or shaking hands.
+    /// Admitted connections.
     pub(crate) connections_max: usize,
 }
 
@@ -108,6 +108,7 @@ impl Config {
 
 /// The incarnations of other nodes, kept durably by `node` (safety rule 8).
 pub(crate) trait Incarnations: Send + Sync + 'static {
+    /// Called on an async task: answered from memory.
     fn known(&self, node_id: NodeId) -> Option<Incarnation>;
     /// Durable on return. Called on a blocking thread; replaces what was known.
     fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()>;

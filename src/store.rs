@@ -28,6 +28,7 @@ pub(crate) mod reader;
 pub(crate) mod rocks;
 pub(crate) mod snapshot;
 pub(crate) mod state;
+pub(crate) mod tap;
 pub(crate) mod watermark;
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 //! Plain values that every other module may use. Knows nothing of raft, disks or sockets.
 
 /// The protobuf contract, generated from `api/proto`.
-#[allow(missing_docs, clippy::doc_markdown, clippy::derive_partial_eq_without_eq)]
+#[allow(missing_docs, unreachable_pub, clippy::doc_markdown, clippy::derive_partial_eq_without_eq)]
 pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/blockraft.v1.rs"));
 }
 
 pub mod block;
 pub mod error;
+pub mod feed;
 pub mod member;
 pub mod position;
 pub(crate) mod quantity;

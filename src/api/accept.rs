@@ -34,8 +34,9 @@ const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// The header of each later request, counted from the answer before: also how long a connection may be
 /// kept idle. Above the idle times of the usual clients' pools, so that they close first.
 const HEADER_WITHIN: Duration = Duration::from_secs(120);
-/// What open requests are given when the API stops: their outcomes are known by then.
-const DRAIN_FOR: Duration = Duration::from_millis(500);
+/// What open requests are given when the API stops: the outcomes of proposals are known by then, so this
+/// is for answers on their way. Below what `node` gives its servers.
+pub(crate) const DRAIN_FOR: Duration = Duration::from_millis(300);
 /// After an accept that failed for want of descriptors.
 const RETRY_ACCEPT_AFTER: Duration = Duration::from_millis(50);
 /// Streams of one HTTP/2 connection.

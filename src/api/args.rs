@@ -321,7 +321,10 @@ impl Decode for Consistency {
 #[derive(JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "BlockParam")]
-#[expect(dead_code, reason = "only its schema is used: the fields are decoded by hand, to name what is wrong")]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: the fields are decoded by hand, to name what is wrong"
+)]
 struct BlockParam {
     /// At most 2^53 - 1.
     height: Integer,
@@ -374,9 +377,8 @@ impl Decode for Block {
             values[at] = present(value);
         }
         let path = |at: usize| format!("{name}.{}", BLOCK_FIELDS[at]);
-        let need = |at: usize| {
-            values[at].ok_or_else(|| Fault::param(path(at), format!("{} is required", path(at))))
-        };
+        let need =
+            |at: usize| values[at].ok_or_else(|| Fault::param(path(at), format!("{} is required", path(at))));
         let block = Block {
             height: u64::decode(need(0)?, &path(0))?,
             hash: Bytes::decode(need(1)?, &path(1))?,

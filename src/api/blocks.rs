@@ -97,7 +97,9 @@ pub(crate) fn refuse_media(api: &Api, headers: &HeaderMap) -> Option<Response<Bo
 pub(crate) fn decode(message: Bytes) -> Result<Block, Fault> {
     let state = RaftBlockState::decode(message)
         .map_err(|e| Fault::param("block", format!("the block is not a RaftBlockState: {e}")))?;
-    let block = Block::from(state);
+    let mut block = Block::from(state);
+    // A copy: as a slice it would keep the whole chunk it came in, for as long as the answer takes.
+    block.hash = Bytes::copy_from_slice(&block.hash);
     block.check_well_formed().map_err(|e| Fault::param(e.field(), e.to_string()))?;
     Ok(block)
 }
@@ -243,8 +245,12 @@ mod tests {
         assert!(wants("application/x-protobuf"));
         assert!(wants("application/json;q=0.5, Application/Protobuf"));
         assert!(wants("application/x-protobuf, */*;q=0.1"));
-        for json in ["*/*", "application/json", "application/x-protobuf;q=0", "application/json, application/protobuf;q=0.9"]
-        {
+        for json in [
+            "*/*",
+            "application/json",
+            "application/x-protobuf;q=0",
+            "application/json, application/protobuf;q=0.9",
+        ] {
             assert!(!wants(json), "{json}");
         }
         assert!(!wants_protobuf(&HeaderMap::new()));
@@ -252,7 +258,8 @@ mod tests {
 
     #[test]
     fn the_headers_of_a_proposal_are_read_or_named() {
-        let terms = Terms::from_headers(&headers(&[("blockraft-fence", "0x7"), ("blockraft-timeout", "800ms")]));
+        let terms =
+            Terms::from_headers(&headers(&[("blockraft-fence", "0x7"), ("blockraft-timeout", "800ms")]));
         let terms = terms.unwrap();
         assert_eq!((terms.fence, terms.timeout), (Some(7), Some(Duration::from_millis(800))));
         for (name, value) in [

@@ -51,7 +51,8 @@ impl Room {
         if bytes <= self.bytes {
             return Ok(());
         }
-        let units = u32::try_from((bytes - self.bytes).div_ceil(BUDGET_UNIT)).map_err(|_| BodyError::TooLarge)?;
+        let units =
+            u32::try_from((bytes - self.bytes).div_ceil(BUDGET_UNIT)).map_err(|_| BodyError::TooLarge)?;
         let more = budget.clone().try_acquire_many_owned(units).map_err(|_| BodyError::NoRoom)?;
         self.bytes += u64::from(units) * BUDGET_UNIT;
         match &mut self.permit {

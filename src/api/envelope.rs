@@ -31,14 +31,18 @@ enum Entry<'a> {
     Call,
     WithoutId,
     /// -32600, with the id where that at least is one.
-    Bad { id: &'a str, why: &'static str },
+    Bad {
+        id: &'a str,
+        why: &'static str,
+    },
 }
 
 /// Looks a body through. `batch_max` is `api.max_batch`.
 pub(crate) fn check(body: Bytes, batch_max: usize) -> Checked {
     let body = trim(body);
     if !matches!(body.first(), Some(b'{' | b'[')) {
-        let why = if body.is_empty() { "the body is empty" } else { "the body is neither an object nor an array" };
+        let why =
+            if body.is_empty() { "the body is empty" } else { "the body is neither an object nor an array" };
         return answer(StatusCode::BAD_REQUEST, Fault::new(Code::Parse, why), "null");
     }
     match std::str::from_utf8(&body) {
@@ -147,7 +151,8 @@ fn entry<'a>(fields: &[(Key<'a>, &'a RawValue)], was_repaired: bool) -> Entry<'a
             _ => {}
         }
     }
-    let is_id_bad = id.is_some_and(|id| !is_id(id) || was_repaired && id.contains(char::REPLACEMENT_CHARACTER));
+    let is_id_bad =
+        id.is_some_and(|id| !is_id(id) || was_repaired && id.contains(char::REPLACEMENT_CHARACTER));
     if is_id_bad || is_id_doubled {
         let why = "the id is not one string, integer from 0 to 2^64 - 1, or null";
         return Entry::Bad { id: "null", why };

@@ -79,7 +79,9 @@ impl Code {
             Self::Parse => "parse error",
             Self::InvalidRequest => "not a request",
             Self::MethodNotFound => "no such method",
-            Self::InvalidParams => "invalid params: data.param names the one; data.reason tooLarge: over chain.max_block_bytes",
+            Self::InvalidParams => {
+                "invalid params: data.param names the one; data.reason tooLarge: over chain.max_block_bytes"
+            }
             Self::Internal => "internal error",
             Self::NotLeader => "notLeader: ask data.leaderApi",
             Self::NoLeader => "noLeader: none is known",

@@ -61,7 +61,10 @@ fn of_route(route: &Route) -> (String, String) {
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("-");
-    (format!("{name}.sh"), script(&format!("{}: {}", route.label, route.says), route.takes.is_some(), &command))
+    (
+        format!("{name}.sh"),
+        script(&format!("{}: {}", route.label, route.says), route.takes.is_some(), &command),
+    )
 }
 
 /// The block of `block_propose`'s example as protobuf, escaped for printf.

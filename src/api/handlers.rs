@@ -78,8 +78,7 @@ pub(crate) fn raft_leader<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         let is_confirmed = before.leader_id.is_some() && parts.consensus.verify_leader().await;
         let mut after = leader(parts);
         // What was confirmed is the leader of before: another one since is not.
-        after.verified =
-            is_confirmed && (before.leader_id, before.term) == (after.leader_id, after.term);
+        after.verified = is_confirmed && (before.leader_id, before.term) == (after.leader_id, after.term);
         Ok(to_raw(&after))
     })
 }
@@ -122,11 +121,7 @@ pub(crate) fn raft_configure<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     })
 }
 
-async fn configure(
-    api: &Api,
-    patch: &Patch,
-    expected: Option<LogIndex>,
-) -> Result<Box<RawValue>, Fault> {
+async fn configure(api: &Api, patch: &Patch, expected: Option<LogIndex>) -> Result<Box<RawValue>, Fault> {
     let mut tries = 0;
     loop {
         let base = api.parts.reader.view().settings.clone();
@@ -144,8 +139,7 @@ async fn configure(
                 return Ok(to_raw(&SettingsJson { settings, index: now.index }));
             }
             // Without an index the caller wants its change on top of whatever holds.
-            Err(ConfigureError::VersionMismatch { .. })
-                if expected.is_none() && tries < CONFIGURE_TRIES => {}
+            Err(ConfigureError::VersionMismatch { .. }) if expected.is_none() && tries < CONFIGURE_TRIES => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -259,7 +253,8 @@ pub(crate) fn block_range<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             return Err(Fault::param("maxBytes", "maxBytes is not at least 1"));
         }
         let max_bytes = asked.min(call.api.config.max_body.saturating_sub(PAGE_ENVELOPE_BYTES));
-        let page = read_large(&call.api, move |reader| page(reader, from, limit as usize, max_bytes)).await??;
+        let page =
+            read_large(&call.api, move |reader| page(reader, from, limit as usize, max_bytes)).await??;
         Ok(RawValue::from_string(page).expect("a page is put together from JSON"))
     })
 }

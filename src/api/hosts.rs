@@ -77,7 +77,10 @@ impl Hosts {
     fn is_host_allowed(&self, authority: &str, members: impl FnOnce() -> Members) -> bool {
         let host = host_of(authority);
         let host = host.strip_suffix('.').unwrap_or(host);
-        if host == "localhost" || is_ip(host) || self.allowed.contains(host) || self.allowed.contains(authority)
+        if host == "localhost"
+            || is_ip(host)
+            || self.allowed.contains(host)
+            || self.allowed.contains(authority)
         {
             return true;
         }
@@ -93,11 +96,7 @@ impl Hosts {
 }
 
 /// Whom the request is for, in lower case. HTTP/1.0 may leave it out.
-fn authority(
-    version: Version,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<Option<String>, (Rejected, Fault)> {
+fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<String>, (Rejected, Fault)> {
     if let Some(authority) = uri.authority() {
         let text = authority.as_str();
         return Ok(Some(text.rsplit('@').next().unwrap_or(text).to_ascii_lowercase()));
@@ -150,13 +149,15 @@ mod tests {
             rate_limit: 0,
             allowed_hosts: vec!["Gate.example".into(), "pinned.example:8443".into()],
             allowed_origins: vec!["https://Board.example".into()],
-            propose_timeout: Duration::from_secs(2),
         })
     }
 
     fn members() -> Members {
         let member = |node_id, api: &str| Member { node_id, api_addr: api.into(), ..Default::default() };
-        Members { nodes: [(1, member(1, "n1:7400")), (2, member(2, "[fd00::2]:7400"))].into(), ..Default::default() }
+        Members {
+            nodes: [(1, member(1, "n1:7400")), (2, member(2, "[fd00::2]:7400"))].into(),
+            ..Default::default()
+        }
     }
 
     fn ask(host: Option<&str>, origin: Option<&str>) -> Result<(), Rejected> {
@@ -173,8 +174,19 @@ mod tests {
     #[test]
     fn hosts_of_the_cluster_and_addresses_are_allowed() {
         for host in [
-            "localhost", "LocalHost:7400", "127.0.0.1:7400", "8.8.8.8", "[::1]:7400", "[fd00::2]", "box.example",
-            "BOX.example:1", "box.example.:7400", "gate.example:7", "pinned.example:8443", "n1:7400", "N1",
+            "localhost",
+            "LocalHost:7400",
+            "127.0.0.1:7400",
+            "8.8.8.8",
+            "[::1]:7400",
+            "[fd00::2]",
+            "box.example",
+            "BOX.example:1",
+            "box.example.:7400",
+            "gate.example:7",
+            "pinned.example:8443",
+            "n1:7400",
+            "N1",
         ] {
             assert_eq!(ask(Some(host), None), Ok(()), "{host}");
         }
@@ -182,7 +194,9 @@ mod tests {
 
     #[test]
     fn other_hosts_are_not() {
-        for host in ["evil.example", "localhost.evil.example", "n3:7400", "pinned.example", "1.2.3.4.example", "::1x"] {
+        for host in
+            ["evil.example", "localhost.evil.example", "n3:7400", "pinned.example", "1.2.3.4.example", "::1x"]
+        {
             assert_eq!(ask(Some(host), None), Err(Rejected::Host), "{host}");
         }
         assert_eq!(ask(None, None), Err(Rejected::Host), "HTTP/1.1 without a host");
@@ -193,7 +207,8 @@ mod tests {
         let at = Some("127.0.0.1:7400");
         assert_eq!(ask(at, Some("http://127.0.0.1:7400")), Ok(()));
         assert_eq!(ask(at, Some("https://board.example")), Ok(()));
-        for origin in ["http://127.0.0.1:7401", "http://evil.example", "null", "http://board.example", "127.0.0.1:7400"]
+        for origin in
+            ["http://127.0.0.1:7401", "http://evil.example", "null", "http://board.example", "127.0.0.1:7400"]
         {
             assert_eq!(ask(at, Some(origin)), Err(Rejected::Origin), "{origin}");
         }

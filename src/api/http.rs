@@ -24,7 +24,7 @@ use crate::api::{
     error::{Code, Fault},
     handlers::Transport,
     metrics::{Rejected, SessionEnd},
-    routes::{self, Asked, Found, Open},
+    routes::{self, Access, Asked, Found},
     rpc::{Caller, PING_UNANSWERED_MAX, Rpc},
     socket::Connection,
     trace,
@@ -61,7 +61,11 @@ impl Front {
         self.rpc.end_sessions();
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, connection: Arc<Connection>) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Response<Body> {
         let is_head = *request.method() == Method::HEAD;
         let must_close = connection.is_extra;
         let mut answer = self.dispatch(request, connection).await;
@@ -83,7 +87,7 @@ impl Front {
         };
         let open = match &found {
             Found::Route(route, _) => route.open,
-            Found::OtherMethod(_) | Found::Nothing => Open::ToClients,
+            Found::OtherMethod(_) | Found::Nothing => Access::Clients,
         };
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
@@ -107,7 +111,7 @@ impl Front {
                 // Those that propose begin their own.
                 let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
                 let traced = self.api.parts.instants.begin_call(caller, false);
-                let answer = (route.run)(Asked { front, request, connection, tail }).await;
+                let answer = (route.run)(Asked { front, request, tail }).await;
                 in_flight.end(code_of(&answer));
                 if let Some(traced) = traced {
                     let names = (route.label, route.path());
@@ -134,7 +138,7 @@ impl Front {
         &self,
         request: &Request<Incoming>,
         connection: &Connection,
-        open: Open,
+        open: Access,
     ) -> Result<(), (Rejected, Fault)> {
         let api = &self.api;
         let checked = api.hosts.check(request.version(), request.uri(), request.headers(), || {
@@ -142,10 +146,10 @@ impl Front {
         });
         match checked {
             // A Host that is missing or doubled is wrong everywhere; a strange one is no matter here.
-            Err((_, fault)) if open == Open::ToAll && fault.code == Code::Auth => {}
+            Err((_, fault)) if open == Access::Anyone && fault.code == Code::Auth => {}
             checked => checked?,
         }
-        if open != Open::ToClients {
+        if open != Access::Clients {
             return Ok(());
         }
         if api.stop.is_cancelled() {
@@ -256,7 +260,7 @@ impl Front {
         };
         let api = self.api.clone();
         // Holds the connection's place for as long as the session lasts.
-        tokio::spawn(async move {
+        self.api.tasks.spawn(async move {
             closed.await;
             let end = if api.stop.is_cancelled() {
                 SessionEnd::Stopped

@@ -117,7 +117,10 @@ impl Metrics {
     /// Every series exists from the start, but for codes other than `ok`.
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let requests = IntCounterVec::new(
-            Opts::new("blockraft_rpc_requests_total", "Calls answered, by method or HTTP route, and by code."),
+            Opts::new(
+                "blockraft_rpc_requests_total",
+                "Calls answered, by method or HTTP route, and by code.",
+            ),
             &["method", "code"],
         )?;
         let seconds = HistogramVec::new(
@@ -135,7 +138,10 @@ impl Metrics {
         let in_flight = IntGauge::new("blockraft_rpc_in_flight", "Calls that are being answered.")?;
         let connections = IntGauge::new("blockraft_http_connections", "Open connections to the API.")?;
         let sessions_closed = IntCounterVec::new(
-            Opts::new("blockraft_ws_sessions_closed_total", "WebSocket sessions that ended, by what ended them."),
+            Opts::new(
+                "blockraft_ws_sessions_closed_total",
+                "WebSocket sessions that ended, by what ended them.",
+            ),
             &["reason"],
         )?;
         let health = IntGaugeVec::new(
@@ -150,7 +156,8 @@ impl Metrics {
         registry.register(Box::new(sessions_closed.clone()))?;
         registry.register(Box::new(health.clone()))?;
 
-        let names = table::METHODS.iter().flat_map(|m| m.names()).chain(routes::ROUTES.iter().map(|r| r.label));
+        let names =
+            table::METHODS.iter().flat_map(|m| m.names()).chain(routes::ROUTES.iter().map(|r| r.label));
         let cells = names
             .chain([OTHER])
             .map(|name| {

@@ -28,6 +28,7 @@ use crate::api::{
     http::{json, plain_fault, text},
     socket::Connection,
 };
+use crate::telemetry::encode;
 
 /// How often the checks are looked at, so that `since` and the metric hold between probes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -183,7 +184,9 @@ impl Front {
             "/livez" => livez(),
             "/readyz" => readyz(&self.parts, head.uri.query()),
             "/leader" => leader(&self.parts),
-            _ => plain_fault(&Fault::new(Code::MethodNotFound, "this port has /metrics and the probes alone")),
+            _ => {
+                plain_fault(&Fault::new(Code::MethodNotFound, "this port has /metrics and the probes alone"))
+            }
         }
     }
 }

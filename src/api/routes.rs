@@ -11,12 +11,11 @@ use hyper::body::Incoming;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::api::{
-    Api, blocks, body,
+    blocks, body,
     cluster::{self, ClusterJson},
     handlers,
     http::{Front, json},
-    openrpc, probes,
-    socket::Connection,
+    probes,
     status::{self, StatusJson},
     stream,
     wire::{Acknowledged, BlockAt, Leader},
@@ -26,16 +25,11 @@ use crate::api::{
 pub(crate) struct Asked {
     pub(crate) front: Arc<Front>,
     pub(crate) request: Request<Incoming>,
-    pub(crate) connection: Arc<Connection>,
     /// What stands for the route's `{…}`.
     pub(crate) tail: String,
 }
 
 impl Asked {
-    pub(crate) fn api(&self) -> &Arc<Api> {
-        &self.front.api
-    }
-
     /// For a route that wants no body.
     fn without_body(self) -> (Arc<Front>, axum::http::request::Parts, String) {
         let (head, incoming) = self.request.into_parts();
@@ -46,12 +40,12 @@ impl Asked {
 
 /// Who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Open {
+pub(crate) enum Access {
     /// Whatever the Host, on extra connections too, and beyond the rate limit.
-    ToAll,
+    Anyone,
     /// On extra connections too, and beyond the rate limit.
-    ToScrapers,
-    ToClients,
+    Scrapers,
+    Clients,
 }
 
 /// Something a route is told beside its body.
@@ -74,7 +68,7 @@ pub(crate) struct Route {
     /// `METHOD path`; a path may end with one `{…}`.
     pub(crate) label: &'static str,
     pub(crate) says: &'static str,
-    pub(crate) open: Open,
+    pub(crate) open: Access,
     pub(crate) params: &'static [HttpParam],
     /// Media type of the request's body.
     pub(crate) takes: Option<&'static str>,
@@ -166,7 +160,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: PROPOSE.0,
         says: "Proposes a block given as protobuf: the fast path for one block at a time.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[FENCE, TIMEOUT, TRACEPARENT],
         takes: Some(PROTOBUF),
         replies: &[Reply {
@@ -182,7 +176,7 @@ pub(crate) const ROUTES: &[Route] = &[
         label: "POST /v1/blocks/stream",
         says: "Proposes blocks in order without waiting for each: every block after its length as a varint. Answered \
                by one line each, in the same order; ends after the first refusal.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[FENCE, TIMEOUT, TRACEPARENT],
         takes: Some(PROTOBUF),
         replies: &[Reply {
@@ -197,7 +191,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /v1/blocks/{height}",
         says: "The block at a height.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[
             HttpParam { name: "height", place: "path", says: "Decimal, or hex after 0x." },
             HttpParam { name: "Accept", place: "header", says: "JSON, or application/x-protobuf." },
@@ -218,10 +212,15 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /status",
         says: "raft_status.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[],
         takes: None,
-        replies: &[Reply { status: 200, says: "The status.", media: JSON, schema: Some(schema::<StatusJson>) }],
+        replies: &[Reply {
+            status: 200,
+            says: "The status.",
+            media: JSON,
+            schema: Some(schema::<StatusJson>),
+        }],
         errors: &[],
         run: |asked| {
             Box::pin(async {
@@ -233,10 +232,15 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /cluster",
         says: "raft_cluster.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[],
         takes: None,
-        replies: &[Reply { status: 200, says: "All nodes.", media: JSON, schema: Some(schema::<ClusterJson>) }],
+        replies: &[Reply {
+            status: 200,
+            says: "All nodes.",
+            media: JSON,
+            schema: Some(schema::<ClusterJson>),
+        }],
         errors: &[],
         run: |asked| {
             Box::pin(async {
@@ -249,11 +253,16 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /leader",
         says: "raft_leader; 200 on a ready leader alone, for load balancers.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[],
         takes: None,
         replies: &[
-            Reply { status: 200, says: "This node leads and is ready.", media: JSON, schema: Some(schema::<Leader>) },
+            Reply {
+                status: 200,
+                says: "This node leads and is ready.",
+                media: JSON,
+                schema: Some(schema::<Leader>),
+            },
             Reply { status: 503, says: "It does not.", media: JSON, schema: Some(schema::<Leader>) },
         ],
         errors: &[],
@@ -267,7 +276,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /livez",
         says: "Whether the process answers.",
-        open: Open::ToAll,
+        open: Access::Anyone,
         params: &[],
         takes: None,
         replies: &[ok("It does.", TEXT)],
@@ -282,12 +291,17 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /readyz",
         says: "Whether clients can be sent here. Paused nodes, followers and learners are ready.",
-        open: Open::ToAll,
+        open: Access::Anyone,
         params: &[HttpParam { name: "verbose", place: "query", says: "Each check as JSON." }],
         takes: None,
         replies: &[
             ok("Ready.", TEXT),
-            Reply { status: 200, says: "With verbose.", media: JSON, schema: Some(schema::<probes::Readiness>) },
+            Reply {
+                status: 200,
+                says: "With verbose.",
+                media: JSON,
+                schema: Some(schema::<probes::Readiness>),
+            },
             Reply {
                 status: 503,
                 says: "Starting, without a leader, catching up, stopping, or stopped from serving.",
@@ -306,7 +320,7 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /metrics",
         says: "Prometheus text, or OpenMetrics by Accept.",
-        open: Open::ToScrapers,
+        open: Access::Scrapers,
         params: &[],
         takes: None,
         replies: &[ok("Every family.", TEXT)],
@@ -321,30 +335,30 @@ pub(crate) const ROUTES: &[Route] = &[
     Route {
         label: "GET /openrpc.json",
         says: "The OpenRPC document: every JSON-RPC method.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[],
         takes: None,
         replies: &[ok("The document.", JSON)],
         errors: &[],
         run: |asked| {
             Box::pin(async {
-                let _ = asked.without_body();
-                json(StatusCode::OK, openrpc::openrpc_text().to_owned())
+                let (front, ..) = asked.without_body();
+                json(StatusCode::OK, front.api.documents.openrpc.get().to_owned())
             })
         },
     },
     Route {
         label: "GET /openapi.json",
         says: "The OpenAPI document: these routes.",
-        open: Open::ToClients,
+        open: Access::Clients,
         params: &[],
         takes: None,
         replies: &[ok("The document.", JSON)],
         errors: &[],
         run: |asked| {
             Box::pin(async {
-                let _ = asked.without_body();
-                json(StatusCode::OK, openrpc::openapi_text().to_owned())
+                let (front, ..) = asked.without_body();
+                json(StatusCode::OK, front.api.documents.openapi.get().to_owned())
             })
         },
     },

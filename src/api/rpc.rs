@@ -3,9 +3,7 @@
 //! [`Observe`] stands around every call, alone or in a batch, over HTTP and over WebSocket: it counts,
 //! measures and limits. The library's own `batch` would go past it.
 
-use std::{
-    borrow::Cow, net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant,
-};
+use std::{borrow::Cow, net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
 
 use futures::FutureExt;
 use jsonrpsee::{
@@ -300,10 +298,13 @@ struct BatchSpan {
 
 impl BatchSpan {
     fn begin(batch: &Batch<'_>, api: &Api) -> Option<Self> {
-        let calls: Vec<_> = batch.iter().filter_map(|entry| match entry {
-            Ok(BatchEntry::Call(request)) => Some(request),
-            Ok(BatchEntry::Notification(_)) | Err(_) => None,
-        }).collect();
+        let calls: Vec<_> = batch
+            .iter()
+            .filter_map(|entry| match entry {
+                Ok(BatchEntry::Call(request)) => Some(request),
+                Ok(BatchEntry::Notification(_)) | Err(_) => None,
+            })
+            .collect();
         let caller = calls.iter().find_map(|request| request.extensions.get::<Caller>()?.parent);
         let traced = api.parts.instants.begin_call(caller, false)?;
         Some(Self { traced, started: Instant::now(), n_calls: calls.len() })

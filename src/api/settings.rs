@@ -95,8 +95,9 @@ impl Patch {
     /// `body_max` is this node's `api.max_body`: a block must fit into a request as hex.
     pub(crate) fn apply(&self, settings: &mut ClusterSettings, body_max: u64) -> Result<(), Fault> {
         for (key, value) in &self.0 {
-            set(settings, key, value)
-                .map_err(|why| Fault::param("set", format!("{}: {why}", &key[..key.floor_char_boundary(64)])))?;
+            set(settings, key, value).map_err(|why| {
+                Fault::param("set", format!("{}: {why}", &key[..key.floor_char_boundary(64)]))
+            })?;
         }
         if body_max.saturating_sub(ENVELOPE_BYTES) / 2 < settings.max_block_bytes {
             return Err(Fault::param(
@@ -130,7 +131,9 @@ fn set(s: &mut ClusterSettings, key: &str, value: &Value) -> Result<(), &'static
         "chain.first_height" => {
             s.first_height = match value {
                 Value::Null => None,
-                value => Some(size(value)?).filter(|h| *h <= HEIGHT_MAX).ok_or("is above 2^53 - 1").map(Some)?,
+                value => {
+                    Some(size(value)?).filter(|h| *h <= HEIGHT_MAX).ok_or("is above 2^53 - 1").map(Some)?
+                }
             };
         }
         "chain.block_interval" => s.block_interval = duration(value)?,
@@ -233,7 +236,8 @@ mod tests {
 
     #[test]
     fn a_file_s_notation_is_accepted() {
-        let s = patch(r#"{"chain.max_block_bytes":"64KiB","chain.max_ahead":0,"chain.block_interval":"2 min"}"#);
+        let s =
+            patch(r#"{"chain.max_block_bytes":"64KiB","chain.max_ahead":0,"chain.block_interval":"2 min"}"#);
         let s = s.unwrap();
         assert_eq!(s.max_block_bytes, 64 << 10);
         assert_eq!(s.max_ahead, Duration::ZERO);

@@ -19,6 +19,7 @@ use axum::{
     http::{HeaderValue, Request, Response, header},
 };
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -34,7 +35,7 @@ use crate::{
         http::{Front, plain_fault},
         wire::Acknowledged,
     },
-    proposals::Permit,
+    proposals::{self, Permit},
     types::error::{Accepted, ProposeError},
 };
 
@@ -46,9 +47,19 @@ const PIECE_BYTES: usize = 32 << 10;
 
 type Outcome = Result<Accepted, ProposeError>;
 
+/// A block on its way, and when its outcome is called unknown.
+struct Waiting {
+    outcome: oneshot::Receiver<Outcome>,
+    deadline: Instant,
+    unknown: ProposeError,
+}
+
+/// Waits for an outcome as the proposals do it.
+type Wait = Box<dyn Fn(Waiting) -> BoxFuture<'static, Outcome> + Send>;
+
 /// What becomes a line.
 enum Line {
-    Waiting(oneshot::Receiver<Outcome>),
+    Waiting(Waiting),
     Done(Outcome),
     /// Not of a block: the last line.
     Fault(Fault),
@@ -86,7 +97,15 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
     });
     let reader = Reader { api: api.clone(), terms, lines_tx, shared: shared.clone(), n_taken: 0 };
     api.tasks.spawn(reader.run(incoming));
-    let lines = Lines { lines_rx, shared, front: None, buffer: BytesMut::new(), has_ended: false };
+    let proposals = api.parts.proposals.clone();
+    let lines = Lines::new(
+        lines_rx,
+        shared,
+        Box::new(move |w: Waiting| {
+            let proposals = proposals.clone();
+            Box::pin(async move { proposals.await_answer(w.outcome, w.deadline, w.unknown).await })
+        }),
+    );
     let mut answer = Response::new(Body::new(lines));
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     answer
@@ -171,16 +190,18 @@ impl Reader {
         if self.shared.is_over.is_cancelled() {
             return Err(Over);
         }
+        let proposals = &self.api.parts.proposals;
+        let unknown = proposals::handle::unknown_of(&block);
         let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
-        let mut outcome = self.api.parts.proposals.submit(proposal, permit).await;
+        let deadline = received + proposals.timeout_of(&proposal);
+        let mut outcome = proposals.submit(proposal, permit).await;
         self.n_taken += 1;
         // A refusal that is known at once keeps the block behind it from being taken.
         let line = match outcome.try_recv() {
             Ok(outcome) => Line::Done(outcome),
-            Err(oneshot::error::TryRecvError::Empty) => Line::Waiting(outcome),
-            Err(oneshot::error::TryRecvError::Closed) => Line::Fault(broke_off()),
+            Err(_) => Line::Waiting(Waiting { outcome, deadline, unknown }),
         };
-        let is_refused = matches!(line, Line::Done(Err(_)) | Line::Fault(_));
+        let is_refused = matches!(line, Line::Done(Err(_)));
         self.lines_tx.send(line).await.map_err(|_| Over)?;
         if is_refused { Err(Over) } else { Ok(()) }
     }
@@ -210,21 +231,43 @@ impl Reader {
     }
 }
 
-fn broke_off() -> Fault {
-    Fault::internal("the proposal broke off: it may have happened")
-}
-
 /// The half that writes: the answer's body.
 struct Lines {
     lines_rx: mpsc::Receiver<Line>,
     shared: Arc<Shared>,
     /// The line whose turn it is.
-    front: Option<oneshot::Receiver<Outcome>>,
+    front: Option<Turn>,
+    wait: Wait,
     buffer: BytesMut,
     has_ended: bool,
 }
 
+/// Most outcomes are there when their turn comes; the others are waited for, with a deadline.
+enum Turn {
+    New(Waiting),
+    Waited(BoxFuture<'static, Outcome>),
+}
+
 impl Lines {
+    fn new(lines_rx: mpsc::Receiver<Line>, shared: Arc<Shared>, wait: Wait) -> Self {
+        Self { lines_rx, shared, front: None, wait, buffer: BytesMut::new(), has_ended: false }
+    }
+
+    fn poll_front(&mut self, front: Turn, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut waited = match front {
+            Turn::Waited(waited) => waited,
+            Turn::New(mut waiting) => match waiting.outcome.try_recv() {
+                Ok(outcome) => return Poll::Ready(outcome),
+                Err(_) => (self.wait)(waiting),
+            },
+        };
+        let polled = waited.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.front = Some(Turn::Waited(waited));
+        }
+        polled
+    }
+
     fn write(&mut self, outcome: Result<Accepted, Fault>) {
         match outcome {
             Ok(accepted) => {
@@ -243,14 +286,13 @@ impl Lines {
     /// Writes what is ready. Pending: the next line is not.
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.buffer.len() < PIECE_BYTES && !self.has_ended {
-            if let Some(waiting) = &mut self.front {
-                let outcome = std::task::ready!(Pin::new(waiting).poll(cx));
-                self.front = None;
-                self.write(outcome.map_or_else(|_| Err(broke_off()), |o| o.map_err(Fault::from)));
+            if let Some(front) = self.front.take() {
+                let outcome = std::task::ready!(self.poll_front(front, cx));
+                self.write(outcome.map_err(Fault::from));
                 continue;
             }
             match std::task::ready!(self.lines_rx.poll_recv(cx)) {
-                Some(Line::Waiting(outcome)) => self.front = Some(outcome),
+                Some(Line::Waiting(waiting)) => self.front = Some(Turn::New(waiting)),
                 Some(Line::Done(outcome)) => self.write(outcome.map_err(Fault::from)),
                 Some(Line::Fault(fault)) => self.write(Err(fault)),
                 None => self.has_ended = true,
@@ -279,6 +321,8 @@ impl hyper::body::Body for Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn lines() -> (mpsc::Sender<Line>, Lines) {
@@ -288,8 +332,23 @@ mod tests {
             n_written: AtomicU64::new(0),
             progress: Notify::new(),
         });
-        (lines_tx, Lines { lines_rx, shared, front: None, buffer: BytesMut::new(), has_ended: false })
+        let wait: Wait = Box::new(|w: Waiting| {
+            Box::pin(async move {
+                match tokio::time::timeout_at(w.deadline.into(), w.outcome).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) | Err(_) => Err(w.unknown),
+                }
+            })
+        });
+        (lines_tx, Lines::new(lines_rx, shared, wait))
     }
+
+    fn waiting(outcome: oneshot::Receiver<Outcome>, within: Duration) -> Line {
+        let unknown = ProposeError::Timeout { height: 1, hash: Bytes::new(), term: None, index: None };
+        Line::Waiting(Waiting { outcome, deadline: Instant::now() + within, unknown })
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
 
     fn accepted(height: u64) -> Outcome {
         Ok(Accepted {
@@ -315,8 +374,8 @@ mod tests {
         let (lines_tx, mut lines) = lines();
         let (first_tx, first) = oneshot::channel();
         let (second_tx, second) = oneshot::channel();
-        lines_tx.send(Line::Waiting(first)).await.unwrap();
-        lines_tx.send(Line::Waiting(second)).await.unwrap();
+        lines_tx.send(waiting(first, LONG)).await.unwrap();
+        lines_tx.send(waiting(second, LONG)).await.unwrap();
         lines_tx.send(Line::Done(accepted(3))).await.unwrap();
         second_tx.send(accepted(2)).unwrap();
         let frame = std::pin::pin!(lines.frame());
@@ -341,13 +400,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proposal_that_is_lost_is_unknown() {
+    async fn an_outcome_that_does_not_come_is_unknown() {
         let (lines_tx, mut lines) = lines();
-        let (outcome_tx, outcome) = oneshot::channel();
-        lines_tx.send(Line::Waiting(outcome)).await.unwrap();
-        drop(outcome_tx);
+        let (_outcome_tx, outcome) = oneshot::channel();
+        lines_tx.send(waiting(outcome, Duration::ZERO)).await.unwrap();
         let piece = lines.frame().await.unwrap().unwrap().into_data().unwrap();
         let text = std::str::from_utf8(&piece).unwrap();
-        assert!(text.contains(r#""code":-32603"#) && text.contains(r#""kind":"unknown""#), "{text}");
+        assert!(text.contains(r#""code":-32035"#) && text.contains(r#""kind":"unknown""#), "{text}");
+        assert!(lines.shared.is_over.is_cancelled());
     }
 }

@@ -66,8 +66,14 @@ const PROPOSAL: &[Code] = &[
 const LOCAL: &[Code] = &[Code::Overloaded, Code::Unavailable];
 const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Unavailable];
 const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Unavailable];
-const BY_LEADER: &[Code] =
-    &[Code::NotLeader, Code::NoLeader, Code::Overloaded, Code::Unknown, Code::Precondition, Code::Unavailable];
+const BY_LEADER: &[Code] = &[
+    Code::NotLeader,
+    Code::NoLeader,
+    Code::Overloaded,
+    Code::Unknown,
+    Code::Precondition,
+    Code::Unavailable,
+];
 
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
@@ -160,8 +166,14 @@ pub(crate) const METHODS: &[Method] = &[
         is_leader_only: true,
         params: &[
             Param::required::<Block>("block", "The block."),
-            Param::optional::<u64>("fence", "Refuse in any other term. Without one: the fence held on arrival."),
-            Param::optional::<Patience>("timeoutMs", "How long to wait, 1 to 30000; default api.propose_timeout."),
+            Param::optional::<u64>(
+                "fence",
+                "Refuse in any other term. Without one: the fence held on arrival.",
+            ),
+            Param::optional::<Patience>(
+                "timeoutMs",
+                "How long to wait, 1 to 30000; default api.propose_timeout.",
+            ),
         ],
         result: schema::<Acknowledged>,
         errors: PROPOSAL,

@@ -5,18 +5,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{
-    api::{
-        Api, Parts,
-        args::Args,
-        error::Fault,
-        handlers::{Answer, Call, to_raw},
-        wire::TraceId,
-    },
-    instants::timeline::StageSpan,
-    store,
-    types::{Height, LogIndex, NodeId, Term, position::LogPos},
-};
+use crate::api::args::Args;
+use crate::api::error::Fault;
+use crate::api::handlers::{Answer, Call, to_raw};
+use crate::api::wire::TraceId;
+use crate::api::{Api, Parts};
+use crate::instants::timeline::StageSpan;
+use crate::store;
+use crate::types::position::LogPos;
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -4,14 +4,12 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use axum::http::HeaderMap;
 
-use crate::{
-    instants::{Instants, event::Served, proposal::Traced},
-    telemetry::{
-        names,
-        trace::{int, text},
-    },
-    types::trace::Context,
-};
+use crate::instants::Instants;
+use crate::instants::event::Served;
+use crate::instants::proposal::Traced;
+use crate::telemetry::names;
+use crate::telemetry::trace::{int, text};
+use crate::types::trace::Context;
 
 /// The only flag of W3C that is obeyed.
 const SAMPLED: u8 = 1;
@@ -87,7 +85,10 @@ impl Rpc<'_> {
             attributes.push(text(names::ERROR_TYPE, code.clone()));
         }
         let (ended, is_inner) = (Instant::now(), self.is_inner);
-        instants.served(traced, Served { name, started, ended, attributes, error: error.map(Into::into), is_inner });
+        instants.served(
+            traced,
+            Served { name, started, ended, attributes, error: error.map(Into::into), is_inner },
+        );
     }
 }
 
@@ -110,14 +111,8 @@ pub(crate) fn http_ended(
         attributes.push(text(names::ERROR_TYPE, status.to_string()));
     }
     let error = is_error.then(|| status.to_string().into());
-    let served = Served {
-        name: label.into(),
-        started,
-        ended: Instant::now(),
-        attributes,
-        error,
-        is_inner: false,
-    };
+    let served =
+        Served { name: label.into(), started, ended: Instant::now(), attributes, error, is_inner: false };
     instants.served(traced, served);
 }
 

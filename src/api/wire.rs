@@ -307,12 +307,7 @@ impl From<&Members> for MembersJson {
         let named = |ids: &std::collections::BTreeSet<NodeId>| {
             ids.iter().filter_map(|id| m.nodes.get(id)).map(Into::into).collect()
         };
-        Self {
-            version: m.version,
-            voters: named(&m.voters),
-            learners: named(&m.learners),
-            joint: m.joint,
-        }
+        Self { version: m.version, voters: named(&m.voters), learners: named(&m.learners), joint: m.joint }
     }
 }
 

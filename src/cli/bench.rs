@@ -1,7 +1,188 @@
-//! Placeholder.
-/// Placeholder.
+//! `bench`: load on a running cluster, and how long each block took.
+//!
+//! [`schedule`] says when blocks are due, [`stream`] and [`request`] send them, [`tally`] counts, and
+//! [`report`] shows. Everything runs on one thread: the nodes may share the machine.
+
+mod report;
+mod request;
+mod schedule;
+mod stream;
+mod tally;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use tokio::time::Instant;
+
+use crate::{
+    cli::{
+        bench::{
+            schedule::{Arrivals, Pacer},
+            tally::Tally,
+        },
+        blocks::Maker,
+        endpoints,
+        exit::{self, Failure},
+        out, units,
+    },
+    client::{cluster::Cluster, http::Http},
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  blockraft bench                                    64 blocks in flight on the stream, 10 s
+  blockraft bench --in-flight 1                      one writer: how long a block takes
+  blockraft bench --rate 1000 --size 1KiB            1000 blocks a second, whatever happens: latency from when
+                                                     a block was due, so a stall counts against all it held up
+  blockraft bench --path http --in-flight 64 --json
+
+A closed loop (--in-flight) shows what the cluster can carry; claims about p99 come from an open loop (--rate).
+The blocks go into the cluster's chain: use a cluster that is there for it, such as `blockraft dev --produce 0`.
+
+Exit codes: 0 measured · 1 failed · 2 usage";
+
+/// A block is given up when it was not acknowledged so long after the end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Without a leader for so long, the run is over.
+const NO_LEADER_MAX: Duration = Duration::from_secs(30);
+/// Bound of blocks in flight in an open loop: half of the nodes' default `api.max_in_flight`.
+const OPEN_IN_FLIGHT: usize = 2_048;
+/// Connections of one request each: below the nodes' default `api.max_connections_per_address`.
+const CONNECTIONS_MAX: usize = 200;
+
+/// How blocks are proposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Path {
+    /// POST /v1/blocks/stream, one connection, in order.
+    Stream,
+    /// POST /v1/blocks, one request a block.
+    Http,
+    /// block_propose, one call a block.
+    Rpc,
+}
+
+/// Put load on a running cluster and measure how long each block takes.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
-pub(crate) fn run(_args: Args) -> u8 {
-    0
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    endpoints: endpoints::Args,
+    /// Open loop: so many blocks a second, at fixed times.
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<f64>,
+    /// Blocks in flight: of a closed loop [default: 64], or at most of an open one [default: 2048].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight: Option<u32>,
+    /// Bytes of a block's header and data together.
+    #[arg(long, default_value = "256", value_name = "BYTES", value_parser = units::parse_size)]
+    size: usize,
+    /// How long is measured.
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = units::parse_duration)]
+    duration: Duration,
+    /// Load before that, which does not count.
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = units::parse_duration)]
+    warmup: Duration,
+    /// How blocks are proposed.
+    #[arg(long, value_enum, default_value = "stream")]
+    path: Path,
+    /// The result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.1..=1e6).contains(&rate) => Ok(rate),
+        Ok(_) | Err(_) => Err("blocks a second, 0.1 to 1000000".into()),
+    }
+}
+
+/// One run, shared by all that sends.
+struct Run {
+    cluster: Cluster,
+    arrivals: Arrivals,
+    /// No block is due after it.
+    end: Instant,
+    /// Blocks in flight at most.
+    in_flight: usize,
+    size: usize,
+    /// Guards the counts of one batch of answers; a task of its own would cost more than the lock.
+    tally: Mutex<Tally>,
+}
+
+impl Run {
+    fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
+        self.tally.lock().expect("counting does not panic")
+    }
+}
+
+pub(crate) fn run(args: Args) -> u8 {
+    exit::code(start(&args))
+}
+
+fn start(args: &Args) -> Result<u8, Failure> {
+    if args.duration.is_zero() {
+        return Err(Failure::usage("--duration: above zero"));
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("cannot start the runtime: {e}")))?
+        .block_on(measure(args))
+}
+
+async fn measure(args: &Args) -> Result<u8, Failure> {
+    // Of one request: above the nodes' longest `timeoutMs`.
+    let timeout = Duration::from_secs(35);
+    let cluster = Cluster::new(Http::new(timeout, args.endpoints.token()?), args.endpoints.list()?, timeout);
+    let look = Instant::now() + Duration::from_secs(5);
+    if cluster.ready_leader(look).await.is_none() {
+        return Err(Failure::failed(format!("no leader is ready at {}", args.endpoints.endpoints)));
+    }
+    // Connections are open before the first block is due.
+    let start = Instant::now() + Duration::from_millis(100);
+    let from = start + args.warmup;
+    let end = from + args.duration;
+    let arrivals = Arrivals::new(start, args.rate);
+    let in_flight = match (args.in_flight, args.rate) {
+        (Some(n), _) => n as usize,
+        (None, Some(_)) => OPEN_IN_FLIGHT,
+        (None, None) => 64,
+    };
+    let planned = arrivals.count_between(from, end);
+    let run = Arc::new(Run {
+        cluster,
+        arrivals,
+        end,
+        in_flight,
+        size: args.size,
+        tally: Mutex::new(Tally::new(from, end, planned)),
+    });
+    let pacer = args.rate.map(|rate| Pacer::start(start, rate));
+    let stop = async {
+        // Ctrl-C: what was measured so far is shown.
+        let _ = tokio::signal::ctrl_c().await;
+    };
+    let maker = Maker::new(args.size, false);
+    let sent = async {
+        match args.path {
+            Path::Stream => stream::send(&run, maker, pacer.as_ref()).await,
+            Path::Http => request::send(&run, maker, pacer.as_ref(), request::Form::Protobuf).await,
+            Path::Rpc => request::send(&run, maker, pacer.as_ref(), request::Form::JsonRpc).await,
+        }
+    };
+    let sent = tokio::select! {
+        sent = sent => sent,
+        () = stop => Ok(()),
+        () = report::progress(&run) => Ok(()),
+    };
+    let tally = run.tally();
+    let result = report::Result::new(args, &tally, in_flight);
+    let text = if args.json { result.json() } else { result.table(out::is_colored()) };
+    out::print(&text)?;
+    sent?;
+    Ok(if 0 < tally.acked_in_window { exit::DONE } else { exit::FAILED })
 }

@@ -1,17 +1,11 @@
 //! `blockraft check`: all problems of the settings at once, what is unwise, and what is in force.
 
-use crate::{
-    cli::{
-        config_args::{ConfigArgs, environment},
-        exit::{self, DONE, Failure},
-        out,
-    },
-    config::{
-        Settings,
-        warnings::{self, Limits},
-    },
-    telemetry::trace::variables::complaints,
-};
+use crate::cli::config_args::{ConfigArgs, environment};
+use crate::cli::exit::{self, DONE, Failure};
+use crate::cli::out;
+use crate::config::Settings;
+use crate::config::warnings::{self, Limits};
+use crate::telemetry::trace::variables::complaints;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -1,12 +1,8 @@
 //! `blockraft config`: all settings, defaults and rules as commented TOML.
 
-use crate::{
-    cli::{
-        exit::{self, DONE},
-        out,
-    },
-    config::show::commented_toml,
-};
+use crate::cli::exit::{self, DONE};
+use crate::cli::out;
+use crate::config::show::commented_toml;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}

@@ -2,10 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use crate::{
-    cli::exit::Failure,
-    config::{self, Loaded, layers::Sources},
-};
+use crate::cli::exit::Failure;
+use crate::config::layers::Sources;
+use crate::config::{self, Loaded};
 
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ConfigArgs {
@@ -20,7 +19,12 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// Reads the settings from file, environment and flags. A failure has all that is wrong: exit code 2.
     pub(crate) fn load(&self) -> Result<Loaded, Failure> {
-        let sources = Sources { file: self.config.clone(), env: environment(), set: self.set.clone(), ..Sources::default() };
+        let sources = Sources {
+            file: self.config.clone(),
+            env: environment(),
+            set: self.set.clone(),
+            ..Sources::default()
+        };
         config::load(&sources).map_err(|complaints| Failure::usage(complaints.to_string()))
     }
 }

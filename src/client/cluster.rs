@@ -271,3 +271,102 @@ fn ready(endpoint: &Endpoint, leader: &Leader) -> Option<ReadyLeader> {
     }
     Some(ReadyLeader { endpoint: endpoint.clone(), node_id: leader.leader_id?, fence: leader.fence? })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::client::fake::{Chain, Fake, cluster, dead};
+
+    async fn answered_by(c: &Cluster, target: Target, method: &str) -> Result<u64, ClusterError> {
+        Ok(c.call(target, method, &Value::Null).await?.value()["answeredBy"].as_u64().expect("a node"))
+    }
+
+    #[tokio::test]
+    async fn the_first_endpoint_that_answers_is_asked() {
+        let (chain, gone) = (Chain::default(), dead());
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        let c = cluster(&[&gone, &a.endpoint, &b.endpoint]);
+        assert_eq!(answered_by(&c, Target::Any, "x").await.expect("an answer"), 1);
+        assert_eq!((a.called("x"), b.called("x")), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn nobody_answers_is_a_refusal_that_names_all() {
+        let gone = dead();
+        let e = answered_by(&cluster(&[&gone]), Target::Any, "x").await.expect_err("nobody");
+        assert_eq!(e.certainty(), Certainty::Refused);
+        assert!(e.to_string().contains(gone.as_str()), "{e}");
+    }
+
+    #[tokio::test]
+    async fn a_leader_call_goes_to_the_leader_alone() {
+        let chain = Chain::default();
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        b.leads(3);
+        a.follows(&b);
+        // The leader is learned from a follower.
+        let c = cluster(&[&a.endpoint]);
+        assert_eq!(answered_by(&c, Target::Leader, "raft_promote").await.expect("an answer"), 2);
+        assert_eq!((a.called("raft_promote"), b.called("raft_promote")), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn the_leaders_advertised_address_need_not_lead_there() {
+        let chain = Chain::default();
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        b.leads(3);
+        a.follows(&b);
+        a.set(|s| s.leader_api = Some(dead().to_string()));
+        let c = cluster(&[&a.endpoint, &b.endpoint]);
+        assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
+    }
+
+    #[tokio::test]
+    async fn not_leader_is_followed_once() {
+        let chain = Chain::default();
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        a.leads(3);
+        let moved = json!({"code": -32030, "message": "m", "data": {"kind": "refused", "reason": "notLeader",
+            "leaderId": 2, "leaderApi": b.endpoint.to_string()}});
+        a.set(|s| s.errors.push(("x", moved.clone())));
+        let c = cluster(&[&a.endpoint]);
+        assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
+        b.set(|s| s.errors.push(("x", moved)));
+        let e = answered_by(&c, Target::Leader, "x").await.expect_err("refused twice");
+        assert_eq!((e.certainty(), a.called("x"), b.called("x")), (Certainty::Refused, 2, 2));
+    }
+
+    #[tokio::test]
+    async fn without_a_leader_nothing_is_sent() {
+        let a = Fake::start(1, &Chain::default()).await;
+        let e = answered_by(&cluster(&[&a.endpoint]), Target::Leader, "x").await.expect_err("no leader");
+        assert!(matches!(e, ClusterError::NoLeader { .. }), "{e}");
+        assert_eq!(a.called("x"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_node_is_found_by_its_id() {
+        let chain = Chain::default();
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        let c = cluster(&[&a.endpoint, &b.endpoint]);
+        assert_eq!(answered_by(&c, Target::Node(2), "x").await.expect("an answer"), 2);
+        let end = Instant::now() + c.timeout();
+        assert_eq!(c.find(Target::Node(9), end).await.expect("a member").as_str(), "n9:7400");
+        let e = c.find(Target::Node(5), end).await.expect_err("nobody");
+        assert!(matches!(e, ClusterError::NoSuchNode { node_id: 5, .. }), "{e}");
+    }
+
+    #[tokio::test]
+    async fn of_two_leaders_the_younger_fence_counts() {
+        let chain = Chain::default();
+        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+        let c = cluster(&[&a.endpoint, &b.endpoint]);
+        let end = Instant::now() + c.timeout();
+        assert_eq!(c.ready_leader(end).await, None);
+        a.leads(7);
+        b.leads(8);
+        assert_eq!(c.ready_leader(end).await.map(|l| (l.node_id, l.fence)), Some((2, 8)));
+    }
+}

@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{
-    config::address::{is_host_and_port, is_listen, is_name, is_origin},
-    telemetry::log::filter,
-    types::{
-        setting::{Fallback, INTEGER_MAX, Key, Kind},
-        settings,
-    },
-};
+use crate::config::address::{is_host_and_port, is_listen, is_name, is_origin};
+use crate::telemetry::log::Config as LogConfig;
+use crate::types::setting::{Fallback, INTEGER_MAX, Key, Kind};
+use crate::types::settings;
 
 /// All tables' keys, in the order they are shown.
 pub(crate) fn all() -> impl Iterator<Item = &'static Key> {
@@ -449,5 +445,5 @@ fn is_endpoint(text: &str) -> bool {
 }
 
 fn is_log_filter(text: &str) -> bool {
-    filter::parse(text).is_ok()
+    LogConfig::is_filter(text)
 }

@@ -12,10 +12,8 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-use crate::{
-    config::{Complaint, keys},
-    types::setting::{Given, Key, Kind, nearest},
-};
+use crate::config::{Complaint, keys};
+use crate::types::setting::{Given, Key, Kind, nearest};
 
 const ENV_PREFIX: &str = "BLOCKRAFT_";
 

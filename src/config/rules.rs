@@ -2,17 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{
-    config::{
-        Complaint, address, keys,
-        values::{Entry, Values},
-    },
-    types::{
-        member::Member,
-        quantity::{format_duration, format_size},
-        setting::Value,
-    },
-};
+use crate::config::values::{Entry, Values};
+use crate::config::{Complaint, address, keys};
+use crate::types::member::Member;
+use crate::types::quantity::{format_duration, format_size};
+use crate::types::setting::Value;
 
 /// Heartbeats that must fit into a follower's patience.
 const BEATS: u32 = 4;

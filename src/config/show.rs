@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::{
-    config::{Loaded, keys, layers::Source},
-    types::setting::{Fallback, Key, Kind},
-};
+use crate::config::layers::Source;
+use crate::config::{Loaded, keys};
+use crate::types::setting::{Fallback, Key, Kind};
 
 /// Width of a comment in the commented TOML, by eye.
 const COLUMNS: usize = 100;

@@ -55,7 +55,7 @@ fn defaults_are_those_of_the_table() {
     assert_eq!(s.metrics.listen, None);
     assert_eq!(s.settings, ClusterSettings::default());
     assert_eq!((s.api.max_body, s.store.min_free), (32 << 20, 256 << 20));
-    assert_eq!(s.telemetry.log.format, log::Format::Auto);
+    assert_eq!(s.telemetry.log, LogConfig::new("auto", "info"));
 }
 
 #[test]

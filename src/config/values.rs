@@ -2,19 +2,16 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{
-    config::{
-        Api, Cluster, Complaint, Executor, Feed, Leadership, Metrics, Node, OtlpProtocol, Peer, Raft,
-        Settings, Snapshot, Store, Telemetry, address, keys,
-        layers::{self, Source, Sources},
-    },
-    telemetry::log,
-    types::{
-        member::Member,
-        setting::{Fallback, Given, Key, Value, default_name},
-        settings::{self, ClusterSettings},
-    },
+use crate::config::layers::{self, Source, Sources};
+use crate::config::{
+    Api, Cluster, Complaint, Executor, Feed, Leadership, Metrics, Node, Peer, Raft, Settings, Snapshot,
+    Store, Telemetry, address, keys,
 };
+use crate::telemetry::log::Config as LogConfig;
+use crate::telemetry::trace::Config as TraceConfig;
+use crate::types::member::Member;
+use crate::types::setting::{Fallback, Given, Key, Value, default_name};
+use crate::types::settings::{self, ClusterSettings};
 
 /// `raft.shutdown_timeout` and `executor.sync_timeout` in `raft.send_timeout`s.
 const SENDS: u32 = 5;
@@ -235,25 +232,19 @@ impl Values {
 
     fn to_telemetry(&self) -> Telemetry {
         const WHY: &str = "without a complaint every key that must have a value has one";
+        let ratio = match self.get("telemetry.sample_ratio") {
+            Some(Value::Ratio(ratio)) => *ratio,
+            value => unreachable!("telemetry.sample_ratio is no ratio: {value:?}"),
+        };
+        let text = |key| self.text(key).expect(WHY);
         Telemetry {
-            otlp_endpoint: self.text("telemetry.otlp_endpoint").map(str::to_owned),
-            otlp_protocol: match self.text("telemetry.otlp_protocol") {
-                Some("http") => OtlpProtocol::Http,
-                _ => OtlpProtocol::Grpc,
-            },
-            sample_ratio: match self.get("telemetry.sample_ratio") {
-                Some(Value::Ratio(ratio)) => *ratio,
-                value => unreachable!("telemetry.sample_ratio is no ratio: {value:?}"),
-            },
-            traces_per_second: self.integer("telemetry.traces_per_second").expect(WHY),
-            log: log::Config {
-                format: match self.text("telemetry.log_format") {
-                    Some("human") => log::Format::Human,
-                    Some("json") => log::Format::Json,
-                    _ => log::Format::Auto,
-                },
-                filter: self.text("telemetry.log_filter").expect(WHY).to_owned(),
-            },
+            log: LogConfig::new(text("telemetry.log_format"), text("telemetry.log_filter")),
+            traces: TraceConfig::new(
+                self.text("telemetry.otlp_endpoint"),
+                text("telemetry.otlp_protocol"),
+                ratio,
+                self.integer("telemetry.traces_per_second").expect(WHY),
+            ),
         }
     }
 }

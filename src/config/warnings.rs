@@ -2,13 +2,9 @@
 
 use std::{fs, time::Duration};
 
-use crate::{
-    config::{Loaded, Settings, rules},
-    types::{
-        quantity::{format_duration, format_size},
-        settings::ClusterSettings,
-    },
-};
+use crate::config::{Loaded, Settings, rules};
+use crate::types::quantity::{format_duration, format_size};
+use crate::types::settings::ClusterSettings;
 
 /// Memory beside what settings bound: write buffers 64, cache 16, log tail 16, peers 16, process 40.
 const MEMORY_BASE: u64 = (64 + 16 + 16 + 16 + 40) << 20;

@@ -2,13 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    instants::{
-        event::AppliedBlock,
-        tree::{Scene, hex},
-    },
-    types::trace::TraceId,
-};
+use crate::instants::event::AppliedBlock;
+use crate::instants::tree::{Scene, hex};
+use crate::types::trace::TraceId;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Lines in [`EVERY`].
@@ -45,7 +41,13 @@ impl Audit {
         Some(std::mem::take(&mut self.suppressed))
     }
 
-    pub(super) fn applied(&mut self, scene: &Scene<'_>, block: &AppliedBlock, trace_id: &TraceId, now: Instant) {
+    pub(super) fn applied(
+        &mut self,
+        scene: &Scene<'_>,
+        block: &AppliedBlock,
+        trace_id: &TraceId,
+        now: Instant,
+    ) {
         let Some(suppressed) = self.admit(now) else { return };
         tracing::debug!(
             target: "blockraft::audit",

@@ -10,17 +10,17 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::{
-    instants::proposal::Traced,
-    telemetry::trace::Attribute,
-    types::{Height, LogIndex, NodeId, Term, position::LogPos, trace::Carrier},
-};
+use crate::instants::proposal::Traced;
+use crate::telemetry::trace::Attribute;
+use crate::types::position::LogPos;
+use crate::types::trace::Carrier;
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 pub(crate) enum Event {
     Applied(Batch),
     Proposed(Arc<Traced>, Proposed),
     Served(Arc<Traced>, Box<Served>),
-    Delivered(Vec<Delivered>),
+    Delivered(Delivered),
     /// Write what is pending; nothing follows.
     Finish(oneshot::Sender<()>),
 }
@@ -100,12 +100,12 @@ pub(crate) struct Served {
 }
 
 /// One block that was handed to the feed's subscribers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Delivered {
     pub(crate) pos: LogPos,
     pub(crate) started: Instant,
     pub(crate) ended: Instant,
+    /// Those it was for, and those that took it; the others' is dropped.
     pub(crate) subscribers: u64,
     pub(crate) delivered: u64,
-    pub(crate) dropped: u64,
 }

@@ -2,21 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    instants::{
-        event::{AppliedBlock, BlockOutcome},
-        ring::{Mark, Timing},
-    },
-    telemetry::trace::{
-        Linked,
-        sampling::{Bucket, Sampling, is_within},
-    },
-    types::{
-        Height, LogIndex, NodeId, Term,
-        position::LogPos,
-        trace::{SpanId, TraceId},
-    },
-};
+use crate::instants::event::{AppliedBlock, BlockOutcome};
+use crate::instants::ring::{Mark, Timing};
+use crate::telemetry::trace::Linked;
+use crate::telemetry::trace::sampling::{Bucket, Sampling, is_within};
+use crate::types::position::LogPos;
+use crate::types::trace::{SpanId, TraceId};
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// An entry that took so long to be applied here is always written. By eye: twenty heartbeats.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
@@ -83,9 +75,7 @@ pub(super) fn place_of(block: &AppliedBlock, cluster_id: &str, now_ms: u64) -> P
             parent: None,
             link: Some(Linked { trace_id: carrier.trace_id, span_id: carrier.span_id }),
         },
-        Some(carrier) => {
-            Place { trace_id: carrier.trace_id, parent: Some(carrier.span_id), link: None }
-        }
+        Some(carrier) => Place { trace_id: carrier.trace_id, parent: Some(carrier.span_id), link: None },
     }
 }
 
@@ -164,7 +154,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::{telemetry::trace::variables::Variables, types::trace::Carrier};
+    use crate::types::trace::Carrier;
 
     fn block(height: u64, index: u64, term: u64) -> AppliedBlock {
         AppliedBlock {
@@ -186,7 +176,7 @@ mod tests {
     }
 
     fn sampling(n: u64) -> Sampling {
-        Sampling::new(1.0, n, &Variables::default())
+        Sampling { ratio: 1.0, obeys_parent: true, is_explicit: false, traces_per_second: n }
     }
 
     fn shape(block: &AppliedBlock, timing: Option<&Timing>, sampling: &Sampling) -> Shape {
@@ -210,8 +200,7 @@ mod tests {
         let explicit = Sampling { is_explicit: true, ..s };
         assert_eq!(shape(&refused, None, &explicit), Shape::Hidden);
         // A duplicate was applied before: no range holds it.
-        let duplicate =
-            AppliedBlock { outcome: BlockOutcome::Duplicate, ..with(Some(carrier(true, false))) };
+        let duplicate = AppliedBlock { outcome: BlockOutcome::Duplicate, ..with(Some(carrier(true, false))) };
         assert_eq!(shape(&duplicate, None, &s), Shape::Hidden);
     }
 

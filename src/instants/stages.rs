@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, Registry};
 
-use crate::{
-    instants::ring::{Mark, Timing},
-    telemetry::{
-        buckets,
-        exemplars::{Exemplars, Series},
-    },
-    types::trace::TraceId,
-};
+use crate::instants::ring::{Mark, Timing};
+use crate::telemetry::buckets;
+use crate::telemetry::exemplars::{Exemplars, Series};
+use crate::types::trace::TraceId;
 
 const FAMILY: &str = "blockraft_raft_stage_seconds";
 

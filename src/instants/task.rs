@@ -11,23 +11,18 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use crate::{
-    instants::{
-        Instants, audit,
-        audit::Audit,
-        event::{AppliedBlock, Batch, BlockOutcome, Event},
-        ring::{Mark, Timing},
-        shape::{Place, Ranges, Shape, apply_span_id, own_budget, place_of, shape_of},
-        stages::StageExemplars,
-        tree::{self, Scene},
-    },
-    telemetry::trace::{Clock, sampling::Bucket},
-    types::{
-        NodeId,
-        position::LogPos,
-        trace::{SpanId, TraceId},
-    },
-};
+use crate::instants::audit::Audit;
+use crate::instants::event::{AppliedBlock, Batch, BlockOutcome, Delivered, Event};
+use crate::instants::ring::{Mark, Timing};
+use crate::instants::shape::{Place, Ranges, Shape, apply_span_id, own_budget, place_of, shape_of};
+use crate::instants::stages::StageExemplars;
+use crate::instants::tree::{self, Scene};
+use crate::instants::{Instants, audit};
+use crate::telemetry::trace::Clock;
+use crate::telemetry::trace::sampling::Bucket;
+use crate::types::NodeId;
+use crate::types::position::LogPos;
+use crate::types::trace::{SpanId, TraceId};
 
 /// After the first news the task waits so long for more: a sleeper costs who tells it a wake-up.
 const GATHER: Duration = Duration::from_millis(20);
@@ -35,15 +30,14 @@ const GATHER: Duration = Duration::from_millis(20);
 const EVENTS_MAX: usize = 1_024;
 /// A part of a tree that has not ended by then is written as pending.
 const PENDING_MAX: Duration = Duration::from_secs(5);
-/// Trees remembered for what comes after apply: seconds of the default budget.
-const TREES_MAX: usize = 4_096;
-
 /// What the task asks of the node it runs on; supplied by `node`. Must not block.
 pub(crate) trait Standing: Send + Sync + 'static {
     /// As a span names it.
     fn role(&self) -> &'static str;
     /// The other members.
     fn peers(&self) -> Vec<NodeId>;
+    /// Of the feed of applied blocks.
+    fn subscribers(&self) -> u64;
     /// This clock minus another node's, in microseconds.
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64>;
 }
@@ -58,6 +52,16 @@ struct Pending {
     until: Instant,
 }
 
+/// A tree whose block is on its way to subscribers.
+struct Awaited {
+    trace_id: TraceId,
+    /// Of `block.apply`.
+    span_id: SpanId,
+    applied: Instant,
+    subscribers: u64,
+    until: Instant,
+}
+
 /// Owns what is pending.
 pub(crate) struct Task {
     instants: Arc<Instants>,
@@ -68,9 +72,7 @@ pub(crate) struct Task {
     audit: Audit,
     /// By when they were applied.
     pending: VecDeque<Pending>,
-    /// The newest trees, for the feed; `order` says which one goes first.
-    trees: HashMap<LogPos, (TraceId, SpanId)>,
-    order: VecDeque<LogPos>,
+    awaited: HashMap<LogPos, Awaited>,
 }
 
 impl Task {
@@ -90,8 +92,7 @@ impl Task {
             budget,
             audit: Audit::new(now),
             pending: VecDeque::new(),
-            trees: HashMap::new(),
-            order: VecDeque::new(),
+            awaited: HashMap::new(),
         }
     }
 
@@ -99,7 +100,7 @@ impl Task {
     pub(crate) async fn run(mut self) {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         loop {
-            match self.pending.is_empty() {
+            match self.pending.is_empty() && self.awaited.is_empty() {
                 true => {
                     if self.events.recv_many(&mut events, EVENTS_MAX).await == 0 {
                         return;
@@ -142,19 +143,19 @@ impl Task {
             Event::Served(traced, served) => {
                 self.instants.tracer.record(tree::serve(&Clock::now(), &traced, *served));
             }
-            Event::Delivered(delivered) => {
-                let instants = Arc::clone(&self.instants);
-                let scene = scene(&instants, self.standing.role());
-                for delivered in delivered {
-                    let Some((trace_id, apply)) = self.trees.remove(&delivered.pos) else { continue };
-                    instants.tracer.record(scene.deliver(&delivered, trace_id, apply));
-                    if instants.tracer.is_exporting() {
-                        let took = delivered.ended.saturating_duration_since(delivered.started);
-                        self.exemplars.delivered(took, trace_id);
-                    }
-                }
-            }
+            Event::Delivered(delivered) => self.on_delivered(&delivered),
             Event::Finish(_) => unreachable!("taken by the loop"),
+        }
+    }
+
+    fn on_delivered(&mut self, delivered: &Delivered) {
+        let Some(awaited) = self.awaited.remove(&delivered.pos) else { return };
+        let instants = Arc::clone(&self.instants);
+        let scene = scene(&instants, self.standing.role());
+        instants.tracer.record(scene.deliver(delivered, awaited.trace_id, awaited.span_id, true));
+        if instants.tracer.is_exporting() {
+            let took = delivered.ended.saturating_duration_since(delivered.started);
+            self.exemplars.delivered(took, awaited.trace_id);
         }
     }
 
@@ -202,7 +203,7 @@ impl Task {
         let is_foreign = block.proposer_id != scene.node_id;
         let offset_us = is_foreign.then(|| self.standing.clock_offset_us(block.proposer_id)).flatten();
         tracer.record(scene.apply(batch, block, place, timing, offset_us));
-        self.remember(scene, block, place);
+        self.await_delivery(scene, batch, block, place);
         let Some(timing) = timing else {
             // Applied before it was appended in this process is no loss.
             if !block.is_replay {
@@ -229,22 +230,26 @@ impl Task {
         }
     }
 
-    fn remember(&mut self, scene: &Scene<'_>, block: &AppliedBlock, place: &Place) {
-        if block.is_replay {
+    /// `block.deliver` is written once the last subscriber has the block, at once where there is none.
+    fn await_delivery(&mut self, scene: &Scene<'_>, batch: &Batch, block: &AppliedBlock, place: &Place) {
+        if block.is_replay || block.outcome != BlockOutcome::Applied {
             return;
         }
-        let span_id = apply_span_id(&place.trace_id, scene.node_id, block.pos);
-        self.trees.insert(block.pos, (place.trace_id, span_id));
-        self.order.push_back(block.pos);
-        while TREES_MAX < self.order.len() {
-            let oldest = self.order.pop_front().expect("it is not empty");
-            self.trees.remove(&oldest);
+        let (pos, applied, trace_id) = (block.pos, batch.applied, place.trace_id);
+        let span_id = apply_span_id(&trace_id, scene.node_id, pos);
+        let subscribers = self.standing.subscribers();
+        if subscribers == 0 {
+            let delivered = Delivered { pos, started: applied, ended: applied, subscribers, delivered: 0 };
+            self.instants.tracer.record(scene.deliver(&delivered, trace_id, span_id, true));
+            return;
         }
+        let until = applied + PENDING_MAX;
+        self.awaited.insert(pos, Awaited { trace_id, span_id, applied, subscribers, until });
     }
 
     /// Writes what ended since; everything when it `is_last`.
     fn write_pending(&mut self, is_last: bool) {
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && self.awaited.is_empty() {
             return;
         }
         let instants = Arc::clone(&self.instants);
@@ -268,6 +273,15 @@ impl Task {
                 false
             });
             !peers.is_empty()
+        });
+        self.awaited.retain(|pos, awaited| {
+            let is_over = is_last || awaited.until <= now;
+            if is_over {
+                let Awaited { trace_id, span_id, applied, subscribers, .. } = *awaited;
+                let so_far = Delivered { pos: *pos, started: applied, ended: now, subscribers, delivered: 0 };
+                instants.tracer.record(scene.deliver(&so_far, trace_id, span_id, false));
+            }
+            !is_over
         });
     }
 }

@@ -2,15 +2,12 @@
 
 use std::time::Instant;
 
-use crate::{
-    instants::{
-        Instants,
-        ring::Mark,
-        stages::{REPLICATE, STAGES},
-    },
-    telemetry::trace::Clock,
-    types::{NodeId, position::LogPos},
-};
+use crate::instants::Instants;
+use crate::instants::ring::Mark;
+use crate::instants::stages::{REPLICATE, STAGES};
+use crate::telemetry::trace::Clock;
+use crate::types::NodeId;
+use crate::types::position::LogPos;
 
 /// One stage of one entry, by this node's wall clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +29,14 @@ impl Instants {
             let start_us = clock.micros(start);
             StageSpan { stage, peer_id, start_us, duration_us: clock.micros(end).saturating_sub(start_us) }
         };
-        let own = STAGES.iter().filter_map(|(stage, from, to)| {
-            Some(span(*stage, None, timing.at(*from)?, timing.at(*to)?))
-        });
+        let own = STAGES
+            .iter()
+            .filter_map(|(stage, from, to)| Some(span(*stage, None, timing.at(*from)?, timing.at(*to)?)));
         let mut stages: Vec<StageSpan> = own.collect();
         if timing.is_proposed_here() {
             let acks = self.acks.all(pos);
-            stages.extend(acks.iter().map(|(id, ack)| span(REPLICATE, Some(*id), ack.sent, ack.acknowledged)));
+            stages
+                .extend(acks.iter().map(|(id, ack)| span(REPLICATE, Some(*id), ack.sent, ack.acknowledged)));
         }
         stages.sort_by_key(|s| s.start_us);
         (!stages.is_empty()).then_some(stages)

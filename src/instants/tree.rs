@@ -2,20 +2,16 @@
 
 use std::time::{Instant, SystemTime};
 
-use crate::{
-    instants::{
-        acks::Ack,
-        event::{AppliedBlock, Batch, Delivered, Proposed, Served},
-        proposal::Traced,
-        ring::{Mark, Timing},
-        shape::{Place, Range, apply_span_id, derived_trace_id},
-    },
-    telemetry::{
-        names,
-        trace::{Attribute, Clock, Linked, Span, flag, int, signed, text},
-    },
-    types::{NodeId, position::LogPos, trace::{SpanId, TraceId}},
-};
+use crate::instants::acks::Ack;
+use crate::instants::event::{AppliedBlock, Batch, Delivered, Proposed, Served};
+use crate::instants::proposal::Traced;
+use crate::instants::ring::{Mark, Timing};
+use crate::instants::shape::{Place, Range, apply_span_id, derived_trace_id};
+use crate::telemetry::names;
+use crate::telemetry::trace::{Attribute, Clock, Linked, Span, flag, int, signed, text};
+use crate::types::NodeId;
+use crate::types::position::LogPos;
+use crate::types::trace::{SpanId, TraceId};
 
 /// What is written of something that has not ended.
 const PENDING: &str = "pending";
@@ -181,22 +177,26 @@ impl Scene<'_> {
         self.leaf(leaf, attributes)
     }
 
-    /// `block.deliver`.
-    pub(super) fn deliver(&self, delivered: &Delivered, trace_id: TraceId, apply: SpanId) -> Span {
-        let leaf = Leaf {
-            name: names::span::DELIVER,
-            trace_id,
-            parent: Some(apply),
-            start: delivered.started,
-            end: delivered.ended,
-        };
-        let mut attributes = self.position(delivered.pos);
-        attributes.push(int(names::SUBSCRIBERS, delivered.subscribers));
-        attributes.push(int(names::DELIVERED, delivered.delivered));
-        attributes.push(int(names::DROPPED, delivered.dropped));
-        let mut span = self.leaf(leaf, attributes);
-        span.parent = Some((apply, false));
-        span
+    /// `block.deliver`; not over, it is pending.
+    pub(super) fn deliver(
+        &self,
+        delivered: &Delivered,
+        trace_id: TraceId,
+        apply: SpanId,
+        is_over: bool,
+    ) -> Span {
+        let Delivered { pos, started: start, ended: end, subscribers, delivered } = *delivered;
+        let leaf = Leaf { name: names::span::DELIVER, trace_id, parent: None, start, end };
+        let mut attributes = self.position(pos);
+        attributes.push(int(names::SUBSCRIBERS, subscribers));
+        attributes.push(int(names::DELIVERED, delivered));
+        if is_over {
+            attributes.push(int(names::DROPPED, subscribers.saturating_sub(delivered)));
+        } else {
+            attributes.push(int(names::DROPPED, 0));
+            attributes.push(text(names::OUTCOME, PENDING));
+        }
+        Span { parent: Some((apply, false)), ..self.leaf(leaf, attributes) }
     }
 }
 

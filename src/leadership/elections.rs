@@ -8,16 +8,13 @@ use std::time::{Duration, Instant};
 use futures::{Stream, StreamExt};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use crate::{
-    consensus::{Role, core::Stopped},
-    leadership::handle::Handle,
-    telemetry::{
-        names,
-        runtime::Stalls,
-        trace::{Clock, Span, Tracer, int, signed, text},
-    },
-    types::Term,
-};
+use crate::consensus::Role;
+use crate::consensus::core::Stopped;
+use crate::leadership::handle::Handle;
+use crate::telemetry::names;
+use crate::telemetry::runtime::Stalls;
+use crate::telemetry::trace::{Clock, Span, Tracer, int, signed, text};
+use crate::types::Term;
 
 /// How often it is looked whether somebody else won.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

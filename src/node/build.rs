@@ -435,7 +435,6 @@ fn api_config(settings: &config::Settings) -> api::Config {
         rate_limit: u32::try_from(api.rate_limit).unwrap_or(u32::MAX),
         allowed_hosts: api.allowed_hosts.clone(),
         allowed_origins: api.allowed_origins.clone(),
-        propose_timeout: api.propose_timeout,
     }
 }
 

@@ -5,32 +5,24 @@ use std::{sync::Arc, time::Duration, time::Instant};
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
-use crate::{
-    config,
-    consensus::{Role, handle::Handle},
-    instants::{
-        Instants, Mark, Tracing,
-        event::Event,
-        stages::StageExemplars,
-        task::{Standing, Task},
-    },
-    leadership::ages::Ages,
-    peer, proposals,
-    telemetry::{
-        exemplars::Exemplars,
-        names,
-        trace::{
-            Clock, Counts, Span, Tracer,
-            counted::Rejected,
-            export::{self, Service},
-            int,
-            sampling::{Sampler, Sampling},
-            text,
-            variables::{Variables, complaints},
-        },
-    },
-    types::{LogIndex, NodeId},
-};
+use crate::config;
+use crate::consensus::Role;
+use crate::consensus::handle::Handle;
+use crate::instants::event::Event;
+use crate::instants::stages::StageExemplars;
+use crate::instants::task::{Standing, Task};
+use crate::instants::{Instants, Mark, Tracing};
+use crate::leadership::ages::Ages;
+use crate::peer;
+use crate::proposals;
+use crate::telemetry::exemplars::Exemplars;
+use crate::telemetry::names;
+use crate::telemetry::trace::counted::Rejected;
+use crate::telemetry::trace::export::{self, Service};
+use crate::telemetry::trace::sampling::{Sampler, Sampling};
+use crate::telemetry::trace::variables::{Variables, complaints};
+use crate::telemetry::trace::{Clock, Counts, Span, Tracer, int, text};
+use crate::types::{LogIndex, NodeId};
 
 /// Replaying takes as long as it takes; a node that has not come back by then is not told of.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(600);
@@ -53,25 +45,18 @@ pub(super) fn begin(
         tracing::warn!(complaint, "a variable of OpenTelemetry is wrong");
     }
     let variables = Variables::new(env.into_iter());
-    let telemetry = &settings.telemetry;
-    let config = export::Config {
-        endpoint: telemetry.otlp_endpoint.clone(),
-        protocol: match telemetry.otlp_protocol {
-            config::OtlpProtocol::Grpc => export::Protocol::Grpc,
-            config::OtlpProtocol::Http => export::Protocol::Http,
-        },
-        service: Service {
-            cluster_id: settings.cluster.id.clone(),
-            node_id: settings.node.id,
-            version: env!("CARGO_PKG_VERSION"),
-        },
+    let config = &settings.telemetry.traces;
+    let service = Service {
+        cluster_id: settings.cluster.id.clone(),
+        node_id: settings.node.id,
+        version: env!("CARGO_PKG_VERSION"),
     };
-    let tracer = export::start(&config, &variables, Counts::register(registry)?, rejected);
+    let tracer = export::start(config, &service, &variables, Counts::register(registry)?, rejected);
     let tracer = tracer.unwrap_or_else(|error| {
         tracing::warn!(%error, "traces are not exported");
         Tracer::off()
     });
-    let sampling = Sampling::new(telemetry.sample_ratio, telemetry.traces_per_second, &variables);
+    let sampling = Sampling::new(config, &variables);
     let (instants, events) = Instants::new(registry)?.traced(Tracing {
         tracer,
         sampler: Sampler::new(sampling),
@@ -83,8 +68,7 @@ pub(super) fn begin(
 
 /// The task that writes block spans.
 pub(super) fn span_task(observed: Observed, raft: &Handle) -> Task {
-    let exemplars =
-        StageExemplars::new(&observed.exemplars, &proposals::metrics::Ended::labels());
+    let exemplars = StageExemplars::new(&observed.exemplars, &proposals::metrics::Ended::labels());
     let standing = Arc::new(RaftStanding(raft.clone()));
     Task::new(observed.instants, standing, exemplars, observed.events)
 }
@@ -105,6 +89,10 @@ impl Standing for RaftStanding {
 
     fn peers(&self) -> Vec<NodeId> {
         self.0.standing().1
+    }
+
+    fn subscribers(&self) -> u64 {
+        0
     }
 
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64> {

@@ -100,7 +100,8 @@ pub(super) struct Answers<'a, S> {
     log: Option<LogConnection>,
     input: S,
     input_ended: bool,
-    /// Polled from the input while there was no connection.
+    /// Polled from the input and not sent: there is no connection, or it is too large for what is
+    /// left of the window.
     held: Option<OutgoingAppend>,
     dialling: Option<BoxFuture<'static, Result<LogConnection, DialError>>>,
     pending: VecDeque<Pending>,
@@ -127,7 +128,7 @@ where
         // One to an address the node no longer has is of no use.
         let log = home.take().filter(|log| log.addrs == addrs);
         Self {
-            metrics: shared.metrics.of(target),
+            metrics: shared.metrics_of(target),
             shared,
             target,
             home,
@@ -145,18 +146,35 @@ where
         }
     }
 
-    fn has_room(&self) -> bool {
+    fn has_room(&self, bytes: usize) -> bool {
         let config = &self.shared.config;
         self.pending.is_empty()
             || (self.pending.len() < config.window_requests_max
-                && self.pending_bytes + self.largest_bytes <= config.window_bytes_max)
+                && self.pending_bytes + bytes <= config.window_bytes_max)
     }
 
     /// Takes what the input has while there is room, and queues it.
     fn take_requests(&mut self, cx: &mut Context<'_>) {
-        while !self.input_ended && self.held.is_none() && self.has_room() {
+        loop {
+            if self.log.is_some()
+                && let Some(held) = self.held.take()
+            {
+                if !self.has_room(held.bytes()) {
+                    self.held = Some(held);
+                    return;
+                }
+                self.queue(held);
+            }
+            if self.held.is_some() || self.input_ended || !self.has_room(self.largest_bytes) {
+                return;
+            }
             match self.input.poll_next_unpin(cx) {
-                Poll::Ready(Some(request)) => self.queue(OutgoingAppend::new(request)),
+                Poll::Ready(Some(request)) => {
+                    let append = OutgoingAppend::new(request, self.shared.config.frame_bytes_max);
+                    // openraft sends the rest again in another stream.
+                    self.input_ended = append.is_cut;
+                    self.held = Some(append);
+                }
                 Poll::Ready(None) => self.input_ended = true,
                 Poll::Pending => return,
             }
@@ -164,10 +182,7 @@ where
     }
 
     fn queue(&mut self, append: OutgoingAppend) {
-        let Some(log) = &mut self.log else {
-            self.held = Some(append);
-            return;
-        };
+        let log = self.log.as_mut().expect("only called with a connection");
         if self.pending.is_empty() {
             self.moved_at = Instant::now();
         }
@@ -186,7 +201,6 @@ where
         self.pending.push_back(pending);
     }
 
-    /// `Ready(Ok)`: there is a connection, and what waited for it is queued.
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), AppendError>> {
         let (shared, target) = (&self.shared, self.target);
         let dialling = self.dialling.get_or_insert_with(|| {
@@ -198,9 +212,6 @@ where
         };
         self.dialling = None;
         self.log = Some(dialled?);
-        if let Some(held) = self.held.take() {
-            self.queue(held);
-        }
         Poll::Ready(Ok(()))
     }
 
@@ -300,13 +311,13 @@ where
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            if self.input_ended && self.pending.is_empty() {
+            if self.input_ended && self.pending.is_empty() && self.held.is_none() {
                 return Poll::Ready(Ok(None));
             }
             match self.poll_answer(cx) {
                 Poll::Ready(Ok(Some(outcome))) => return Poll::Ready(Ok(Some(outcome))),
-                Poll::Ready(Ok(None)) if self.held.is_none() => break,
-                Poll::Ready(Ok(None)) => {}
+                // Without a connection, and with nothing to send.
+                Poll::Ready(Ok(None)) => break,
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => break,
             }

@@ -47,7 +47,8 @@ impl Asker {
     pub(crate) async fn probe(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
         let asked = async {
-            let stream = dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
+            let stream =
+                dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
             hello::probe(&self.shared, stream).await.map_err(|e| unreachable(e.to_string()))
         };
         let hello = tokio::time::timeout(within, asked)
@@ -141,7 +142,7 @@ impl Peers for Asker {
     }
 
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64> {
-        let seconds = self.shared.metrics.of(node_id).clock_offset()?;
+        let seconds = self.shared.metrics_of(node_id).clock_offset()?;
         Some((seconds * 1e6) as i64)
     }
 }

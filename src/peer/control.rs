@@ -187,10 +187,11 @@ where
     let answer = session::append(context, request).await.map(|result| {
         let mut answer = convert::append_answer_to_proto(&result);
         answer.stamps = Some(Stamps { received_at_ns, answered_at_ns: unix_ns() });
-        answer.hash_mark = context.shared.notices.hash_mark().map(|mark| proto::HashMark {
-            index: mark.index,
-            hash: Bytes::copy_from_slice(&mark.hash),
-        });
+        answer.hash_mark = context
+            .shared
+            .notices
+            .hash_mark()
+            .map(|mark| proto::HashMark { index: mark.index, hash: Bytes::copy_from_slice(&mark.hash) });
         answer
     });
     Answer::of(id, FrameKind::AppendAnswer, answer)
@@ -230,8 +231,10 @@ where
 }
 
 fn not_member(node_id: NodeId, version: LogIndex) -> proto::Error {
-    let mut error =
-        wire::error(ErrorCode::NotMember, format!("node {node_id} is not in the membership of version {version}"));
+    let mut error = wire::error(
+        ErrorCode::NotMember,
+        format!("node {node_id} is not in the membership of version {version}"),
+    );
     error.version = version;
     error
 }

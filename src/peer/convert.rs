@@ -7,8 +7,8 @@ use bytes::Bytes;
 use openraft::{
     EntryPayload,
     raft::{
-        AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
+        AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderError,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 use prost::{
@@ -19,7 +19,7 @@ use tokio::io::AsyncWrite;
 
 use crate::{
     machine::{Command, command::Kind},
-    peer::wire::{Outbox, WireError, inline_bytes},
+    peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes},
     raft::{
         Entry, LogId, TypeConfig, Vote,
         convert::{
@@ -50,28 +50,40 @@ pub(super) struct OutgoingAppend {
     pub(super) prev: Option<LogId>,
     /// Of the last entry, or `prev`.
     pub(super) last: Option<LogId>,
+    /// Entries were left out, since the frame would be too large.
+    pub(super) is_cut: bool,
 }
 
 impl OutgoingAppend {
-    pub(super) fn new(request: AppendEntriesRequest<TypeConfig>) -> Self {
+    /// At least one entry is taken, whatever its size.
+    pub(super) fn new(request: AppendEntriesRequest<TypeConfig>, bytes_max: usize) -> Self {
         let prev = request.prev_log_id;
-        let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        let n_given = request.entries.len();
         let head = proto::AppendRequest {
             vote: Some(vote_to_proto(&request.vote)),
             prev_log_id: prev.as_ref().map(log_id_to_proto),
             leader_commit: request.leader_commit.as_ref().map(log_id_to_proto),
             entries: Vec::new(),
         };
-        let entries: Vec<_> = request.entries.into_iter().map(entry_to_proto).collect();
         let mut payload_bytes = head.encoded_len();
         let mut copied_bytes = payload_bytes;
-        for entry in &entries {
+        let mut last = prev;
+        let mut entries = Vec::with_capacity(n_given);
+        for entry in request.entries {
+            let log_id = entry.log_id;
+            let entry = entry_to_proto(entry);
             let entry_bytes = entry.encoded_len();
             let field_bytes = KEY_BYTES + encoded_len_varint(entry_bytes as u64) + entry_bytes;
+            if !entries.is_empty() && bytes_max < HEAD_BYTES + payload_bytes + field_bytes {
+                break;
+            }
             payload_bytes += field_bytes;
             copied_bytes += field_bytes - entry.payload.len() + inline_bytes(&entry.payload);
+            last = Some(log_id);
+            entries.push(entry);
         }
-        Self { head, entries, payload_bytes, inline_bytes: copied_bytes, prev, last }
+        let is_cut = entries.len() < n_given;
+        Self { head, entries, payload_bytes, inline_bytes: copied_bytes, prev, last, is_cut }
     }
 
     pub(super) fn n_entries(&self) -> usize {
@@ -143,13 +155,12 @@ pub(super) fn append_from_proto(
     let vote = request.vote.as_ref().map(vote_from_proto).ok_or_else(|| missing("vote"))?;
     let prev_log_id = request.prev_log_id.as_ref().map(log_id_from_proto);
     let mut entries = Vec::with_capacity(request.entries.len());
-    let mut next_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
-    for entry in request.entries {
+    let first_index = prev_log_id.as_ref().map_or(0, |id| id.index() + 1);
+    for (expected, entry) in (first_index..).zip(request.entries) {
         let entry = entry_from_proto(entry)?;
-        if entry.log_id.index() != next_index {
-            return Err(WireError::Malformed(format!("entry {} in the place of {next_index}", entry.log_id)));
+        if entry.log_id.index() != expected {
+            return Err(WireError::Malformed(format!("entry {} in the place of {expected}", entry.log_id)));
         }
-        next_index += 1;
         entries.push(entry);
     }
     Ok(AppendEntriesRequest {

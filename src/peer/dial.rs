@@ -65,7 +65,11 @@ impl DialError {
 }
 
 /// Tries every address of the node, and every address of each name, until one is admitted.
-pub(super) async fn dial(shared: &Shared, node_id: NodeId, purpose: Purpose) -> Result<Connection, DialError> {
+pub(super) async fn dial(
+    shared: &Shared,
+    node_id: NodeId,
+    purpose: Purpose,
+) -> Result<Connection, DialError> {
     let mut failure = DialError::NoAddress;
     for addr in shared.addresses_of(node_id) {
         let found = match resolve(shared, &addr).await {

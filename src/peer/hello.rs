@@ -19,7 +19,7 @@ use crate::{
     peer::{
         Incarnation, LogPos,
         metrics::{Reason, Rpc},
-        network::Shared,
+        network::{Shared, lock},
         wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
     },
     types::{
@@ -116,9 +116,9 @@ pub(super) async fn greet(
     let within = shared.config.hello_timeout;
     let greeted = tokio::time::timeout(within, greet_unbounded(shared, stream, node_id, purpose)).await;
     let greeted = greeted.unwrap_or(Err(HelloError::TimedOut));
-    shared.refusals.note(Side::Dialled, node_id, &greeted);
+    shared.said.note(Topic::Dialled, node_id, &greeted);
     if let Err(e) = &greeted {
-        shared.metrics.of(node_id).failed(Rpc::Hello, e.label());
+        shared.metrics_of(node_id).failed(Rpc::Hello, e.label());
     }
     greeted
 }
@@ -163,10 +163,10 @@ pub(super) async fn welcome(
     let welcomed = tokio::time::timeout(within, welcome_unbounded(shared, stream, &mut said_id)).await;
     let welcomed = welcomed.unwrap_or(Err(HelloError::TimedOut));
     if let Err(e) = &welcomed {
-        shared.metrics.of(said_id).failed(Rpc::Hello, e.label());
+        shared.metrics_of(said_id).failed(Rpc::Hello, e.label());
         tracing::debug!(%from, peer_id = said_id as i64, error = %e, "connection was not admitted");
     }
-    shared.refusals.note(Side::Accepted, said_id, &welcomed);
+    shared.said.note(Topic::Accepted, said_id, &welcomed);
     welcomed
 }
 
@@ -220,10 +220,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
         incarnation: bytes::Bytes::copy_from_slice(&who.incarnation),
         purpose: purpose as i32,
         expected_node_id: expected,
-        last_log_id: shared
-            .notices
-            .own_last()
-            .map(|pos| proto::LogId { term: pos.term, index: pos.index }),
+        last_log_id: shared.notices.own_last().map(|pos| proto::LogId { term: pos.term, index: pos.index }),
         known_commands: KNOWN_COMMANDS
             .iter()
             .map(|(kind, version)| u32::from(kind.to_u8()) << 8 | u32::from(*version))
@@ -320,7 +317,9 @@ async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), 
     let remembered = tokio::task::spawn_blocking(move || incarnations.remember(node_id, shown)).await;
     match remembered {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(Refused::new(RefusalCode::Storage, format!("incarnation could not be stored: {e}"))),
+        Ok(Err(e)) => {
+            Err(Refused::new(RefusalCode::Storage, format!("incarnation could not be stored: {e}")))
+        }
         Err(e) => Err(Refused::new(RefusalCode::Storage, format!("incarnation could not be stored: {e}"))),
     }
 }
@@ -342,7 +341,7 @@ fn admitted(
     purpose: Purpose,
 ) -> Connection {
     let peer_id = hello.node_id;
-    let metrics = shared.metrics.of(peer_id);
+    let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
     let commands: Vec<(u8, u8)> = hello
@@ -367,42 +366,82 @@ fn hex(incarnation: &Incarnation) -> String {
     text
 }
 
-/// Which side of a connection this node is.
+/// What a node may be refused for at a time, each on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Side {
+pub(super) enum Topic {
     Dialled,
     Accepted,
+    /// What it sent cannot be right.
+    Sent,
 }
 
-/// What was refused last, so that a refusal is logged once and not at each retry.
+/// What was said of a node last, so that it is logged once and not at each retry.
 #[derive(Default)]
-pub(super) struct Refusals {
+pub(super) struct Said {
     /// Guards a look and a store per handshake; a task would be a queue for that.
-    last: Mutex<BTreeMap<(Side, NodeId), String>>,
+    last: Mutex<BTreeMap<(Topic, NodeId), String>>,
 }
 
-/// Strangers that are told apart in the log. By eye.
-const REFUSALS_MAX: usize = 64;
+/// Nodes that are told apart, strangers too. By eye.
+const SAID_MAX: usize = 64;
 
-impl Refusals {
-    fn note<T>(&self, side: Side, node_id: NodeId, outcome: &Result<T, HelloError>) {
-        let mut last = self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let key = (side, node_id);
-        match outcome {
-            Ok(_) => {
-                if last.remove(&key).is_some() {
-                    tracing::info!(peer_id = node_id as i64, ?side, "peer is admitted again");
-                }
+impl Said {
+    /// Whether this differs from what was said of the node last.
+    pub(super) fn is_new(&self, topic: Topic, node_id: NodeId, text: &str) -> bool {
+        let mut last = lock(&self.last);
+        let is_full = SAID_MAX <= last.len();
+        match last.get_mut(&(topic, node_id)) {
+            Some(said) if said == text => false,
+            Some(said) => {
+                *said = text.to_owned();
+                true
             }
-            Err(e) if e.is_refusal() => {
-                let reason = e.to_string();
-                if last.get(&key) == Some(&reason) || (REFUSALS_MAX <= last.len() && !last.contains_key(&key)) {
-                    return;
-                }
-                tracing::warn!(peer_id = node_id as i64, ?side, %reason, "peer is refused");
-                last.insert(key, reason);
+            None if is_full => false,
+            None => {
+                last.insert((topic, node_id), text.to_owned());
+                true
             }
-            Err(_) => {}
         }
+    }
+
+    /// All is well again; whether it was not.
+    pub(super) fn clear(&self, topic: Topic, node_id: NodeId) -> bool {
+        lock(&self.last).remove(&(topic, node_id)).is_some()
+    }
+
+    fn note<T>(&self, topic: Topic, node_id: NodeId, outcome: &Result<T, HelloError>) {
+        let peer_id = node_id as i64;
+        match outcome {
+            Ok(_) if self.clear(topic, node_id) => {
+                tracing::info!(peer_id, ?topic, "peer is admitted again");
+            }
+            Err(e) if e.is_refusal() && self.is_new(topic, node_id, &e.to_string()) => {
+                tracing::warn!(peer_id, ?topic, error = %e, "peer is refused");
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_refusal_is_said_once_and_again_after_all_was_well() {
+        let said = Said::default();
+        assert!(said.is_new(Topic::Dialled, 2, "epoch 1"));
+        assert!(!said.is_new(Topic::Dialled, 2, "epoch 1"));
+        assert!(said.is_new(Topic::Accepted, 2, "epoch 1"));
+        assert!(said.is_new(Topic::Dialled, 2, "epoch 3"));
+        assert!(said.clear(Topic::Dialled, 2));
+        assert!(!said.clear(Topic::Dialled, 2));
+        assert!(said.is_new(Topic::Dialled, 2, "epoch 3"));
+    }
+
+    #[test]
+    fn strangers_beyond_a_number_are_not_said() {
+        let said = Said::default();
+        assert_eq!((0..1000).filter(|id| said.is_new(Topic::Accepted, *id, "who")).count(), SAID_MAX);
     }
 }

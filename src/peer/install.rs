@@ -177,7 +177,8 @@ async fn read_offer(shared: &Shared, connection: &mut Connection) -> Result<Offe
         return Err(Ended::Refused(unsupported(&frame)));
     }
     let offer: proto::SnapshotOffer = frame.decode()?;
-    let vote = offer.vote.as_ref().map(vote_from_proto).ok_or_else(|| crate::peer::convert::missing("vote"))?;
+    let vote =
+        offer.vote.as_ref().map(vote_from_proto).ok_or_else(|| crate::peer::convert::missing("vote"))?;
     if vote.leader_id.voted_for != connection.peer_id {
         return Err(refused(ErrorCode::Malformed, "a snapshot of somebody else"));
     }
@@ -266,7 +267,9 @@ impl<'a> Transfer<'a> {
 
     async fn on_chunk(&mut self, chunk: proto::SnapshotChunk) -> Result<(), Ended> {
         if crc32fast::hash(&chunk.data) != chunk.crc {
-            return Err(WireError::Corrupt(format!("piece at {} of file {}", chunk.offset, chunk.file)).into());
+            return Err(
+                WireError::Corrupt(format!("piece at {} of file {}", chunk.offset, chunk.file)).into()
+            );
         }
         let idx = chunk.file as usize;
         let (file, offset) = match (self.files.get(idx), self.offsets.get_mut(idx)) {
@@ -305,9 +308,13 @@ impl<'a> Transfer<'a> {
 }
 
 /// On a blocking thread. What fails there is this node's disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Ended> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Ended> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(io::Error::other).and_then(|done| done).map_err(|e| refused(ErrorCode::Storage, e.to_string()))
+    done.map_err(io::Error::other)
+        .and_then(|done| done)
+        .map_err(|e| refused(ErrorCode::Storage, e.to_string()))
 }
 
 /// The sender must not take long work for a dead receiver.

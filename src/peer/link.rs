@@ -39,6 +39,10 @@ const UNANSWERED_MAX: usize = 1024;
 /// First pause before dialling again; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
+/// Heartbeats answered late in a row that are worth a warning. By eye: a second at the defaults is
+/// no hiccup.
+const LATE_IN_A_ROW: u32 = 20;
+
 /// Longest pause while nobody asks.
 const IDLE_PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -116,7 +120,7 @@ impl Link {
         let (call_tx, call_rx) = mpsc::channel(QUEUE_MAX);
         let (state_tx, state_rx) = watch::channel(LinkState::Unreachable);
         let (generation_tx, generation_rx) = watch::channel(0);
-        let metrics = shared.metrics.of(node_id);
+        let metrics = shared.metrics_of(node_id);
         let cancel = CancellationToken::new();
         let task = Task {
             shared: Arc::clone(shared),
@@ -128,6 +132,7 @@ impl Link {
             cancel: cancel.clone(),
             waiting: Vec::new(),
             clock: Offset::default(),
+            n_late: 0,
         };
         (Self { call_tx, state_rx, generation_rx, metrics, cancel }, task)
     }
@@ -155,6 +160,10 @@ impl Link {
 
     pub(super) fn state(&self) -> LinkState {
         *self.state_rx.borrow()
+    }
+
+    pub(super) fn watch_state(&self) -> watch::Receiver<LinkState> {
+        self.state_rx.clone()
     }
 
     pub(super) fn generation(&self) -> watch::Receiver<u64> {
@@ -213,6 +222,8 @@ pub(super) struct Task {
     /// Taken from the queue while there was no connection.
     waiting: Vec<Call>,
     clock: Offset,
+    /// Heartbeats answered after openraft had given them up, in a row.
+    n_late: u32,
 }
 
 impl Task {
@@ -272,6 +283,21 @@ impl Task {
             End::Broken(e) => tracing::info!(peer_id = node_id, error = %e, "connection to peer broke"),
         }
         self.set_state(LinkState::Unreachable);
+    }
+
+    /// openraft drops an answer that takes longer than the interval, and a leader without answers
+    /// loses its lease.
+    fn on_heartbeat(&mut self, took: Duration) {
+        let interval = self.shared.config.heartbeat_interval;
+        self.n_late = if interval < took { self.n_late.saturating_add(1) } else { 0 };
+        if self.n_late == LATE_IN_A_ROW {
+            tracing::warn!(
+                peer_id = self.node_id as i64,
+                ?took,
+                ?interval,
+                "raft.heartbeat_interval is below round trip and log sync"
+            );
+        }
     }
 
     fn give_up_connections(&self) {
@@ -436,7 +462,9 @@ impl<'a> Session<'a> {
     fn on_frame(&mut self, frame: Frame) {
         self.heard_at = Instant::now();
         match frame.kind() {
-            Some(FrameKind::Pong) if self.pinged.is_some_and(|(id, ..)| id == frame.id) => self.on_pong(frame),
+            Some(FrameKind::Pong) if self.pinged.is_some_and(|(id, ..)| id == frame.id) => {
+                self.on_pong(frame)
+            }
             Some(kind) => match self.sent.remove(&frame.id) {
                 Some(sent) => self.on_answer(sent, kind, frame),
                 None => tracing::debug!(id = frame.id as i64, "answer to nothing that was asked"),
@@ -447,7 +475,11 @@ impl<'a> Session<'a> {
 
     fn on_answer(&mut self, sent: Sent, kind: FrameKind, frame: Frame) {
         // Late ones too: how late they are is what one wants to see.
-        self.task.metrics.answered(sent.rpc, sent.at.elapsed());
+        let took = sent.at.elapsed();
+        self.task.metrics.answered(sent.rpc, took);
+        if sent.rpc == Rpc::Heartbeat {
+            self.task.on_heartbeat(took);
+        }
         if kind == FrameKind::AppendAnswer
             && let Ok(answer) = frame.clone().decode::<proto::AppendAnswer>()
         {

@@ -10,8 +10,8 @@ use std::{
 };
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 use crate::{telemetry::buckets, types::NodeId};
@@ -146,11 +146,8 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let rpc_seconds = HistogramVec::new(
-            HistogramOpts::new(
-                "blockraft_peer_rpc_seconds",
-                "Time from asking another node to its answer.",
-            )
-            .buckets(buckets::stage()),
+            HistogramOpts::new("blockraft_peer_rpc_seconds", "Time from asking another node to its answer.")
+                .buckets(buckets::stage()),
             &["peer_id", "rpc"],
         )?;
         let rpc_errors = IntCounterVec::new(
@@ -230,13 +227,19 @@ impl Metrics {
         });
     }
 
-    /// Those of a known peer, else of everybody unknown.
-    pub(super) fn of(&self, node_id: NodeId) -> Arc<PeerMetrics> {
-        self.lock().get(&node_id).unwrap_or(&self.unknown).clone()
-    }
-
-    pub(super) fn unknown(&self) -> Arc<PeerMetrics> {
-        self.unknown.clone()
+    /// Those of a known peer, else of everybody unknown. `is_known` says so of one that
+    /// [`Metrics::keep`] has not seen yet.
+    pub(super) fn of(&self, node_id: NodeId, is_known: impl FnOnce() -> bool) -> Arc<PeerMetrics> {
+        let mut peers = self.lock();
+        if let Some(metrics) = peers.get(&node_id) {
+            return Arc::clone(metrics);
+        }
+        if !is_known() {
+            return Arc::clone(&self.unknown);
+        }
+        let metrics = Arc::new(self.peer_metrics(node_id));
+        peers.insert(node_id, Arc::clone(&metrics));
+        metrics
     }
 
     /// `kind` is [`Rpc::Vote`] or [`Rpc::PreVote`].

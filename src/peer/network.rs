@@ -18,8 +18,8 @@ use openraft::{
     errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption},
     raft::{
-        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse,
-        VoteRequest, VoteResponse,
+        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
     },
     type_config::alias::SnapshotOf,
 };
@@ -29,13 +29,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     peer::{
-        Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices, SnapshotStore,
+        Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
+        SnapshotStore,
         append::{self, LogConnection},
         convert,
         dial::Lookups,
-        hello::Refusals,
+        hello::Said,
         link::{CallError, Link, Task},
-        metrics::{Direction, Metrics, Rpc},
+        metrics::{Direction, Metrics, PeerMetrics, Rpc},
         snapshot,
         wire::{Frame, WireError},
     },
@@ -80,7 +81,7 @@ pub(super) struct Shared {
     pub(super) notices: Arc<dyn Notices>,
     pub(super) snapshots: Arc<dyn SnapshotStore>,
     pub(super) metrics: Metrics,
-    pub(super) refusals: Refusals,
+    pub(super) said: Said,
     pub(super) lookups: Lookups,
     addresses: Addresses,
     /// Set once raft is there.
@@ -100,6 +101,11 @@ impl Shared {
     fn peer_ids(&self) -> Vec<NodeId> {
         let own = self.identity.node_id;
         self.addresses.load().keys().copied().filter(|node_id| *node_id != own).collect()
+    }
+
+    pub(super) fn metrics_of(&self, node_id: NodeId) -> Arc<PeerMetrics> {
+        let is_peer = || node_id != self.identity.node_id && self.addresses.load().contains_key(&node_id);
+        self.metrics.of(node_id, is_peer)
     }
 
     pub(super) fn link(&self, node_id: NodeId) -> Option<Link> {
@@ -156,7 +162,7 @@ impl Network {
             notices,
             snapshots,
             metrics: Metrics::new(registry)?,
-            refusals: Refusals::default(),
+            said: Said::default(),
             lookups: Lookups::default(),
             addresses,
             membership: OnceLock::new(),
@@ -230,6 +236,11 @@ impl Network {
     /// The way to each known node, from one look.
     pub(crate) fn links(&self) -> BTreeMap<NodeId, LinkState> {
         lock(&self.shared.links).iter().map(|(node_id, link)| (*node_id, link.state())).collect()
+    }
+
+    /// The way to one node as it changes: [`LinkState::Gone`] right after its process ended.
+    pub(crate) fn watch_link(&self, node_id: NodeId) -> Option<watch::Receiver<LinkState>> {
+        self.shared.link(node_id).map(|link| link.watch_state())
     }
 
     /// Rides with the transfers that follow in the same term.
@@ -319,7 +330,8 @@ impl Client {
         request: AppendEntriesRequest<TypeConfig>,
         within: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
-        let payload = convert::OutgoingAppend::new(request).into_heartbeat();
+        let payload =
+            convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max).into_heartbeat();
         let frame = self.call(Rpc::Heartbeat, FrameKind::Append, payload, within).await?;
         let answer = decode::<proto::AppendAnswer>(frame, FrameKind::AppendAnswer);
         let answer = answer.map_err(|e| unreachable_node(&e))?;
@@ -351,11 +363,13 @@ impl NetStreamAppend<TypeConfig> for Client {
                 let client = &*self;
                 // openraft gives a heartbeat up after this long itself.
                 let within = option.hard_ttl();
-                Box::pin(futures::stream::once(async move {
-                    let request = input.next().await?;
-                    Some(client.beat(request, within).await)
-                })
-                .filter_map(futures::future::ready))
+                Box::pin(
+                    futures::stream::once(async move {
+                        let request = input.next().await?;
+                        Some(client.beat(request, within).await)
+                    })
+                    .filter_map(futures::future::ready),
+                )
             }
         };
         Box::pin(async move { Ok(answers) })

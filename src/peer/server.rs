@@ -35,6 +35,10 @@ use crate::{
 /// whose other end died without a word. By eye.
 const SAME_MAX: usize = 4;
 
+/// Handshakes under way; a newer one ends the oldest, so that a crowd of silent strangers keeps no
+/// peer out, whose handshake takes a round trip. By eye.
+const HANDSHAKES_MAX: usize = 64;
+
 /// After an error of accept, most likely of too many open files. By eye.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,8 +87,7 @@ async fn accept_all<SM>(listener: TcpListener, context: Arc<Context<SM>>, shutdo
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
-    let permits = Arc::new(Semaphore::new(context.shared.config.connections_max));
-    let crowd = Arc::new(Crowd::default());
+    let crowd = Arc::new(Crowd::new(context.shared.config.connections_max));
     let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -107,75 +110,90 @@ where
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-            tracing::debug!(%from, "too many peer connections, one is closed");
-            continue;
-        };
+        let accepted = Accepted { stream, from, cancel: shutdown.child_token() };
         let (context, crowd) = (Arc::clone(&context), Arc::clone(&crowd));
-        let cancel = shutdown.child_token();
-        tasks.spawn(async move {
-            let _permit = permit;
-            handle(&context, &crowd, stream, from, cancel).await;
-        });
+        tasks.spawn(async move { handle(&context, &crowd, accepted).await });
     }
     while tasks.join_next().await.is_some() {}
 }
 
-async fn handle<SM>(
-    context: &Arc<Context<SM>>,
-    crowd: &Crowd,
+/// A connection of somebody who has said nothing yet.
+struct Accepted {
     stream: TcpStream,
     from: SocketAddr,
     cancel: CancellationToken,
-) where
+}
+
+async fn handle<SM>(context: &Arc<Context<SM>>, crowd: &Crowd, accepted: Accepted)
+where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
+    let Accepted { stream, from, cancel } = accepted;
     if let Err(e) = dial::tune(&stream) {
         tracing::debug!(%from, error = %e, "connection closed before it began");
         return;
     }
+    let waiting = crowd.wait(cancel.clone());
     let welcomed = tokio::select! {
         biased;
         () = cancel.cancelled() => return,
         welcomed = hello::welcome(&context.shared, stream, from) => welcomed,
     };
+    drop(waiting);
     // What went wrong was said and counted there.
     let Ok(Some(connection)) = welcomed else {
         return;
     };
-    let peer_id = connection.peer_id;
+    let Ok(_permit) = crowd.admitted.try_acquire() else {
+        tracing::warn!(%from, peer_id = connection.peer_id as i64, "too many peer connections, one is closed");
+        return;
+    };
     let purpose = connection.purpose;
-    let _place = crowd.enter(peer_id, purpose, cancel.clone());
-    tracing::debug!(peer_id = peer_id as i64, ?purpose, %from, "peer connected");
-    let serving = session::serve(context, connection);
+    let _place = crowd.enter(connection.peer_id, purpose, cancel.clone());
+    tracing::debug!(peer_id = connection.peer_id as i64, ?purpose, %from, "peer connected");
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
-        () = serving => {}
+        () = session::serve(context, connection) => {}
     }
 }
 
-/// Admitted connections by node and purpose, oldest first.
-#[derive(Default)]
+/// Who a place belongs to: somebody who has not said who it is, or a node and its purpose.
+type Key = Option<(NodeId, i32)>;
+
+/// Connections, oldest first of each key.
 struct Crowd {
+    admitted: Semaphore,
     /// Guards a look per connection; a task would be a queue for that.
-    places: Mutex<BTreeMap<(NodeId, i32), Vec<(u64, CancellationToken)>>>,
+    places: Mutex<BTreeMap<Key, Vec<(u64, CancellationToken)>>>,
 }
 
+/// Given up when dropped.
 struct Place<'a> {
     crowd: &'a Crowd,
-    key: (NodeId, i32),
+    key: Key,
     ticket: u64,
 }
 
 impl Crowd {
+    fn new(connections_max: usize) -> Self {
+        Self { admitted: Semaphore::new(connections_max), places: Mutex::default() }
+    }
+
+    fn wait(&self, cancel: CancellationToken) -> Place<'_> {
+        self.take(None, HANDSHAKES_MAX, cancel)
+    }
+
     fn enter(&self, node_id: NodeId, purpose: Purpose, cancel: CancellationToken) -> Place<'_> {
-        let key = (node_id, purpose as i32);
+        self.take(Some((node_id, purpose as i32)), SAME_MAX, cancel)
+    }
+
+    fn take(&self, key: Key, max: usize, cancel: CancellationToken) -> Place<'_> {
         let mut places = lock(&self.places);
         let same = places.entry(key).or_default();
         let ticket = same.last().map_or(0, |(ticket, _)| ticket + 1);
         same.push((ticket, cancel));
-        if SAME_MAX < same.len() {
+        if max < same.len() {
             let (_, oldest) = same.remove(0);
             oldest.cancel();
         }

@@ -17,7 +17,7 @@ use crate::{
     peer::{
         control::Control,
         convert,
-        hello::{Connection, wire_reason},
+        hello::{Connection, Topic, wire_reason},
         install,
         metrics::Rpc,
         server::Context,
@@ -47,8 +47,11 @@ where
     let peer_id_field = peer_id as i64;
     match ended {
         Err(e @ (WireError::Malformed(_) | WireError::Corrupt(_) | WireError::TooLarge(_))) => {
-            context.shared.metrics.of(peer_id).failed(rpc, wire_reason(&e));
-            tracing::warn!(peer_id = peer_id_field, ?purpose, error = %e, "peer sent what cannot be right");
+            context.shared.metrics_of(peer_id).failed(rpc, wire_reason(&e));
+            // It sends the same again until somebody mends it.
+            if context.shared.said.is_new(Topic::Sent, peer_id, &e.to_string()) {
+                tracing::warn!(peer_id = peer_id_field, ?purpose, error = %e, "peer sent what cannot be right");
+            }
         }
         Err(e) => tracing::debug!(peer_id = peer_id_field, ?purpose, error = %e, "peer disconnected"),
         Ok(()) => tracing::debug!(peer_id = peer_id_field, ?purpose, "peer connection closed"),
@@ -82,6 +85,8 @@ where
 {
     context: &'a Context<SM>,
     connection: Connection,
+    /// Entries came that are right.
+    is_well: bool,
     unanswered: FuturesOrdered<BoxFuture<'a, (usize, Answer)>>,
     unanswered_bytes: usize,
 }
@@ -91,7 +96,7 @@ where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
     fn new(context: &'a Context<SM>, connection: Connection) -> Self {
-        Self { context, connection, unanswered: FuturesOrdered::new(), unanswered_bytes: 0 }
+        Self { context, connection, is_well: false, unanswered: FuturesOrdered::new(), unanswered_bytes: 0 }
     }
 
     async fn run(mut self) -> Result<(), WireError> {
@@ -135,6 +140,10 @@ where
         }
         let request = convert::append_from_proto(frame.decode()?)?;
         check_sender(self.connection.peer_id, &request)?;
+        if !self.is_well && !request.entries.is_empty() {
+            self.is_well = true;
+            self.context.shared.said.clear(Topic::Sent, self.connection.peer_id);
+        }
         self.unanswered_bytes += bytes;
         let context = self.context;
         let appended = async move {
@@ -178,7 +187,8 @@ where
         AppendEntriesResponse::Success => Ok(last),
         AppendEntriesResponse::PartialSuccess(matched) => Ok(matched),
         AppendEntriesResponse::Conflict => {
-            let at = prev.ok_or_else(|| wire::error(ErrorCode::Refused, "conflict before the first entry"))?;
+            let at =
+                prev.ok_or_else(|| wire::error(ErrorCode::Refused, "conflict before the first entry"))?;
             Err(StreamAppendError::Conflict(at))
         }
         AppendEntriesResponse::HigherVote(higher) => return Ok(Err(StreamAppendError::HigherVote(higher))),

@@ -85,7 +85,7 @@ pub(super) async fn send(
     snapshot: &SnapshotData,
 ) -> Result<Vote, SendError> {
     let started = Instant::now();
-    let metrics = shared.metrics.of(target);
+    let metrics = shared.metrics_of(target);
     let _running = Running::new(shared);
     let mut pieces = Pieces::new(snapshot);
     let mut n_failed = 0;
@@ -281,11 +281,7 @@ fn heard(frame: Frame, pieces: &mut Pieces<'_>) -> Result<Heard, SendError> {
     }
 }
 
-fn read_piece(
-    file: &Arc<File>,
-    offset: u64,
-    size_bytes: u64,
-) -> tokio::task::JoinHandle<io::Result<Bytes>> {
+fn read_piece(file: &Arc<File>, offset: u64, size_bytes: u64) -> tokio::task::JoinHandle<io::Result<Bytes>> {
     let file = Arc::clone(file);
     let left = size_bytes - offset;
     let bytes = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));

@@ -29,7 +29,7 @@ use crate::types::proto::{self, FrameKind};
 pub(super) const VERSION: u8 = 1;
 
 /// version, kind, id.
-const HEAD_BYTES: usize = 1 + 1 + 8;
+pub(super) const HEAD_BYTES: usize = 1 + 1 + 8;
 
 const LENGTH_BYTES: usize = 4;
 
@@ -357,10 +357,7 @@ pub(super) fn error(code: proto::ErrorCode, reason: impl Into<String>) -> proto:
 }
 
 fn codec(frame_bytes_max: usize) -> LengthDelimitedCodec {
-    LengthDelimitedCodec::builder()
-        .length_field_type::<u32>()
-        .max_frame_length(frame_bytes_max)
-        .new_codec()
+    LengthDelimitedCodec::builder().length_field_type::<u32>().max_frame_length(frame_bytes_max).new_codec()
 }
 
 /// Counts until the connection is admitted and belongs to somebody.

@@ -173,16 +173,20 @@ impl Handle {
         let trace = self.trace_of(&proposal);
         let proposal = Proposal { trace: Some(Arc::clone(&trace)), ..proposal };
         let rx = self.enqueue(proposal, permit, true).await;
-        match tokio::time::timeout_at((received + timeout).into(), rx).await {
-            Ok(Ok(answer)) => answer,
-            // The reply was dropped with the core: nobody knows.
-            Ok(Err(_)) => Err(lost(unknown)),
-            Err(_) => {
-                let answer = Err(unknown);
-                self.shared.ended(&answer, &trace, height, received);
-                answer
-            }
-        }
+        let late = |answer: &Answer| self.shared.ended(answer, &trace, height, received);
+        wait(rx, received + timeout, unknown, late).await
+    }
+
+    /// Waits for the answer of [`Handle::submit`] until a deadline, after which it is unknown.
+    pub(crate) async fn await_answer(
+        &self,
+        rx: oneshot::Receiver<Answer>,
+        deadline: Instant,
+        unknown: ProposeError,
+    ) -> Answer {
+        let timeout = self.shared.config.propose_timeout;
+        // Its span is written when it lands.
+        wait(rx, deadline, unknown, |answer| self.shared.metrics.ended(answer, timeout)).await
     }
 
     /// Enters a block in the order of the calls, without waiting for its verdict. Missing
@@ -242,6 +246,24 @@ impl Handle {
                 return;
             }
             drained.await;
+        }
+    }
+}
+
+async fn wait(
+    rx: oneshot::Receiver<Answer>,
+    deadline: Instant,
+    unknown: ProposeError,
+    late: impl FnOnce(&Answer),
+) -> Answer {
+    match tokio::time::timeout_at(deadline.into(), rx).await {
+        Ok(Ok(answer)) => answer,
+        // The reply was dropped with the core: nobody knows.
+        Ok(Err(_)) => Err(lost(unknown)),
+        Err(_) => {
+            let answer = Err(unknown);
+            late(&answer);
+            answer
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::types::position::LogPos;
 use crate::types::proto::{BlockRow, LeadershipRow, RaftBlockState};
 use crate::types::{Height, LogIndex, Term};
 
+pub(crate) mod replay;
+
 /// Why a block is not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ReadError {
@@ -193,27 +195,46 @@ fn read_page(
     limit: usize,
     max_bytes: u64,
 ) -> Result<Page, ReadError> {
-    let mut page = Page::default();
-    let mut bytes = 0;
+    let mut blocks = Vec::new();
+    let next_height = each_row(db, from, head, limit, max_bytes, |_, row, block| {
+        blocks.push(stored_block(&row, block)?);
+        Ok(())
+    })?;
+    Ok(Page { blocks, next_height })
+}
+
+/// Gives rows and blocks from a height on, at least one, else at most `limit` and about `max_bytes`; the
+/// height at which it stopped when more follows.
+fn each_row(
+    db: &StateDb,
+    from: Height,
+    head: Height,
+    limit: usize,
+    max_bytes: u64,
+    mut give: impl FnMut(Height, BlockRow, Bytes) -> Result<(), ReadError>,
+) -> Result<Option<Height>, ReadError> {
+    let (mut n_given, mut bytes) = (0, 0);
     for item in db.from(Family::Rows, &height_key(from)) {
         let (key, row) = item?;
-        let height =
-            height_of(&key).ok_or_else(|| ReadError::Storage("a row's key does not decode".into()))?;
+        let height = decode_height(&key)?;
         // The view is older than the database: what came later belongs to the next page.
         if head < height {
             break;
         }
         let row = decode_row(&row)?;
         bytes += row.stored_bytes;
-        let is_full = limit.max(1) <= page.blocks.len() || (max_bytes < bytes && !page.blocks.is_empty());
-        if is_full {
-            page.next_height = Some(height);
-            break;
+        if limit.max(1) <= n_given || (max_bytes < bytes && 0 < n_given) {
+            return Ok(Some(height));
         }
         let Some(block) = db.bytes(Family::Blocks, &key)? else { break };
-        page.blocks.extend(stored_block(&row, block).map(Some)?);
+        give(height, row, block)?;
+        n_given += 1;
     }
-    Ok(page)
+    Ok(None)
+}
+
+fn decode_height(key: &[u8]) -> Result<Height, ReadError> {
+    height_of(key).ok_or_else(|| ReadError::Storage("a row's key does not decode".into()))
 }
 
 fn decode_row(row: &[u8]) -> Result<BlockRow, ReadError> {

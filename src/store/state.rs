@@ -23,6 +23,7 @@ use crate::store::rocks;
 use crate::store::snapshot::Snapshots;
 use crate::store::snapshot::build::Builder;
 use crate::store::state::db::{Loaded, StateDb};
+use crate::store::tap::{Tap, Told};
 use crate::types::{Height, LogIndex, position::LogPos};
 
 pub(crate) mod apply;
@@ -71,6 +72,8 @@ pub(crate) struct StateMachine {
     pruner: prune::Pruner,
     /// Entries up to it were committed before this process began: they are replayed, not counted.
     replay_upto: LogIndex,
+    /// Told after every batch. Set before raft runs.
+    tap: Option<Arc<dyn Tap>>,
 }
 
 /// What a state machine is made of.
@@ -154,9 +157,21 @@ impl StateMachine {
             pruner: prune::Pruner::new(loaded.floor),
             floor: loaded.floor,
             replay_upto: parts.replay_upto,
+            tap: None,
         };
         machine.show_blocks();
         machine
+    }
+
+    /// From here on the tap is told of every batch.
+    pub(crate) fn set_tap(&mut self, tap: Arc<dyn Tap>) {
+        self.tap = Some(tap);
+    }
+
+    /// How far the log was applied.
+    fn told(&self) -> Told {
+        let view = self.machine.view();
+        Told { index: view.applied.index, height: view.head.as_ref().map(|h| h.height) }
     }
 
     /// Says why the node ends, and waits for that: an error would end openraft's core first.

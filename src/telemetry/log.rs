@@ -31,6 +31,22 @@ pub(crate) struct Config {
     pub(crate) filter: String,
 }
 
+impl Config {
+    /// `format` is a word of the settings: `human`, `json`, and everything else is automatic.
+    pub(crate) fn new(format: &str, filter: &str) -> Self {
+        let format = match format {
+            "human" => Format::Human,
+            "json" => Format::Json,
+            _ => Format::Auto,
+        };
+        Self { format, filter: filter.to_owned() }
+    }
+
+    pub(crate) fn is_filter(text: &str) -> bool {
+        filter::parse(text).is_ok()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// Human on a terminal, else JSON.
@@ -125,7 +141,7 @@ impl Handle {
 pub(crate) type BoxedLayer = Box<dyn Layer<tracing_subscriber::Registry> + Send + Sync>;
 
 /// The layer that writes lines, the handle of its filter, and the end of its queue.
-pub(crate) fn layer(config: &Config, registry: &Registry) -> Result<(BoxedLayer, Handle, Lines), StartError> {
+fn layer(config: &Config, registry: &Registry) -> Result<(BoxedLayer, Handle, Lines), StartError> {
     let (sender, lines) = lines::start(lines::stdout()?, registry)?;
     let is_terminal = std::io::stdout().is_terminal();
     let is_human = match config.format {

@@ -32,6 +32,32 @@ pub(crate) mod variables;
 /// Attributes of a span: the SDK's limit, which does not touch spans that are built by hand.
 const ATTRIBUTES_MAX: usize = 128;
 
+/// What the settings say.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// `http://host:port`; `None`: nothing is exported unless a variable says so.
+    pub(crate) endpoint: Option<String>,
+    pub(crate) protocol: Protocol,
+    /// Of the traces that begin here; 0 to 1.
+    pub(crate) sample_ratio: f64,
+    /// Whole trees a second.
+    pub(crate) per_second: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Grpc,
+    Http,
+}
+
+impl Config {
+    /// `protocol` is a word of the settings: `http`, and everything else is gRPC.
+    pub(crate) fn new(endpoint: Option<&str>, protocol: &str, sample_ratio: f64, per_second: u64) -> Self {
+        let protocol = if protocol == "http" { Protocol::Http } else { Protocol::Grpc };
+        Self { endpoint: endpoint.map(str::to_owned), protocol, sample_ratio, per_second }
+    }
+}
+
 /// What became of spans.
 #[derive(Clone)]
 pub(crate) struct Counts {
@@ -47,10 +73,8 @@ pub(crate) struct Counts {
 
 impl Counts {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let exported = IntCounter::new(
-            "blockraft_telemetry_spans_exported_total",
-            "Spans that the collector took.",
-        )?;
+        let exported =
+            IntCounter::new("blockraft_telemetry_spans_exported_total", "Spans that the collector took.")?;
         let failures = IntCounter::new(
             "blockraft_telemetry_export_failures_total",
             "Batches of spans that the collector did not take.",

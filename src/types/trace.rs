@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn what_is_no_carrier_is_ignored() {
-        let good = Carrier { trace_id: [7; 16], span_id: [9; 8], is_sampled: true, is_whole: true }.to_bytes();
+        let good =
+            Carrier { trace_id: [7; 16], span_id: [9; 8], is_sampled: true, is_whole: true }.to_bytes();
         assert_eq!(Carrier::from_bytes(&good[..25]), None);
         assert_eq!(Carrier::from_bytes(&[]), None);
         let changed = |range: std::ops::Range<usize>, to: u8| {

@@ -15,6 +15,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::ensure;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -386,7 +387,7 @@ fn a_leader_cut_off_from_the_others_stops_being_one() {
     let old = cluster.leader();
     let others = cluster.others(old);
     let term = cluster.node(old).status().expect("it answers")["term"].as_u64().expect("a term");
-    others.iter().for_each(|id| cluster.node(*id).signal(libc::SIGSTOP));
+    others.iter().for_each(|id| cluster.node(*id).signal(Signal::STOP));
     wait_for("the leader withdraws its fence", SOON, || {
         let status = cluster.node(old).status()?;
         ensure!(status["ready"] == false && status["fence"].is_null(), "fence {}", status["fence"]);
@@ -395,7 +396,7 @@ fn a_leader_cut_off_from_the_others_stops_being_one() {
     let mut conn = Connection::open(&cluster.node(old).api).expect("it answers");
     // Refused, not unknown: with the fence withdrawn nothing more is appended.
     Block::new(1, "alone").propose(&mut conn, Way::JsonRpc, Some(term)).refused();
-    others.iter().for_each(|id| cluster.node(*id).signal(libc::SIGCONT));
+    others.iter().for_each(|id| cluster.node(*id).signal(Signal::CONT));
     let new = cluster.leader();
     let mut conn = cluster.node(new).connect();
     Block::new(1, "together").propose(&mut conn, Way::JsonRpc, None).acknowledged();

@@ -11,6 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::ensure;
+use rustix::process::Signal;
 
 use crate::support::{
     block::{Block, Way},
@@ -100,7 +101,7 @@ fn a_second_signal_ends_a_stop_at_once() {
     let leader = cluster.leader();
     let others = cluster.others(leader);
     // Nobody answers, so the first signal has to wait for its bounds.
-    others.iter().for_each(|id| cluster.node(*id).signal(libc::SIGSTOP));
+    others.iter().for_each(|id| cluster.node(*id).signal(Signal::STOP));
     let mut conn = cluster.node(leader).connect();
     let body = Block::new(1, "in flight").to_protobuf();
     let head = format!(
@@ -109,14 +110,14 @@ fn a_second_signal_ends_a_stop_at_once() {
         body.len()
     );
     conn.send(&[head.as_bytes(), &body].concat()).expect("it reads");
-    cluster.node(leader).signal(libc::SIGTERM);
+    cluster.node(leader).signal(Signal::TERM);
     cluster.node(leader).wait_line(&["SIGTERM"]);
     let node = cluster.node_mut(leader);
     if node.exit().is_none() {
         let (_, took) = node.stop(SOON);
         assert!(took < Duration::from_millis(1_500), "{took:?} after the second signal");
     }
-    others.iter().for_each(|id| cluster.node(*id).signal(libc::SIGCONT));
+    others.iter().for_each(|id| cluster.node(*id).signal(Signal::CONT));
     cluster.node_mut(leader).kill();
     cluster.node_mut(leader).start();
     cluster.leader();
@@ -159,7 +160,7 @@ fn what_must_not_stop_a_node() {
     let leader = cluster.leader();
     let term = cluster.node(leader).status().expect("it answers")["term"].clone();
     for node in &cluster.nodes {
-        for signal in [libc::SIGHUP, libc::SIGPIPE] {
+        for signal in [Signal::HUP, Signal::PIPE] {
             node.signal(signal);
         }
     }

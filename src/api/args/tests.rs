@@ -89,9 +89,30 @@ fn integers_are_exact_or_refused() {
         assert_eq!(decode(Some(&format!("[{text}]"))).unwrap().0, n, "{text}");
     }
     for text in [
-        "9007199254740992", "18446744073709551615", "-1", "-0", "1.0", "1.5", "1e3", "1E0", "true", "{}", "[7]",
-        r#""""#, r#""0x""#, r#""0X7""#, r#""-1""#, r#""+1""#, r#"" 7""#, r#""7 ""#, r#""1.0""#, r#""1e3""#,
-        r#""18446744073709551616""#, r#""0x10000000000000000""#, r#""ff""#, r#""0x+f""#,
+        "9007199254740992",
+        "18446744073709551615",
+        "-1",
+        "-0",
+        "1.0",
+        "1.5",
+        "1e3",
+        "1E0",
+        "true",
+        "{}",
+        "[7]",
+        r#""""#,
+        r#""0x""#,
+        r#""0X7""#,
+        r#""-1""#,
+        r#""+1""#,
+        r#"" 7""#,
+        r#""7 ""#,
+        r#""1.0""#,
+        r#""1e3""#,
+        r#""18446744073709551616""#,
+        r#""0x10000000000000000""#,
+        r#""ff""#,
+        r#""0x+f""#,
     ] {
         assert_eq!(wrong(&format!("[{text}]")), "height", "{text}");
     }
@@ -114,7 +135,8 @@ fn nesting_cannot_exhaust_the_stack() {
     assert_eq!(wrong(&format!(r#"{{"height":{deep}}}"#)), "height");
 }
 
-const BLOCK: &str = r#"{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x","data":"0x0203"}"#;
+const BLOCK: &str =
+    r#"{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x","data":"0x0203"}"#;
 
 fn block(json: &str) -> Result<Block, Fault> {
     const PROPOSE: &[Param] = &[Param::required::<Block>("block", "")];
@@ -144,7 +166,11 @@ fn a_block_s_fields_are_named_with_their_path() {
         (r#""height":1"#, r#""height":1,"height":1"#, "block.height"),
         (r#""height":1"#, r#""height":1,"number":1"#, "block.number"),
         (r#""height":1"#, r#""height":1,"parentHash":"0x""#, "block.parentHash"),
-        (r#""height":1"#, r#""height":1,"lastSubmittedDaHeaderHeight":-1"#, "block.lastSubmittedDaHeaderHeight"),
+        (
+            r#""height":1"#,
+            r#""height":1,"lastSubmittedDaHeaderHeight":-1"#,
+            "block.lastSubmittedDaHeaderHeight",
+        ),
         (r#""1700000000000000000""#, "1700000000000000000", "block.timestamp"),
     ] {
         let json = BLOCK.replace(from, to);

@@ -40,9 +40,20 @@ fn every_kind_of_id_is_judged() {
         let call = CALL.replace(":1,", &format!(":{id},"));
         assert_eq!(passed(call.as_bytes()).1, 1, "{id}");
     }
-    for id in
-        ["-1", "1.5", "1.0", "1e2", "-0", "18446744073709551616", "true", "false", "{}", "[]", "[1]", r#""\ud800""#]
-    {
+    for id in [
+        "-1",
+        "1.5",
+        "1.0",
+        "1e2",
+        "-0",
+        "18446744073709551616",
+        "true",
+        "false",
+        "{}",
+        "[]",
+        "[1]",
+        r#""\ud800""#,
+    ] {
         let call = CALL.replace(":1,", &format!(":{id},"));
         assert_eq!(answered(call.as_bytes()), (200, -32600), "{id}");
         let batch = format!("[{call},{CALL}]");

@@ -13,7 +13,8 @@ fn refused(refusal: Refusal, oldest_height: Option<u64>) -> ProposeError {
 }
 
 /// Every way a proposal can fail: code, HTTP status, kind, reason, and what else is in `data`.
-fn table() -> Vec<(ProposeError, i32, u16, Option<&'static str>, Option<&'static str>, &'static [&'static str])> {
+fn table()
+-> Vec<(ProposeError, i32, u16, Option<&'static str>, Option<&'static str>, &'static [&'static str])> {
     let hash = Bytes::from_static(&[0xab]);
     let (no, yes) = (Some("refused"), Some("unknown"));
     vec![
@@ -97,9 +98,13 @@ fn every_failed_proposal_has_its_code_status_kind_and_data() {
 
 #[test]
 fn a_head_is_a_block_ref_or_null() {
-    let json = |fault: Fault| serde_json::from_str::<Value>(&fault.to_plain()).unwrap()["error"]["data"].clone();
+    let json =
+        |fault: Fault| serde_json::from_str::<Value>(&fault.to_plain()).unwrap()["error"]["data"].clone();
     let data = json(refused(Refusal::Gap, None).into());
-    assert_eq!(data["head"], serde_json::json!({"height":9,"hash":"0xab","timestamp":(1u64 << 60).to_string()}));
+    assert_eq!(
+        data["head"],
+        serde_json::json!({"height":9,"hash":"0xab","timestamp":(1u64 << 60).to_string()})
+    );
     let data = json(ProposeError::Fenced { fence: Some(3), term: 4, head: None }.into());
     assert_eq!((&data["head"], &data["fence"], &data["term"]), (&Value::Null, &3.into(), &4.into()));
 }
@@ -128,7 +133,8 @@ fn reads_and_changes_of_settings_have_theirs() {
     let fault = Fault::from(store::ReadError::Pruned { oldest: Some(7) });
     assert_eq!((fault.code.number(), fault.status().as_u16()), (-32037, 410));
     assert_eq!(data(&fault)["oldestHeight"], 7);
-    for error in [handle::ReadError::NoLeader, handle::ReadError::NoQuorum("x".into()), handle::ReadError::TimedOut]
+    for error in
+        [handle::ReadError::NoLeader, handle::ReadError::NoQuorum("x".into()), handle::ReadError::TimedOut]
     {
         let fault = Fault::from(error);
         assert_eq!(fault.code.number(), -32031);

@@ -72,7 +72,8 @@ fn examples_are_decoded_and_fit_their_schemas() {
         assert!(Args::new(row.params, Some(by_name)).is_ok(), "{name} by name");
         let example = &method["examples"][0];
         let given = example["params"].as_array().unwrap();
-        let by_position = serde_json::to_string(&given.iter().map(|p| &p["value"]).collect::<Vec<_>>()).unwrap();
+        let by_position =
+            serde_json::to_string(&given.iter().map(|p| &p["value"]).collect::<Vec<_>>()).unwrap();
         assert!(Args::new(row.params, Some(&by_position)).is_ok(), "{name} by position");
         for (param, given) in method["params"].as_array().unwrap().iter().zip(given) {
             fits(&document, &param["schema"], &given["value"]).unwrap_or_else(|why| panic!("{name}: {why}"));
@@ -153,7 +154,10 @@ fn fits(document: &Value, schema: &Value, value: &Value) -> Result<(), String> {
         values.iter().try_for_each(|v| fits(document, items, v))?;
     }
     let Some(fields) = value.as_object() else { return Ok(()) };
-    if schema["required"].as_array().is_some_and(|r| r.iter().any(|f| !fields.contains_key(f.as_str().unwrap()))) {
+    if schema["required"]
+        .as_array()
+        .is_some_and(|r| r.iter().any(|f| !fields.contains_key(f.as_str().unwrap())))
+    {
         // An example of a document need not be a whole one.
         return if schema["required"][0] == "openrpc" { Ok(()) } else { wrong("lacks a field of") };
     }

@@ -108,8 +108,9 @@ pub(crate) fn plan(command: Command, operation: &str) -> Result<Call, Failure> {
             let call = Call::read("raft_cluster", Value::Null, render::why::why);
             Call { or_status: true, ..call }
         }
-        Command::Leader { verify } => {
-            Call::read("raft_leader", params([("verify", flag(verify))]), render::members::leader)
+        Command::Leader { verify: false } => Call::read("raft_leader", Value::Null, render::members::leader),
+        Command::Leader { verify: true } => {
+            Call::read("raft_leader", params([("verify", true.into())]), render::members::verified_leader)
         }
         Command::Members { change: None } => {
             Call::read("raft_members", Value::Null, render::members::members)

@@ -191,6 +191,37 @@ async fn no_more_requests_are_taken_than_the_window_has_room_for() {
 }
 
 #[tokio::test]
+async fn a_large_request_behind_small_ones_waits_for_its_room() {
+    let (addr, mut rx) = receiver().await;
+    let (_bare, mut client) = sender(config(), addr).await;
+    let sizes = [100, 100, 6_000_000, 100];
+    let (input, taken) = counted((1..=4).zip(sizes).map(|(index, bytes)| request(index, bytes)));
+    let mut answers = client.stream_append(input, option()).await.unwrap();
+    let receiving = async {
+        let mut connection = log_connection(&mut rx).await;
+        let small = [receive(&mut connection).await, receive(&mut connection).await];
+        let more = tokio::time::timeout(Duration::from_millis(100), connection.reader.next()).await;
+        assert!(more.is_err(), "it does not fit beside the others");
+        assert_eq!(taken.load(Ordering::SeqCst), 3);
+        for (id, request) in small {
+            acknowledge(&mut connection, id, &request).await;
+        }
+        for _ in 0..2 {
+            let (id, request) = receive(&mut connection).await;
+            acknowledge(&mut connection, id, &request).await;
+        }
+        connection
+    };
+    let answering = async {
+        for index in 1..=4 {
+            assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(index)));
+        }
+        assert!(answers.next().await.is_none());
+    };
+    in_time("all answers", async { tokio::join!(receiving, answering) }).await;
+}
+
+#[tokio::test]
 async fn when_nobody_listens_one_request_is_taken_and_the_error_is_an_answer() {
     let (bare, mut client) = sender(config(), "127.0.0.1:1".parse().unwrap()).await;
     let (input, taken) = counted((1..=10).map(|index| request(index, 10)));
@@ -307,7 +338,8 @@ async fn conflicts_and_higher_votes_are_answers() {
             connection.outbox.flush().await.unwrap();
             connection
         };
-        let (answer, connection) = in_time("an answer", async { tokio::join!(answers.next(), receiving) }).await;
+        let (answer, connection) =
+            in_time("an answer", async { tokio::join!(answers.next(), receiving) }).await;
         assert_eq!(answer.unwrap().unwrap(), outcome);
         kept = Some(connection);
     }

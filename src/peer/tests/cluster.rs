@@ -27,7 +27,8 @@ async fn three_nodes_elect_and_replicate_in_order() {
     for i in 0..200u32 {
         nodes[leader].write(i.to_be_bytes().to_vec()).await;
     }
-    eventually("all have applied all", || nodes.iter().all(|n| n.machine.state().payloads.len() == 200)).await;
+    eventually("all have applied all", || nodes.iter().all(|n| n.machine.state().payloads.len() == 200))
+        .await;
     for node in &nodes {
         let payloads = node.machine.state().payloads;
         assert!(payloads.iter().enumerate().all(|(i, p)| p[..] == (i as u32).to_be_bytes()));

@@ -38,7 +38,11 @@ async fn welcoming(identity: Identity) -> (Arc<Bare>, SocketAddr) {
 }
 
 fn quick() -> Config {
-    Config { hello_timeout: Duration::from_millis(300), stall_timeout: Duration::from_millis(200), ..config() }
+    Config {
+        hello_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_millis(200),
+        ..config()
+    }
 }
 
 /// What the dialler is told.
@@ -192,22 +196,34 @@ async fn strangers_are_closed_in_time_and_counted() {
 }
 
 #[tokio::test]
-async fn strangers_do_not_keep_the_port_busy() {
-    let config = Config { connections_max: 8, ..quick() };
+async fn strangers_do_not_keep_a_peer_out() {
+    let config = Config { hello_timeout: Duration::from_secs(60), ..quick() };
     let node = Node::start(1, config).await;
     let mut silent = Vec::new();
-    for _ in 0..50 {
+    for _ in 0..200 {
         silent.push(TcpStream::connect(node.addr).await.unwrap());
     }
-    // As soon as the deadline of a handshake has passed there is room again.
     let dialler = Bare::new(identity(2), quick());
     dialler.set_address(1, &[node.addr.to_string()]);
-    in_time("a peer is admitted", async {
-        while dial(dialler.shared(), 1, Purpose::Control).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
+    let dialled = in_time("a dial", dial(dialler.shared(), 1, Purpose::Control)).await;
+    dialled.map_err(|e| e.to_string()).unwrap();
+    // The oldest strangers made room.
+    let mut byte = [0; 1];
+    assert_eq!(in_time("the first is closed", silent[0].read(&mut byte)).await.unwrap_or(0), 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn admitted_connections_are_bounded() {
+    let node = Node::start(1, Config { connections_max: 2, ..quick() }).await;
+    let mut open = Vec::new();
+    for node_id in 2..=4 {
+        let dialler = Bare::new(identity(node_id), quick());
+        dialler.set_address(1, &[node.addr.to_string()]);
+        let dialled = dial(dialler.shared(), 1, Purpose::Control).await;
+        open.push(dialled.map_err(|e| e.to_string()).unwrap());
+    }
+    assert!(in_time("the third is closed", open[2].reader.next()).await.is_err());
     node.stop().await;
 }
 

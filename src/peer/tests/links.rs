@@ -126,10 +126,8 @@ async fn a_stopped_process_is_told_from_a_silent_one_and_dialled_again() {
         node.bare.network.serve(listener, node.raft.clone(), node.answers.clone(), CancellationToken::new());
     tokio::spawn(serving);
     // A question asked while it is away waits for the next dial, which is soon.
-    in_time("it answers again", async {
-        while asker.network.asker().status(1, WITHIN).await.is_err() {}
-    })
-    .await;
+    in_time("it answers again", async { while asker.network.asker().status(1, WITHIN).await.is_err() {} })
+        .await;
     shutdown.cancel();
     node.raft.shutdown().await.unwrap();
 }
@@ -165,9 +163,7 @@ async fn the_series_of_a_peer_exist_from_the_start_and_go_with_it() {
         "blockraft_peer_connected",
         "blockraft_peer_clock_offset_seconds",
     ];
-    let has = |node_id: &str| {
-        families.map(|family| asker.metric(family, &[("peer_id", node_id)]).is_some())
-    };
+    let has = |node_id: &str| families.map(|family| asker.metric(family, &[("peer_id", node_id)]).is_some());
     eventually("both are known", || has("1") == [true; 5] && has("3") == [true; 5]).await;
     let votes = [("direction", "received"), ("kind", "pre_vote"), ("granted", "true")];
     assert_eq!(asker.metric("blockraft_raft_votes_total", &votes), Some(0.0));
@@ -274,7 +270,8 @@ async fn an_unknown_kind_is_refused_and_changes_nothing() {
     let node = Node::start(1, Config { ..config() }).await;
     let dialler = Bare::new(identity(2), config());
     dialler.set_address(1, &[node.addr.to_string()]);
-    let mut connection = dial(dialler.shared(), 1, Purpose::Control).await.map_err(|e| e.to_string()).unwrap();
+    let mut connection =
+        dial(dialler.shared(), 1, Purpose::Control).await.map_err(|e| e.to_string()).unwrap();
     assert_eq!(VERSION, 1);
     for kind in [FrameKind::SnapshotDone, FrameKind::Unknown] {
         connection.outbox.put_empty(kind, 5);

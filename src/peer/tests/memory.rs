@@ -21,7 +21,9 @@ use crate::{
     machine::Outcome,
     raft::{
         Entry, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig, Vote,
-        convert::{log_id_from_proto, log_id_to_proto, stored_membership_from_proto, stored_membership_to_proto},
+        convert::{
+            log_id_from_proto, log_id_to_proto, stored_membership_from_proto, stored_membership_to_proto,
+        },
     },
     types::{LogIndex, proto},
 };
@@ -186,7 +188,11 @@ impl RaftStateMachine<TypeConfig> for MemMachine {
         self.clone()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
         let data = std::fs::read(snapshot.dir.join("payloads"))?;
         let mut state = self.state.lock().unwrap();
         state.applied = meta.last_log_id;
@@ -196,7 +202,9 @@ impl RaftStateMachine<TypeConfig> for MemMachine {
         Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotData>>, io::Error> {
         Ok(self.state().snapshot.map(with_meta))
     }
 }

@@ -23,8 +23,8 @@ use crate::{
     consensus::{Answers, BoxFuture, FoundingState},
     machine::{Command, command::Kind},
     peer::{
-        Addresses, Config, HashMark, Handover, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
-        SendOutcome, SnapshotStore,
+        Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices,
+        Receiving, SendOutcome, SnapshotStore,
         network::Shared,
         tests::memory::{MemLog, MemMachine},
     },
@@ -347,8 +347,9 @@ impl Node {
         let bare = Bare::new(identity(node_id), config);
         let log = MemLog::default();
         let machine = MemMachine::new(bare.dir.path().join("snapshots"), CLUSTER);
-        let raft =
-            Raft::build(node_id, raft_config(), bare.network.clone(), log.clone(), machine.clone()).await.unwrap();
+        let raft = Raft::build(node_id, raft_config(), bare.network.clone(), log.clone(), machine.clone())
+            .await
+            .unwrap();
         let answers = Arc::new(MemAnswers::default());
         let shutdown = CancellationToken::new();
         let serving = bare.network.serve(listener, raft.clone(), answers.clone(), shutdown.clone());
@@ -372,7 +373,14 @@ impl Node {
 
     pub(super) async fn write(&self, payload: impl Into<Bytes>) {
         let command = Command::new(Kind::Block, payload.into());
-        in_time("a write is committed", self.raft.client_write(command)).await.unwrap();
+        let written = async {
+            // Right after an election openraft refuses with an expired lease.
+            while let Err(e) = self.raft.client_write(command.clone()).await {
+                assert!(format!("{e:?}").contains("LeaseExpired"), "{e}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        in_time("a write is committed", written).await;
     }
 
     /// Its port is closed and nobody is dialled; raft goes on and hears nothing.

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Of a frame; above everything here.
+const MAX: usize = 48 << 20;
+
 const STALL: Duration = Duration::from_millis(100);
 
 fn reader(io: DuplexStream, frame_bytes_max: usize) -> Reader<DuplexStream> {
@@ -89,18 +92,29 @@ async fn frames_survive_any_cut() {
 async fn an_append_is_the_same_by_hand_as_by_the_encoder() {
     // Payloads that are copied and payloads that are sent from where they lie, in any order.
     for sizes in [&[0usize, 10, 100][..], &[20_000], &[5, 40_000, 6, 100_000, 7], &[]] {
-        let bytes = written(|outbox| OutgoingAppend::new(append_of(sizes)).put(7, outbox)).await;
+        let bytes = written(|outbox| OutgoingAppend::new(append_of(sizes), MAX).put(7, outbox)).await;
         let message = proto::AppendRequest::decode(&bytes[14..]).unwrap();
         assert_eq!(message.encode_to_vec(), bytes[14..], "the layout is protobuf's own");
-        assert_eq!(bytes.len() - 14, OutgoingAppend::new(append_of(sizes)).bytes());
+        assert_eq!(bytes.len() - 14, OutgoingAppend::new(append_of(sizes), MAX).bytes());
         let request = convert::append_from_proto(message).unwrap();
         assert_eq!(format!("{request:?}"), format!("{:?}", append_of(sizes)));
     }
 }
 
 #[tokio::test]
+async fn an_append_too_large_for_a_frame_is_cut_and_never_to_nothing() {
+    let last = |append: &OutgoingAppend| append.last.map(|id| id.index());
+    let append = OutgoingAppend::new(append_of(&[1000, 1000, 1000]), 2500);
+    assert_eq!((last(&append), append.n_entries(), append.is_cut), (Some(11), 2, true));
+    let append = OutgoingAppend::new(append_of(&[1000, 1000]), 10);
+    assert_eq!((last(&append), append.n_entries(), append.is_cut), (Some(10), 1, true));
+    let append = OutgoingAppend::new(append_of(&[]), 10);
+    assert_eq!((last(&append), append.is_cut), (Some(9), false));
+}
+
+#[tokio::test]
 async fn an_entry_that_changed_on_the_way_is_found() {
-    let bytes = written(|outbox| OutgoingAppend::new(append_of(&[50, 60])).put(7, outbox)).await;
+    let bytes = written(|outbox| OutgoingAppend::new(append_of(&[50, 60]), MAX).put(7, outbox)).await;
     let good = proto::AppendRequest::decode(&bytes[14..]).unwrap();
     let mut bad = good.clone();
     bad.entries[1].payload = Bytes::from(vec![9; 60]);
@@ -116,7 +130,7 @@ async fn an_entry_that_changed_on_the_way_is_found() {
 
 #[tokio::test]
 async fn a_payload_is_a_slice_of_the_frame() {
-    let bytes = written(|outbox| OutgoingAppend::new(append_of(&[30_000])).put(7, outbox)).await;
+    let bytes = written(|outbox| OutgoingAppend::new(append_of(&[30_000]), MAX).put(7, outbox)).await;
     let (mut near, far) = duplex(1 << 20);
     near.write_all(&bytes).await.unwrap();
     let frame = reader(far, 1 << 20).next().await.unwrap();
@@ -138,7 +152,9 @@ async fn a_frame_above_the_bound_is_refused_before_it_is_read() {
 #[tokio::test]
 async fn half_a_frame_and_then_silence_ends_the_connection() {
     // Within the length, within the head, within the payload.
-    for sent in [&[0u8, 0][..], &[0, 0, 0, 20, VERSION], &[0, 0, 0, 20, VERSION, 3, 0, 0, 0, 0, 0, 0, 0, 1, 8]] {
+    for sent in
+        [&[0u8, 0][..], &[0, 0, 0, 20, VERSION], &[0, 0, 0, 20, VERSION, 3, 0, 0, 0, 0, 0, 0, 0, 1, 8]]
+    {
         let (mut near, far) = duplex(64);
         near.write_all(sent).await.unwrap();
         let stalled = in_time("the stall is noticed", reader(far, 4096).next()).await;

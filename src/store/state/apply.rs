@@ -24,7 +24,8 @@ use crate::store::state::StateMachine;
 use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
 use crate::store::state::told::Told;
-use crate::types::{position::LogPos, proto};
+use crate::store::tap::Tapped;
+use crate::types::{LogIndex, position::LogPos, proto};
 
 /// Payload bytes that one batch takes at most, but one entry: as much as one sync of the log.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -188,17 +189,21 @@ impl StateMachine {
         }
         let unix_ms = unix_ms();
         let decode = |row: &bytes::Bytes| proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
-        let rows: Vec<_> = applied.changes.blocks().map(|(height, row, _)| (height, decode(row))).collect();
-        for (height, row) in &rows {
-            self.shared.remember_applied(*height, unix_ms);
+        let (mut rows, mut tapped) = (Vec::new(), Vec::new());
+        for (height, row, block) in applied.changes.blocks() {
+            self.shared.remember_applied(height, unix_ms);
+            let row = decode(row);
             if self.replay_upto < row.index {
                 self.metrics.block_bytes.inc_by(row.header_bytes + row.data_bytes);
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.set_checkpoint(slot, *height, &row.hash);
+                    self.metrics.set_checkpoint(slot, height, &row.hash);
                 }
             }
+            let pos = LogPos { term: row.term, index: row.index };
+            tapped.push(Tapped { pos, height, block: block.clone(), command: payload_at(entries, row.index) });
+            rows.push((height, row));
         }
         let view = self.machine.view();
         if !rows.is_empty() {
@@ -213,6 +218,10 @@ impl StateMachine {
             self.instants.applied(told.batch());
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
+        // Last: whoever is told can read it.
+        if let Some(tap) = &self.tap {
+            tap.applied(self.told(), &tapped);
+        }
     }
 
     /// Sets what the metrics say of blocks from a state that was loaded or installed.
@@ -241,6 +250,15 @@ fn fill(db: &StateDb, applied: &Applied, record: &[u8]) -> WriteBatch {
     }
     batch.put_cf(meta, KEY_MACHINE, record);
     batch
+}
+
+/// The payload of the command at an index of a batch.
+fn payload_at(entries: &[Entry], index: LogIndex) -> bytes::Bytes {
+    let at = entries.binary_search_by_key(&index, |e| pos_of(&e.log_id).index);
+    match &entries[at.expect("a row names an entry of its batch")].payload {
+        EntryPayload::Normal(command) => command.payload.clone(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => unreachable!("a block came by a command"),
+    }
 }
 
 fn kind_of(entry: &Entry) -> ApplyKind {

@@ -95,6 +95,9 @@ impl StateMachine {
         self.pruner = Pruner::new(loaded.floor);
         self.shared.publish(&self.db, Arc::new(self.machine.view().clone()));
         self.show_blocks();
+        if let Some(tap) = &self.tap {
+            tap.installed(self.told());
+        }
         old.doom();
         // Closing a database waits for its threads.
         tokio::task::spawn_blocking(move || drop(old));

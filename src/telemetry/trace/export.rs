@@ -9,7 +9,7 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanExporter as _};
 
 use crate::telemetry::trace::{
-    Counts, Tracer,
+    Config, Counts, Protocol, Tracer,
     counted::{Counted, Rejected},
     http, resource,
     variables::Variables,
@@ -21,21 +21,6 @@ pub(crate) type Service = resource::Service;
 const QUEUE_MAX: u64 = 32_768;
 /// Of the specification.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Grpc,
-    Http,
-}
-
-/// What the settings say.
-#[derive(Debug, Clone)]
-pub(crate) struct Config {
-    /// `http://host:port`; `None`: nothing is exported unless a variable says so.
-    pub(crate) endpoint: Option<String>,
-    pub(crate) protocol: Protocol,
-    pub(crate) service: Service,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -59,7 +44,8 @@ struct Choice {
 
 /// `None`: nothing is exported.
 fn choose(config: &Config, variables: &Variables) -> Option<Choice> {
-    let is_disabled = variables.is("OTEL_SDK_DISABLED", "true") || variables.is("OTEL_TRACES_EXPORTER", "none");
+    let is_disabled =
+        variables.is("OTEL_SDK_DISABLED", "true") || variables.is("OTEL_TRACES_EXPORTER", "none");
     let given = variables.exporter("ENDPOINT");
     let is_wanted =
         given.is_some() || config.endpoint.is_some() || variables.is("OTEL_TRACES_EXPORTER", "otlp");
@@ -75,7 +61,9 @@ fn choose(config: &Config, variables: &Variables) -> Option<Choice> {
         (Some(_), ..) | (None, None, _) => None,
         (None, Some(endpoint), Protocol::Grpc) => Some(endpoint.clone()),
         // The builder takes it as it is, where a variable would get the path appended.
-        (None, Some(endpoint), Protocol::Http) => Some(format!("{}/v1/traces", endpoint.trim_end_matches('/'))),
+        (None, Some(endpoint), Protocol::Http) => {
+            Some(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+        }
     };
     let shown = given.map(str::to_owned).or_else(|| endpoint.clone()).unwrap_or_else(|| "localhost".into());
     let queue_max = variables.count("OTEL_BSP_MAX_QUEUE_SIZE").unwrap_or(QUEUE_MAX);
@@ -93,6 +81,7 @@ fn choose(config: &Config, variables: &Variables) -> Option<Choice> {
 /// needs a worker beside the one that waits for a flush.
 pub(crate) fn start(
     config: &Config,
+    service: &Service,
     variables: &Variables,
     counts: Counts,
     rejected: Rejected,
@@ -102,7 +91,7 @@ pub(crate) fn start(
         Protocol::Grpc => grpc(&choice)?,
         Protocol::Http => over_http(&choice)?,
     };
-    exporter.set_resource(&resource::resource(&config.service, variables));
+    exporter.set_resource(&resource::resource(service, variables));
     tracing::info!(endpoint = choice.shown, protocol = ?choice.protocol, "traces are exported");
     let counted = Counted::new(exporter, counts.clone(), rejected, choice.shown);
     let shared = counted.shared();
@@ -147,8 +136,8 @@ mod tests {
     use super::*;
 
     fn chosen(endpoint: Option<&str>, protocol: Protocol, env: &[(&str, &str)]) -> Option<Choice> {
-        let service = Service { cluster_id: "c".into(), node_id: 1, version: "1" };
-        let config = Config { endpoint: endpoint.map(str::to_owned), protocol, service };
+        let config =
+            Config { endpoint: endpoint.map(str::to_owned), protocol, sample_ratio: 1.0, per_second: 9 };
         choose(&config, &Variables::new(env.iter().map(|(n, v)| ((*n).into(), (*v).into()))))
     }
 

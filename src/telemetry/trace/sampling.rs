@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::telemetry::trace::variables::Variables;
+use crate::telemetry::trace::{Config, variables::Variables};
 
 /// What the settings and the variables say.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,10 +23,16 @@ pub(crate) struct Sampling {
 }
 
 impl Sampling {
+    /// Nothing is recorded.
+    pub(crate) fn none() -> Self {
+        Self { ratio: 0.0, obeys_parent: false, is_explicit: true, traces_per_second: 0 }
+    }
+
     /// The variables win over the settings; a wrong value is told at start and ignored here.
-    pub(crate) fn new(sample_ratio: f64, traces_per_second: u64, variables: &Variables) -> Self {
+    pub(crate) fn new(config: &Config, variables: &Variables) -> Self {
+        let traces_per_second = config.per_second;
         let of_settings =
-            Self { ratio: sample_ratio, obeys_parent: true, is_explicit: false, traces_per_second };
+            Self { ratio: config.sample_ratio, obeys_parent: true, is_explicit: false, traces_per_second };
         let Some(sampler) = variables.get("OTEL_TRACES_SAMPLER") else { return of_settings };
         let arg = variables.get("OTEL_TRACES_SAMPLER_ARG").and_then(|arg| arg.parse().ok());
         let arg = arg.filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or(1.0);
@@ -133,13 +139,17 @@ mod tests {
         Variables::new(pairs.iter().map(|(n, v)| ((*n).into(), (*v).into())))
     }
 
+    fn config(ratio: f64, n: u64) -> Config {
+        Config::new(None, "grpc", ratio, n)
+    }
+
     fn sampler(ratio: f64, n: u64) -> Sampler {
-        Sampler::new(Sampling::new(ratio, n, &Variables::default()))
+        Sampler::new(Sampling::new(&config(ratio, n), &Variables::default()))
     }
 
     #[test]
     fn the_variables_win_over_the_settings() {
-        let of = |pairs: &[(&str, &str)]| Sampling::new(0.5, 7, &variables(pairs));
+        let of = |pairs: &[(&str, &str)]| Sampling::new(&config(0.5, 7), &variables(pairs));
         let settings = of(&[]);
         assert_eq!((settings.ratio, settings.obeys_parent, settings.is_explicit), (0.5, true, false));
         let off = of(&[("OTEL_TRACES_SAMPLER", "always_off")]);
@@ -156,7 +166,7 @@ mod tests {
         assert_eq!(none.decide(&[9; 16], false, false), Verdict { is_sampled: false, is_whole: false });
         assert_eq!(none.decide(&[9; 16], true, false), Verdict { is_sampled: true, is_whole: false });
         assert_eq!(none.decide(&[9; 16], false, true), Verdict { is_sampled: true, is_whole: true });
-        let off = Sampling::new(1.0, 9, &variables(&[("OTEL_TRACES_SAMPLER", "always_off")]));
+        let off = Sampling::new(&config(1.0, 9), &variables(&[("OTEL_TRACES_SAMPLER", "always_off")]));
         assert!(!Sampler::new(off).decide(&[9; 16], true, true).is_sampled, "the variable has the last word");
     }
 

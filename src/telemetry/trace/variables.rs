@@ -22,7 +22,8 @@ pub(crate) struct Variables(BTreeMap<String, String>);
 impl Variables {
     /// Out of an environment; what is not UTF-8 is as if it were not set.
     pub(crate) fn new(env: impl Iterator<Item = (OsString, OsString)>) -> Self {
-        let text = |pair: (OsString, OsString)| Some((pair.0.into_string().ok()?, pair.1.into_string().ok()?));
+        let text =
+            |pair: (OsString, OsString)| Some((pair.0.into_string().ok()?, pair.1.into_string().ok()?));
         let ours = |(name, value): &(String, String)| name.starts_with("OTEL_") && !value.is_empty();
         Self(env.filter_map(text).filter(ours).collect())
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -115,12 +116,10 @@ impl Node {
     }
 
     #[track_caller]
-    pub(crate) fn signal(&self, signal: i32) {
-        let pid = self.child.as_ref().expect("it was started").id();
-        #[expect(unsafe_code, reason = "the standard library sends no signal but SIGKILL")]
-        // SAFETY: a plain system call. The child is not reaped yet, so its pid is nobody else's.
-        let sent = unsafe { libc::kill(pid as libc::pid_t, signal) };
-        assert_eq!(sent, 0, "signal {signal} to node {}", self.id);
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it was started");
+        // The child is not reaped yet, so its pid is nobody else's.
+        kill_process(Pid::from_child(child), signal).expect("a signal reaches a child");
     }
 
     /// kill -9, and waits until it is gone.
@@ -153,7 +152,7 @@ impl Node {
     #[track_caller]
     pub(crate) fn stop(&mut self, within: Duration) -> (ExitStatus, Duration) {
         let begin = Instant::now();
-        self.signal(libc::SIGTERM);
+        self.signal(Signal::TERM);
         (self.wait_exit(within), begin.elapsed())
     }
 
@@ -248,14 +247,14 @@ impl Drop for Node {
 
 /// Starts a process that dies with the thread that started it, so with the test.
 pub(crate) fn spawn_mortal(mut command: Command) -> Child {
-    let parent = std::process::id() as libc::pid_t;
+    let parent = getpid();
     #[expect(unsafe_code, reason = "the standard library does not ask for a signal at the parent's death")]
     // SAFETY: between fork and exec only two system calls are made, both allowed there.
     unsafe {
         command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have died before the line above.
-            if libc::getppid() == parent { Ok(()) } else { Err(std::io::Error::other("the test is over")) }
+            if getppid() == Some(parent) { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
         });
     }
     command.spawn().expect("the binary starts")

@@ -22,8 +22,19 @@ pub(crate) fn leader(answer: &Value, is_colored: bool) -> Shown {
         t.pair("fence", text(&answer["fence"]));
         t.pair("lease left", span(&answer["leaseRemainingMs"]));
     }
-    t.pair("verified", text(&answer["verified"]));
     t.render(is_colored).into()
+}
+
+/// `leader --verify`: exit code 1 when no quorum confirms it.
+pub(crate) fn verified_leader(answer: &Value, is_colored: bool) -> Shown {
+    let mut shown = leader(answer, is_colored);
+    if is_true(&answer["verified"]) {
+        shown.text += &format!("{}\n", Tone::Good.paint("a quorum confirms it", is_colored));
+    } else {
+        shown.text += &format!("{}\n", Tone::Bad.paint("no quorum confirms it", is_colored));
+        shown.code = exit::FAILED;
+    }
+    shown
 }
 
 pub(crate) fn members(answer: &Value, is_colored: bool) -> Shown {
@@ -96,6 +107,23 @@ mod tests {
         ] {
             assert_eq!(handover(&json!({"outcome": outcome}), false).code, code, "{outcome}");
         }
+    }
+
+    #[test]
+    fn a_leader_that_no_quorum_confirms_is_exit_code_1() {
+        let mut answer =
+            json!({"leaderId": 2, "leaderApi": "a:1", "term": 3, "isSelf": false, "verified": true});
+        let shown = verified_leader(&answer, false);
+        assert_eq!(
+            (shown.text.as_str(), shown.code),
+            ("leader  2\nAPI     a:1\nterm    3\na quorum confirms it\n", exit::DONE)
+        );
+        answer["verified"] = false.into();
+        assert_eq!(verified_leader(&answer, false).code, exit::FAILED);
+        assert_eq!(
+            leader(&json!({"leaderId": null, "term": 3}), false).text,
+            "no leader is known (term 3)\n"
+        );
     }
 
     #[test]

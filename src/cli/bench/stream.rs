@@ -1,0 +1,91 @@
+//! Load by the ordered stream: one connection, a window of blocks in flight.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::{
+    cli::{
+        bench::{DRAIN, NO_LEADER_MAX, Run, schedule::Pacer},
+        blocks::Maker,
+        exit::Failure,
+    },
+    client::producer::Producer,
+};
+
+/// How often the ends are looked at when nothing else happens.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Until the run is over and its blocks are answered.
+pub(crate) async fn send(run: &Run, maker: Maker, pacer: Option<&Pacer>) -> Result<(), Failure> {
+    let mut producer = Producer::new(run.cluster.clone(), Box::new(move |next| maker.block(next)));
+    let mut outcomes = Vec::new();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // Arrivals taken so far.
+    let mut taken = 0;
+    let mut n_connects = 0;
+    loop {
+        let mut now = Instant::now();
+        let is_over = run.end <= now;
+        if is_over && (producer.in_flight() == 0 || run.end + DRAIN <= now) {
+            return Ok(());
+        }
+        if !producer.is_connected() {
+            let connected = producer.connect(NO_LEADER_MAX).await;
+            connected.map_err(|e| Failure::failed(e.to_string()))?;
+            n_connects += 1;
+            run.tally().reconnects = n_connects - 1;
+            now = Instant::now();
+        }
+        offer(run, &mut producer, now, &mut taken);
+        let stepped = tokio::select! {
+            biased;
+            stepped = producer.step(&mut outcomes) => stepped,
+            () = woken(pacer) => Ok(()),
+            _ = look.tick() => Ok(()),
+        };
+        if !outcomes.is_empty() {
+            let now = Instant::now();
+            let mut tally = run.tally();
+            for o in outcomes.drain(..) {
+                tally.acked(o.due, now, o.duplicate);
+            }
+        }
+        if let Err(broken) = stepped {
+            run.tally().refused(&broken.reason);
+            if broken.is_contested {
+                return Err(Failure::failed(format!(
+                    "{}; another producer writes to this chain, or the cluster's settings refuse these blocks",
+                    broken.why
+                )));
+            }
+        }
+    }
+}
+
+/// Puts what is due into the stream, as far as there is room.
+fn offer(run: &Run, producer: &mut Producer, now: Instant, taken: &mut u64) {
+    if now < run.arrivals.start() {
+        return;
+    }
+    let room = (run.in_flight - producer.in_flight().min(run.in_flight)) as u64;
+    if !run.arrivals.is_open() {
+        if now < run.end {
+            (0..room).for_each(|_| producer.offer(now));
+        }
+        return;
+    }
+    let due = run.arrivals.count_before(now.min(run.end)) - *taken;
+    for _ in 0..due.min(room) {
+        producer.offer(run.arrivals.due(*taken).expect("an open loop has times"));
+        *taken += 1;
+    }
+}
+
+async fn woken(pacer: Option<&Pacer>) {
+    match pacer {
+        Some(pacer) => pacer.woken().await,
+        None => std::future::pending().await,
+    }
+}
