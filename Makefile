@@ -38,7 +38,7 @@ contract: ## alert rules, systemd unit, compose file
 	scripts/contract.sh
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
-	@exec "$(BINARY)" bench $(BENCH_ARGS)
+	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
 
 rocksdb: ## RocksDB alone, for a cargo of your own: ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR=$$(make -s rocksdb)
 	@scripts/rocksdb.sh

@@ -11,14 +11,16 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    consensus,
-    instants::Instants,
-    leadership, proposals, store,
-    telemetry,
-    telemetry::exemplars::Exemplars,
-    types::{NodeId, position::LogPos, settings::ClusterSettings},
-};
+use crate::consensus;
+use crate::instants::Instants;
+use crate::leadership;
+use crate::proposals;
+use crate::store;
+use crate::telemetry;
+use crate::telemetry::exemplars::Exemplars;
+use crate::types::NodeId;
+use crate::types::position::LogPos;
+use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;

@@ -8,6 +8,7 @@ pub(crate) mod api;
 pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod consensus;
+pub(crate) mod feed;
 pub(crate) mod instants;
 pub(crate) mod leadership;
 pub(crate) mod machine;

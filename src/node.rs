@@ -16,17 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    config::{self, layers::Sources},
-    leadership::task::{Resigned, resign},
-    leadership::policy::Intent,
-    node::build::Running,
-    proposals::handle::Proposal,
-    types::{
-        NodeId, Term,
-        block::{Block, BlockRef},
-        error::{Accepted, ProposeError},
-    },
+use crate::config::{self, layers::Sources};
+use crate::leadership::policy::Intent;
+use crate::leadership::task::{Resigned, resign};
+use crate::node::build::Running;
+use crate::proposals::handle::Proposal;
+use crate::types::{
+    NodeId, Term,
+    block::{Block, BlockRef},
+    error::{Accepted, ProposeError},
 };
 
 /// Settings of a node, as its TOML file says them.
@@ -47,7 +45,8 @@ impl Options {
     }
 
     fn load(sources: &Sources) -> Result<Self, StartError> {
-        let loaded = config::load(sources).map_err(|e| StartError { exit_code: 2, message: e.to_string() })?;
+        let loaded =
+            config::load(sources).map_err(|e| StartError { exit_code: 2, message: e.to_string() })?;
         Ok(Self { settings: loaded.settings })
     }
 }
@@ -83,9 +82,13 @@ pub struct Leadership {
 pub enum Resignation {
     /// This node did not lead.
     NotLeader,
-    Transferred { to: NodeId },
+    Transferred {
+        to: NodeId,
+    },
     /// Another node than the chosen one took over.
-    OtherLeads { leader_id: NodeId },
+    OtherLeads {
+        leader_id: NodeId,
+    },
     /// No voter holds all entries and was heard of lately; this node leads on.
     NoTarget,
     /// It may still happen.

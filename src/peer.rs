@@ -8,19 +8,19 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use crate::{
-    raft::SnapshotData,
-    types::{LogIndex, NodeId, Term, position::LogPos, proto},
-};
+use crate::raft::SnapshotData;
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
 mod append;
 mod asker;
+mod client;
 mod clock;
 mod control;
 mod convert;
 mod dial;
 mod hello;
 mod install;
+mod keeper;
 mod link;
 mod metrics;
 mod network;
@@ -168,11 +168,6 @@ pub(crate) struct Replicated {
     pub(crate) sent: std::time::Instant,
     pub(crate) acknowledged: std::time::Instant,
 }
-
-/// Keeps nothing and tells nothing.
-pub(crate) struct NoNotices;
-
-impl Notices for NoNotices {}
 
 /// Where received snapshots go; implemented over the store. Every method blocks and is called on a
 /// blocking thread.

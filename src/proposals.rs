@@ -11,10 +11,8 @@ pub(crate) mod task;
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{
-    machine::apply::View,
-    types::{NodeId, block::Block, error::Accepted},
-};
+use crate::machine::apply::View;
+use crate::types::{NodeId, block::Block, error::Accepted};
 
 /// Settings of this part.
 #[derive(Debug, Clone)]
@@ -39,5 +37,6 @@ pub(crate) trait Chain: Send + Sync + 'static {
 }
 
 pub(crate) type Handle = handle::Handle;
+pub(crate) type Lane = handle::Lane;
 pub(crate) type Permit = handle::Permit;
 pub(crate) type Proposal = handle::Proposal;

@@ -7,10 +7,8 @@ use std::{fmt, io};
 
 use openraft::{RaftTypeConfig, raft::responder::Responder, type_config::alias::LogIdOf, vote::RaftLeaderId};
 
-use crate::{
-    machine::{Command, Outcome},
-    types::{NodeId, Term, member::Member, position::LogPos},
-};
+use crate::machine::{Command, Outcome};
+use crate::types::{NodeId, Term, member::Member, position::LogPos};
 
 pub(crate) mod convert;
 

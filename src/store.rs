@@ -85,7 +85,7 @@ pub(crate) enum OpenError {
     DiskFull { path: PathBuf, what: String },
     #[error("{}: {what}; a restart will not help", path.display())]
     Identity { path: PathBuf, what: String },
-    #[error("{}: its format is {version}, this binary knows {known}; a restart will not help", path.display())]
+    #[error("{}: its format {version} is newer than the {known} this binary knows; a restart will not help", path.display())]
     NewerFormat { path: PathBuf, version: u64, known: u32 },
     #[error("{}: {what}; a restart will not help", path.display())]
     Damage { path: PathBuf, what: String },

@@ -260,6 +260,15 @@ async fn time_limit(connection: &Connection) {
     }
 }
 
+/// A place of nobody's loop.
+#[cfg(test)]
+pub(crate) fn lone_slot() -> Slot {
+    let bounds = Bounds { total: 1, per_address: 0 };
+    let open = IntGauge::new("open", "open").expect("a name of letters");
+    let slots = Arc::new(Slots { bounds, taken: Mutex::default(), open });
+    slots.take(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)).0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,10 +14,9 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::{
-    api::{error::Fault, wire::Hex},
-    types::block::Block,
-};
+use crate::api::error::Fault;
+use crate::api::wire::Hex;
+use crate::types::block::Block;
 
 /// Greatest integer that every JSON reader keeps exact; above it only text is accepted.
 pub(crate) const NUMBER_MAX: u64 = (1 << 53) - 1;

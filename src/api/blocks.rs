@@ -11,26 +11,19 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use prost::Message;
 
-use crate::{
-    api::{
-        Api,
-        args::{self, Patience},
-        body::{self, BodyError},
-        error::{Code, Fault},
-        handlers,
-        http::{Front, is_media, json, plain_fault, plain_fault_as},
-        metrics::Rejected,
-        routes, settings,
-        trace::{self, Parent},
-        wire::Acknowledged,
-    },
-    instants::{
-        Instants,
-        proposal::{Door, Traced},
-    },
-    proposals::Proposal,
-    types::{block::Block, proto::RaftBlockState},
-};
+use crate::api::args::Patience;
+use crate::api::body::BodyError;
+use crate::api::error::{Code, Fault};
+use crate::api::http::{Front, is_media, json, plain_fault, plain_fault_as};
+use crate::api::metrics::Rejected;
+use crate::api::trace::Parent;
+use crate::api::wire::Acknowledged;
+use crate::api::{Api, args, body, handlers, routes, settings, trace};
+use crate::instants::Instants;
+use crate::instants::proposal::{Door, Traced};
+use crate::proposals::Proposal;
+use crate::types::block::Block;
+use crate::types::proto::RaftBlockState;
 
 /// What a block's message has beside header and data: two hashes, five integers, and room for fields that
 /// a later sequencer may add.
@@ -114,7 +107,7 @@ pub(crate) async fn propose(front: Arc<Front>, request: Request<Incoming>) -> Re
     let (head, incoming) = request.into_parts();
     let api = &front.api;
     if let Some(refused) = refuse_media(api, &head.headers) {
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         return refused;
     }
     let instants = &api.parts.instants;
@@ -149,7 +142,7 @@ async fn accept(
     let (terms, permit) = match before {
         Ok(before) => before,
         Err(fault) => {
-            body::discard(incoming);
+            body::discard(headers, incoming);
             return Err(plain(fault));
         }
     };

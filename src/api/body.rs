@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Request, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -87,7 +87,7 @@ pub(crate) async fn read(
     match whole {
         Ok(bytes) => Ok((bytes, room.permit)),
         Err(e) => {
-            discard(body);
+            drain(body);
             Err(e)
         }
     }
@@ -136,7 +136,21 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
 
 /// Lets a refused request's body run into nothing for a moment: a socket that is closed with unread bytes
 /// is reset, and the reset can overtake the answer.
-pub(crate) fn discard(mut body: Incoming) {
+pub(crate) fn discard(headers: &HeaderMap, body: Incoming) {
+    // Who expects to be told before it sends is told no by the answer.
+    if !headers.contains_key(header::EXPECT) {
+        drain(body);
+    }
+}
+
+/// As [`discard`], of a whole request.
+pub(crate) fn refuse(request: Request<Incoming>) {
+    let (head, body) = request.into_parts();
+    discard(&head.headers, body);
+}
+
+/// As [`discard`], of a body whose sending has begun.
+pub(crate) fn drain(mut body: Incoming) {
     if body.is_end_stream() {
         return;
     }

@@ -11,14 +11,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    api::{
-        Api, handlers,
-        status::{self, StatusJson, ms},
-        wire::api_addr_of,
-    },
-    types::{NodeId, member::Member},
-};
+use crate::api::status::{StatusJson, ms};
+use crate::api::wire::api_addr_of;
+use crate::api::{Api, handlers, status};
+use crate::types::NodeId;
+use crate::types::member::Member;
 
 /// Guards against an answer that never comes; a peer is given `raft.send_timeout` by who asks it.
 const ANSWER_WITHIN_MAX: Duration = Duration::from_secs(2);

@@ -10,10 +10,8 @@ use axum::http::StatusCode;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use crate::api::{
-    args::{Fields, Key},
-    error::{Code, Fault},
-};
+use crate::api::args::{Fields, Key};
+use crate::api::error::{Code, Fault};
 
 /// What is to be done with a body.
 #[derive(Debug, PartialEq)]

@@ -10,15 +10,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    api::wire::{BlockRefJson, Hex},
-    consensus::handle,
-    store,
-    types::{
-        Height, LogIndex, NodeId, Term,
-        error::{Certainty, ProposeError, Refusal},
-    },
-};
+use crate::api::wire::{BlockRefJson, Hex};
+use crate::consensus::handle;
+use crate::store;
+use crate::types::error::{Certainty, ProposeError, Refusal};
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// How long a caller waits before it asks a node again that is starting, stopping or handing over.
 /// By eye: a hand-over takes some 10 ms, a restart about a second.

@@ -3,14 +3,12 @@
 
 use prost::Message;
 
-use crate::{
-    api::{
-        args::Decode,
-        routes::{self, Route},
-        table::{self, Method},
-    },
-    types::{block::Block, proto::RaftBlockState},
-};
+use crate::api::args::Decode;
+use crate::api::routes::Route;
+use crate::api::table::Method;
+use crate::api::{routes, table};
+use crate::types::block::Block;
+use crate::types::proto::RaftBlockState;
 
 const ENDPOINT: &str = r#"set -eu
 endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"

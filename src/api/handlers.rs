@@ -6,23 +6,20 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::{
-    api::{
-        Api, Parts,
-        args::{Args, Consistency, Patience},
-        cluster,
-        error::Fault,
-        settings::{self, Patch},
-        status::{self, ms},
-        trace::Parent,
-        wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson},
-    },
-    consensus::handle::ConfigureError,
-    instants::proposal::{Door, Traced},
-    proposals::{Permit, Proposal},
-    store::{ReadError, Reader},
-    types::{Height, LogIndex, block::Block, error::Accepted},
-};
+use crate::api::args::{Args, Consistency, Patience};
+use crate::api::error::Fault;
+use crate::api::settings::Patch;
+use crate::api::status::ms;
+use crate::api::trace::Parent;
+use crate::api::wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson};
+use crate::api::{Api, Parts, cluster, settings, status, trace};
+use crate::consensus::handle::ConfigureError;
+use crate::instants::proposal::{Door, Traced};
+use crate::proposals::{Permit, Proposal};
+use crate::store::{ReadError, Reader};
+use crate::types::block::Block;
+use crate::types::error::Accepted;
+use crate::types::{Height, LogIndex};
 
 /// Header and data above it are read and encoded on a blocking thread. By eye: a tenth of a millisecond.
 const LARGE_BYTES: u64 = 256 << 10;
@@ -262,7 +259,13 @@ pub(crate) fn block_range<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 /// At least one block where there is any, else at most `max_bytes` of JSON.
 fn page(reader: &Reader, from: Height, limit: usize, max_bytes: u64) -> Result<String, ReadError> {
     // Hex doubles every byte, so no more than half of the bytes can fit.
-    let read = reader.range(from, limit, max_bytes / 2)?;
+    let read = match reader.range(from, limit, max_bytes / 2) {
+        // The chain begins above: from its first block on.
+        Err(ReadError::NotFound { oldest: Some(first) }) if from < first => {
+            reader.range(first, limit, max_bytes / 2)
+        }
+        read => read,
+    }?;
     let mut json = String::from(r#"{"blocks":["#);
     let mut next_height = read.next_height;
     for (i, block) in read.blocks.into_iter().enumerate() {

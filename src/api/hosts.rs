@@ -13,10 +13,10 @@ use std::{
 use arc_swap::ArcSwap;
 use axum::http::{HeaderMap, Uri, Version, header};
 
-use crate::{
-    api::{Config, error::Code, error::Fault, metrics::Rejected},
-    types::member::Members,
-};
+use crate::api::Config;
+use crate::api::error::{Code, Fault};
+use crate::api::metrics::Rejected;
+use crate::types::member::Members;
 
 /// How long the members' hosts are remembered. By eye: one look at raft a second is nothing.
 const MEMBERS_FOR: Duration = Duration::from_secs(1);

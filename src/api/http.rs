@@ -16,19 +16,16 @@ use hyper::body::Incoming;
 use jsonrpsee::server::ws::is_upgrade_request;
 use tower::Service;
 
-use crate::api::{
-    Api,
-    accept::Serve,
-    body::{self, BodyError},
-    envelope::{self, Checked},
-    error::{Code, Fault},
-    handlers::Transport,
-    metrics::{Rejected, SessionEnd},
-    routes::{self, Access, Asked, Found},
-    rpc::{Caller, PING_UNANSWERED_MAX, Rpc},
-    socket::Connection,
-    trace,
-};
+use crate::api::accept::Serve;
+use crate::api::body::BodyError;
+use crate::api::envelope::Checked;
+use crate::api::error::{Code, Fault};
+use crate::api::handlers::Transport;
+use crate::api::metrics::{Rejected, SessionEnd};
+use crate::api::routes::{Access, Asked, Found};
+use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
+use crate::api::socket::Connection;
+use crate::api::{Api, body, envelope, routes, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -91,7 +88,7 @@ impl Front {
         };
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
-            body::discard(request.into_body());
+            body::refuse(request);
             let mut answer = match is_rpc {
                 true => rpc_fault(&fault, reason),
                 false => plain_fault(&fault),
@@ -122,12 +119,12 @@ impl Front {
             }
             Found::OtherMethod(allowed) => {
                 self.api.parts.metrics.reject(Rejected::NoRoute);
-                body::discard(request.into_body());
+                body::refuse(request);
                 method_not_allowed(&allowed.join(", "))
             }
             Found::Nothing => {
                 self.api.parts.metrics.reject(Rejected::NoRoute);
-                body::discard(request.into_body());
+                body::refuse(request);
                 plain_fault(&Fault::new(Code::MethodNotFound, "no such route: see /openapi.json"))
             }
         }
@@ -176,9 +173,9 @@ impl Front {
         let answered = if is_upgrade {
             self.upgrade(request, connection).await
         } else if *request.method() == Method::POST {
-            self.post(request, &connection).await
+            self.post(request, connection).await
         } else {
-            body::discard(request.into_body());
+            body::refuse(request);
             Ok(method_not_allowed("POST"))
         };
         answered.unwrap_or_else(|(reason, fault)| {
@@ -190,11 +187,11 @@ impl Front {
     async fn post(
         &self,
         request: Request<Incoming>,
-        connection: &Connection,
+        connection: Arc<Connection>,
     ) -> Result<Response<Body>, (Rejected, Fault)> {
         let (head, incoming) = request.into_parts();
         if !is_media(&head.headers, &["application/json", "application/json-rpc"]) {
-            body::discard(incoming);
+            body::discard(&head.headers, incoming);
             let why = "the Content-Type is neither application/json nor application/json-rpc";
             return Err((Rejected::MediaType, Fault::new(Code::InvalidRequest, why)));
         }
@@ -218,14 +215,14 @@ impl Front {
                 return Ok(json(status, body));
             }
         };
-        self.take_tokens(connection, calls.max(1))?;
+        self.take_tokens(&connection, calls.max(1))?;
         let mut request = Request::post("/")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(bytes))
             .expect("a request of constant parts is one");
         request.extensions_mut().insert(Caller {
             transport: Transport::Http,
-            remote: connection.remote,
+            connection,
             parent: trace::from_headers(&head.headers),
         });
         match self.rpc.service().call(request).await {
@@ -245,8 +242,9 @@ impl Front {
             return Ok(refused);
         }
         self.take_tokens(&connection, 1)?;
-        let parent = trace::from_headers(request.headers());
-        let caller = Caller { transport: Transport::WebSocket, remote: connection.remote, parent };
+        // A connection's whole life is no trace: its calls have their own.
+        let parent = None;
+        let caller = Caller { transport: Transport::WebSocket, connection: connection.clone(), parent };
         request.extensions_mut().insert(caller);
         if !is_upgrade_request(&request) {
             self.api.parts.metrics.reject(Rejected::Upgrade);

@@ -9,10 +9,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::{
-    api::{probes, routes, table},
-    telemetry::buckets,
-};
+use crate::api::{probes, routes, table};
+use crate::telemetry::buckets;
 
 /// Label of a method that nobody registered.
 const OTHER: &str = "_OTHER";

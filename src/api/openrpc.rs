@@ -7,15 +7,13 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use crate::api::{
-    args::Args,
-    error::{Code, Data},
-    handlers::{self, Answer, Call},
-    routes::{self, Route},
-    rpc,
-    table::{self, Method},
-    wire::MethodNames,
-};
+use crate::api::args::Args;
+use crate::api::error::{Code, Data};
+use crate::api::handlers::{Answer, Call};
+use crate::api::routes::Route;
+use crate::api::table::Method;
+use crate::api::wire::MethodNames;
+use crate::api::{handlers, routes, rpc, table};
 
 /// Both documents as they are served, made once.
 pub(crate) struct Documents {

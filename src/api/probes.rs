@@ -19,15 +19,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{
-    Parts,
-    accept::Serve,
-    body,
-    error::{Code, Fault},
-    handlers,
-    http::{json, plain_fault, text},
-    socket::Connection,
-};
+use crate::api::accept::Serve;
+use crate::api::error::{Code, Fault};
+use crate::api::http::{json, plain_fault, text};
+use crate::api::socket::Connection;
+use crate::api::{Parts, body, handlers};
 use crate::telemetry::encode;
 
 /// How often the checks are looked at, so that `since` and the metric hold between probes.
@@ -37,10 +33,10 @@ const READY: &str = "ready";
 /// Type and name of every check.
 pub(crate) const CHECKS: [(&str, &str); 6] = [
     ("live", "process"),
-    (READY, "started"),
+    (READY, "raft"),
     (READY, "leader"),
     (READY, "caughtUp"),
-    (READY, "notStopping"),
+    (READY, "stopping"),
     (READY, "storage"),
 ];
 
@@ -149,7 +145,7 @@ pub(crate) async fn metrics(parts: Arc<Parts>, headers: &HeaderMap) -> Response<
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let gathered = tokio::task::spawn_blocking(move || {
         look(&parts);
-        crate::telemetry::encode::encode(&parts.registry.gather(), Some(&parts.exemplars), Some(&accept))
+        encode::encode(&parts.registry.gather(), Some(&parts.exemplars), Some(&accept))
     });
     match gathered.await {
         Ok((content_type, body)) => Response::builder()
@@ -172,7 +168,7 @@ impl Front {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let (head, incoming) = request.into_parts();
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         let is_read = matches!(head.method, Method::GET | Method::HEAD);
         match head.uri.path() {
             "/metrics" | "/livez" | "/readyz" | "/leader" if !is_read => {

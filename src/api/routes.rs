@@ -10,16 +10,11 @@ use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::api::{
-    blocks, body,
-    cluster::{self, ClusterJson},
-    handlers,
-    http::{Front, json},
-    probes,
-    status::{self, StatusJson},
-    stream,
-    wire::{Acknowledged, BlockAt, Leader},
-};
+use crate::api::cluster::ClusterJson;
+use crate::api::http::{Front, json};
+use crate::api::status::StatusJson;
+use crate::api::wire::{Acknowledged, BlockAt, Leader};
+use crate::api::{blocks, body, cluster, handlers, probes, status, stream};
 
 /// One request on its way to a route.
 pub(crate) struct Asked {
@@ -33,7 +28,7 @@ impl Asked {
     /// For a route that wants no body.
     fn without_body(self) -> (Arc<Front>, axum::http::request::Parts, String) {
         let (head, incoming) = self.request.into_parts();
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         (self.front, head, self.tail)
     }
 }

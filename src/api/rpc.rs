@@ -3,7 +3,7 @@
 //! [`Observe`] stands around every call, alone or in a batch, over HTTP and over WebSocket: it counts,
 //! measures and limits. The library's own `batch` would go past it.
 
-use std::{borrow::Cow, net::IpAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
 
 use futures::FutureExt;
 use jsonrpsee::{
@@ -21,15 +21,13 @@ use jsonrpsee::{
 use serde_json::value::RawValue;
 use tower::layer::util::{Identity, Stack};
 
-use crate::api::{
-    Api,
-    args::Args,
-    error::{Code, Fault},
-    handlers::{Call, Transport},
-    metrics::Rejected,
-    table,
-    trace::{self, Parent},
-};
+use crate::api::args::Args;
+use crate::api::error::{Code, Fault};
+use crate::api::handlers::{Call, Transport};
+use crate::api::metrics::Rejected;
+use crate::api::socket::Connection;
+use crate::api::trace::Parent;
+use crate::api::{Api, table, trace};
 use crate::instants::proposal::Traced;
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
@@ -44,10 +42,10 @@ const SUBSCRIPTIONS_MAX: u32 = 64;
 const ID_CHARS: usize = 16;
 
 /// Who makes a call; rides in the request's extensions.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) transport: Transport,
-    pub(crate) remote: IpAddr,
+    pub(crate) connection: Arc<Connection>,
     pub(crate) parent: Option<Parent>,
 }
 
@@ -181,14 +179,19 @@ where
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let this = self.clone();
         async move {
-            // Over HTTP the front has taken the tokens already.
-            if let Some(caller) = request.extensions.get::<Caller>()
-                && caller.transport == Transport::WebSocket
-                && let Err(wait) = this.api.limiter.take(caller.remote, 1, Instant::now())
-            {
-                this.api.parts.metrics.reject(Rejected::RateLimit);
-                let fault = Fault::overloaded(wait.as_millis() as u64 + 1);
-                return MethodResponse::error(request.id, ErrorObjectOwned::from(fault));
+            // Over HTTP the front has bounded and limited it already.
+            let by_socket =
+                request.extensions.get::<Caller>().filter(|c| c.transport == Transport::WebSocket);
+            let mut _under_way = None;
+            if let Some(caller) = by_socket {
+                let bytes = request.params.as_ref().map_or(0, |p| p.get().len());
+                _under_way = Some(caller.connection.begin_call(bytes));
+                let remote = caller.connection.remote;
+                if let Err(wait) = this.api.limiter.take(remote, 1, Instant::now()) {
+                    this.api.parts.metrics.reject(Rejected::RateLimit);
+                    let fault = Fault::overloaded(wait.as_millis() as u64 + 1);
+                    return MethodResponse::error(request.id, ErrorObjectOwned::from(fault));
+                }
             }
             let in_flight = this.api.parts.metrics.begin(&request.method);
             let (request, span) = CallSpan::begin(request, &this.api);

@@ -9,16 +9,10 @@ use std::time::Duration;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::{
-    api::{
-        args::{Decode, Fields, Key},
-        error::Fault,
-    },
-    types::{
-        block::HEIGHT_MAX,
-        settings::{ClusterSettings, Continuity, Timestamps},
-    },
-};
+use crate::api::args::{Decode, Fields, Key};
+use crate::api::error::Fault;
+use crate::types::block::HEIGHT_MAX;
+use crate::types::settings::{ClusterSettings, Continuity, Timestamps};
 
 /// What a request needs beside twice the block's bytes as hex.
 const ENVELOPE_BYTES: u64 = 64 << 10;

@@ -1,7 +1,8 @@
 //! A client's socket, and what it tells of how its connection went.
 //!
 //! A write that makes no headway for a while ends the connection: a reader that stopped reading would
-//! otherwise hold its buffers and its place for ever.
+//! otherwise hold its buffers and its place for ever. Nothing is read of a WebSocket that has enough calls
+//! under way: the library takes every message that comes, in a task of its own.
 
 use std::{
     io,
@@ -9,12 +10,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use futures::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -29,6 +31,10 @@ const WRITE_MAX: Duration = Duration::from_secs(10);
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 4;
+/// Calls of one WebSocket under way, and bytes of their parameters: beyond either nothing more is read.
+/// By eye: many times what a client has reason to send without waiting, and two of the largest requests.
+const CALLS_MAX: usize = 256;
+const CALL_BYTES_MAX: usize = 64 << 20;
 
 /// One connection, as the requests on it and its sessions see it.
 pub(crate) struct Connection {
@@ -40,6 +46,11 @@ pub(crate) struct Connection {
     last_read_ms: AtomicU64,
     has_write_timed_out: AtomicBool,
     has_request: AtomicBool,
+    /// Calls by WebSocket under way, and bytes of their parameters.
+    calls: AtomicUsize,
+    call_bytes: AtomicUsize,
+    /// Woken when there is room for more calls.
+    reader: AtomicWaker,
     /// Held until the connection and any session on it are over.
     _slot: Slot,
 }
@@ -53,6 +64,9 @@ impl Connection {
             last_read_ms: AtomicU64::new(0),
             has_write_timed_out: AtomicBool::new(false),
             has_request: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+            call_bytes: AtomicUsize::new(0),
+            reader: AtomicWaker::new(),
             _slot: slot,
         }
     }
@@ -69,10 +83,36 @@ impl Connection {
         self.has_write_timed_out.load(Ordering::Relaxed)
     }
 
+    /// Counts a call by WebSocket until the guard is dropped.
+    pub(crate) fn begin_call(self: &Arc<Self>, bytes: usize) -> CallUnderWay {
+        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.call_bytes.fetch_add(bytes, Ordering::AcqRel);
+        CallUnderWay { connection: self.clone(), bytes }
+    }
+
+    fn is_busy(&self) -> bool {
+        CALLS_MAX <= self.calls.load(Ordering::Acquire)
+            || CALL_BYTES_MAX <= self.call_bytes.load(Ordering::Acquire)
+    }
+
     /// How long nothing was heard from the other side.
     pub(crate) fn silence(&self) -> Duration {
         let at = Duration::from_millis(self.last_read_ms.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(at)
+    }
+}
+
+/// A call by WebSocket.
+pub(crate) struct CallUnderWay {
+    connection: Arc<Connection>,
+    bytes: usize,
+}
+
+impl Drop for CallUnderWay {
+    fn drop(&mut self) {
+        self.connection.calls.fetch_sub(1, Ordering::AcqRel);
+        self.connection.call_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.connection.reader.wake();
     }
 }
 
@@ -112,6 +152,13 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.connection.is_busy() {
+            self.connection.reader.register(cx.waker());
+            // Looked at again: a call may have ended before the waker was there.
+            if self.connection.is_busy() {
+                return Poll::Pending;
+            }
+        }
         let read = self.stream.as_mut().poll_read(cx, buf);
         if read.is_ready() {
             let ms = self.connection.opened.elapsed().as_millis() as u64;
@@ -147,5 +194,57 @@ impl AsyncWrite for Socket {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::api::accept;
+
+    async fn pair() -> (TcpStream, Socket, Arc<Connection>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, remote) = listener.accept().await.unwrap();
+        let connection = Arc::new(Connection::new(remote.ip(), accept::lone_slot()));
+        (client, Socket::new(server, connection.clone()), connection)
+    }
+
+    async fn is_read(socket: &mut Socket) -> bool {
+        let mut byte = [0];
+        let read = socket.read_exact(&mut byte);
+        tokio::time::timeout(Duration::from_millis(200), read).await.is_ok_and(|r| r.is_ok())
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_while_enough_calls_are_under_way() {
+        let (mut client, mut socket, connection) = pair().await;
+        client.write_all(b"abc").await.unwrap();
+        assert!(is_read(&mut socket).await);
+        let mut calls: Vec<_> = (0..CALLS_MAX).map(|_| connection.begin_call(1)).collect();
+        assert!(!is_read(&mut socket).await);
+        let reading = tokio::spawn(async move { (is_read(&mut socket).await, socket) });
+        tokio::task::yield_now().await;
+        calls.pop();
+        let (was_read, mut socket) = reading.await.unwrap();
+        assert!(was_read, "a call that ends lets the next one in");
+        calls.clear();
+        let large = connection.begin_call(CALL_BYTES_MAX);
+        assert!(!is_read(&mut socket).await);
+        drop(large);
+        assert!(is_read(&mut socket).await);
+    }
+
+    #[tokio::test]
+    async fn silence_is_counted_from_the_last_byte() {
+        let (mut client, mut socket, connection) = pair().await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(Duration::from_millis(30) <= connection.silence());
+        client.write_all(b"a").await.unwrap();
+        assert!(is_read(&mut socket).await);
+        assert!(connection.silence() < Duration::from_millis(30));
     }
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::{
-    api::{Parts, wire::BlockRefJson},
-    consensus::{self, Role},
-    types::{LogIndex, NodeId, Term},
-};
+use crate::api::Parts;
+use crate::api::wire::BlockRefJson;
+use crate::consensus;
+use crate::consensus::Role;
+use crate::types::{LogIndex, NodeId, Term};
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

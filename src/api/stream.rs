@@ -25,19 +25,16 @@ use hyper::body::{Frame, Incoming};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api::{
-        Api,
-        blocks::{self, Terms},
-        body,
-        error::Fault,
-        framing::{Framing, FramingError},
-        http::{Front, plain_fault},
-        wire::Acknowledged,
-    },
-    proposals::{self, Permit},
-    types::error::{Accepted, ProposeError},
-};
+use crate::api::blocks::Terms;
+use crate::api::error::Fault;
+use crate::api::framing::{Framing, FramingError};
+use crate::api::http::{Front, plain_fault};
+use crate::api::wire::Acknowledged;
+use crate::api::{Api, blocks, body};
+use crate::proposals;
+use crate::proposals::Lane;
+use crate::proposals::Permit;
+use crate::types::error::{Accepted, ProposeError};
 
 /// Blocks of one stream that wait for their outcome; then the body is not read on. As
 /// `api.max_in_flight`, which bounds them all.
@@ -54,8 +51,8 @@ struct Waiting {
     unknown: ProposeError,
 }
 
-/// Waits for an outcome as the proposals do it.
-type Wait = Box<dyn Fn(Waiting) -> BoxFuture<'static, Outcome> + Send>;
+/// Waits for an outcome as the proposals do it; none: a block before it was refused, and it was not taken.
+type Wait = Box<dyn Fn(Waiting) -> BoxFuture<'static, Option<Outcome>> + Send>;
 
 /// What becomes a line.
 enum Line {
@@ -79,13 +76,13 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
     let (head, incoming) = request.into_parts();
     let api = front.api.clone();
     if let Some(refused) = blocks::refuse_media(&api, &head.headers) {
-        body::discard(incoming);
+        body::discard(&head.headers, incoming);
         return refused;
     }
     let terms = match Terms::from_headers(&head.headers) {
         Ok(terms) => terms,
         Err(fault) => {
-            body::discard(incoming);
+            body::discard(&head.headers, incoming);
             return plain_fault(&fault);
         }
     };
@@ -95,15 +92,17 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
         n_written: AtomicU64::new(0),
         progress: Notify::new(),
     });
-    let reader = Reader { api: api.clone(), terms, lines_tx, shared: shared.clone(), n_taken: 0 };
+    let lane = Lane::default();
+    let reader =
+        Reader { api: api.clone(), terms, lines_tx, shared: shared.clone(), lane: lane.clone(), n_taken: 0 };
     api.tasks.spawn(reader.run(incoming));
     let proposals = api.parts.proposals.clone();
     let lines = Lines::new(
         lines_rx,
         shared,
         Box::new(move |w: Waiting| {
-            let proposals = proposals.clone();
-            Box::pin(async move { proposals.await_answer(w.outcome, w.deadline, w.unknown).await })
+            let (proposals, lane) = (proposals.clone(), lane.clone());
+            Box::pin(async move { proposals.await_in_lane(w.outcome, w.deadline, w.unknown, &lane).await })
         }),
     );
     let mut answer = Response::new(Body::new(lines));
@@ -117,6 +116,7 @@ struct Reader {
     terms: Terms,
     lines_tx: mpsc::Sender<Line>,
     shared: Arc<Shared>,
+    lane: Lane,
     n_taken: u64,
 }
 
@@ -158,7 +158,7 @@ impl Reader {
         }
         // The lines end when this half lets go of them.
         drop(self);
-        body::discard(incoming);
+        body::drain(incoming);
     }
 
     async fn take_all(&mut self, framing: &mut Framing) -> Result<(), Over> {
@@ -194,7 +194,7 @@ impl Reader {
         let unknown = proposals::handle::unknown_of(&block);
         let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
         let deadline = received + proposals.timeout_of(&proposal);
-        let mut outcome = proposals.submit(proposal, permit).await;
+        let mut outcome = proposals.submit(proposal, permit, &self.lane).await;
         self.n_taken += 1;
         // A refusal that is known at once keeps the block behind it from being taken.
         let line = match outcome.try_recv() {
@@ -245,7 +245,7 @@ struct Lines {
 /// Most outcomes are there when their turn comes; the others are waited for, with a deadline.
 enum Turn {
     New(Waiting),
-    Waited(BoxFuture<'static, Outcome>),
+    Waited(BoxFuture<'static, Option<Outcome>>),
 }
 
 impl Lines {
@@ -253,11 +253,11 @@ impl Lines {
         Self { lines_rx, shared, front: None, wait, buffer: BytesMut::new(), has_ended: false }
     }
 
-    fn poll_front(&mut self, front: Turn, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll_front(&mut self, front: Turn, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
         let mut waited = match front {
             Turn::Waited(waited) => waited,
             Turn::New(mut waiting) => match waiting.outcome.try_recv() {
-                Ok(outcome) => return Poll::Ready(outcome),
+                Ok(outcome) => return Poll::Ready(Some(outcome)),
                 Err(_) => (self.wait)(waiting),
             },
         };
@@ -287,8 +287,9 @@ impl Lines {
     fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.buffer.len() < PIECE_BYTES && !self.has_ended {
             if let Some(front) = self.front.take() {
-                let outcome = std::task::ready!(self.poll_front(front, cx));
-                self.write(outcome.map_err(Fault::from));
+                if let Some(outcome) = std::task::ready!(self.poll_front(front, cx)) {
+                    self.write(outcome.map_err(Fault::from));
+                }
                 continue;
             }
             match std::task::ready!(self.lines_rx.poll_recv(cx)) {
@@ -335,8 +336,8 @@ mod tests {
         let wait: Wait = Box::new(|w: Waiting| {
             Box::pin(async move {
                 match tokio::time::timeout_at(w.deadline.into(), w.outcome).await {
-                    Ok(Ok(outcome)) => outcome,
-                    Ok(Err(_)) | Err(_) => Err(w.unknown),
+                    Ok(Ok(outcome)) => Some(outcome),
+                    Ok(Err(_)) | Err(_) => Some(Err(w.unknown)),
                 }
             })
         });

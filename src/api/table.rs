@@ -5,24 +5,19 @@
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use crate::{
-    api::{
-        args::{Args, Consistency, Param, Patience},
-        cluster::ClusterJson,
-        error::Code,
-        handlers::{self, Answer, Call},
-        logging::{self, LogFilterJson},
-        openrpc,
-        settings::Patch,
-        status::StatusJson,
-        timeline::{self, TimelineJson},
-        wire::{
-            Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson,
-            SettingsJson,
-        },
-    },
-    types::block::Block,
+use crate::api::args::{Args, Consistency, Param, Patience};
+use crate::api::cluster::ClusterJson;
+use crate::api::error::Code;
+use crate::api::handlers::{Answer, Call};
+use crate::api::logging::LogFilterJson;
+use crate::api::settings::Patch;
+use crate::api::status::StatusJson;
+use crate::api::timeline::TimelineJson;
+use crate::api::wire::{
+    Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
+use crate::api::{handlers, logging, openrpc, timeline};
+use crate::types::block::Block;
 
 /// One method.
 pub(crate) struct Method {

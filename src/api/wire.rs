@@ -10,12 +10,10 @@ use hex_simd::AsOut;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-use crate::types::{
-    Height, LogIndex, NodeId, Term,
-    block::{Block, BlockRef, Provenance, StoredBlock},
-    error::Accepted,
-    member::{Member, Members},
-};
+use crate::types::block::{Block, BlockRef, Provenance, StoredBlock};
+use crate::types::error::Accepted;
+use crate::types::member::{Member, Members};
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// Bytes, written as `0x` and two lower-case hex digits each.
 #[derive(Debug, Clone, PartialEq, Eq)]

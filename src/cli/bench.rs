@@ -3,6 +3,7 @@
 //! [`schedule`] says when blocks are due, [`stream`] and [`request`] send them, [`tally`] counts, and
 //! [`report`] shows. Everything runs on one thread: the nodes may share the machine.
 
+mod own;
 mod report;
 mod request;
 mod schedule;
@@ -17,19 +18,16 @@ use std::{
 use clap::ValueEnum;
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        bench::{
-            schedule::{Arrivals, Pacer},
-            tally::Tally,
-        },
-        blocks::Maker,
-        endpoints,
-        exit::{self, Failure},
-        out, units,
-    },
-    client::{cluster::Cluster, http::Http},
-};
+use crate::cli::bench::own::Own;
+use crate::cli::bench::schedule::{Arrivals, Pacer};
+use crate::cli::bench::tally::Tally;
+use crate::cli::blocks::Maker;
+use crate::cli::dev::ports;
+use crate::cli::exit::{self, Failure};
+use crate::cli::{endpoints, out, units};
+use crate::client::cluster::Cluster;
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Http;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -38,9 +36,11 @@ Examples:
   blockraft bench --rate 1000 --size 1KiB            1000 blocks a second, whatever happens: latency from when
                                                      a block was due, so a stall counts against all it held up
   blockraft bench --path http --in-flight 64 --json
+  blockraft bench --nodes 3                          on a cluster of its own, which is gone afterwards
 
 A closed loop (--in-flight) shows what the cluster can carry; claims about p99 come from an open loop (--rate).
-The blocks go into the cluster's chain: use a cluster that is there for it, such as `blockraft dev --produce 0`.
+The blocks go into the cluster's chain: use a cluster that is there for it, such as `blockraft dev --produce 0`,
+or --nodes.
 
 Exit codes: 0 measured · 1 failed · 2 usage";
 
@@ -50,6 +50,12 @@ const DRAIN: Duration = Duration::from_secs(5);
 const NO_LEADER_MAX: Duration = Duration::from_secs(30);
 /// Bound of blocks in flight in an open loop: half of the nodes' default `api.max_in_flight`.
 const OPEN_IN_FLIGHT: usize = 2_048;
+/// One look for a leader, and how long to wait for one: of a running cluster, and of one that is starting.
+const LOOK: Duration = Duration::from_secs(2);
+const START: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Of one request: above the nodes' longest `timeoutMs`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(35);
 /// Connections of one request each: below the nodes' default `api.max_connections_per_address`.
 const CONNECTIONS_MAX: usize = 200;
 
@@ -70,6 +76,12 @@ enum Path {
 pub(crate) struct Args {
     #[command(flatten)]
     endpoints: endpoints::Args,
+    /// Start a cluster of so many nodes for this run, in a temporary folder.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(ports::NODES_MAX)))]
+    nodes: Option<u16>,
+    /// One setting for the nodes of --nodes, such as telemetry.log_filter=off; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "nodes")]
+    set: Vec<String>,
     /// Open loop: so many blocks a second, at fixed times.
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     rate: Option<f64>,
@@ -108,7 +120,6 @@ struct Run {
     end: Instant,
     /// Blocks in flight at most.
     in_flight: usize,
-    size: usize,
     /// Guards the counts of one batch of answers; a task of its own would cost more than the lock.
     tally: Mutex<Tally>,
 }
@@ -131,17 +142,34 @@ fn start(args: &Args) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::failed(format!("cannot start the runtime: {e}")))?
-        .block_on(measure(args))
+        .block_on(prepare(args))
 }
 
-async fn measure(args: &Args) -> Result<u8, Failure> {
-    // Of one request: above the nodes' longest `timeoutMs`.
-    let timeout = Duration::from_secs(35);
-    let cluster = Cluster::new(Http::new(timeout, args.endpoints.token()?), args.endpoints.list()?, timeout);
-    let look = Instant::now() + Duration::from_secs(5);
-    if cluster.ready_leader(look).await.is_none() {
-        return Err(Failure::failed(format!("no leader is ready at {}", args.endpoints.endpoints)));
+async fn prepare(args: &Args) -> Result<u8, Failure> {
+    let Some(n_nodes) = args.nodes else { return measure(args, args.endpoints.list()?, LOOK).await };
+    let own = Own::start(n_nodes, &args.set)?;
+    let code = measure(args, own.endpoints().to_vec(), START).await;
+    own.stop().await;
+    code
+}
+
+/// Waits for a leader.
+async fn find(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Result<Cluster, Failure> {
+    let names = endpoints.iter().map(Endpoint::as_str).collect::<Vec<_>>().join(", ");
+    let cluster =
+        Cluster::new(Http::new(REQUEST_TIMEOUT, args.endpoints.token()?), endpoints, REQUEST_TIMEOUT);
+    let end = Instant::now() + patience;
+    while cluster.ready_leader(end.min(Instant::now() + LOOK)).await.is_none() {
+        if end <= Instant::now() + LOOK_AGAIN {
+            return Err(Failure::failed(format!("no leader is ready at {names}")));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    Ok(cluster)
+}
+
+async fn measure(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Result<u8, Failure> {
+    let cluster = find(args, endpoints, patience).await?;
     // Connections are open before the first block is due.
     let start = Instant::now() + Duration::from_millis(100);
     let from = start + args.warmup;
@@ -158,7 +186,6 @@ async fn measure(args: &Args) -> Result<u8, Failure> {
         arrivals,
         end,
         in_flight,
-        size: args.size,
         tally: Mutex::new(Tally::new(from, end, planned)),
     });
     let pacer = args.rate.map(|rate| Pacer::start(start, rate));
@@ -180,7 +207,7 @@ async fn measure(args: &Args) -> Result<u8, Failure> {
         () = report::progress(&run) => Ok(()),
     };
     let tally = run.tally();
-    let result = report::Result::new(args, &tally, in_flight);
+    let result = report::Findings::new(args, &tally, in_flight);
     let text = if args.json { result.json() } else { result.table(out::is_colored()) };
     out::print(&text)?;
     sent?;

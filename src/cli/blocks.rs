@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use rand::RngCore;
 
-use crate::{client::producer::Next, types::proto::RaftBlockState};
+use crate::client::producer::Next;
+use crate::types::proto::RaftBlockState;
 
 /// Of a block's payload, what stands in its header.
 const HEADER_BYTES: usize = 256;

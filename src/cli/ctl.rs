@@ -17,11 +17,12 @@ use std::{path::Path, path::PathBuf, time::Duration};
 
 use hyper::header::HeaderValue;
 
-use crate::{
-    cli::{endpoints, exit, exit::Failure, out, units},
-    client::{cluster::Cluster, endpoint::Endpoint, http::Http},
-    types::NodeId,
-};
+use crate::cli::exit::Failure;
+use crate::cli::{endpoints, exit, out, units};
+use crate::client::cluster::Cluster;
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Http;
+use crate::types::NodeId;
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -4,10 +4,10 @@
 //! produces, [`board`] is what is known, and [`screen`] shows it. [`stage`] drives them.
 
 mod board;
-mod child;
+pub(crate) mod child;
 mod demo;
-mod folder;
-mod ports;
+pub(crate) mod folder;
+pub(crate) mod ports;
 mod screen;
 mod stage;
 mod watch;

@@ -4,10 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hyper::header::HeaderValue;
 
-use crate::{
-    cli::exit::Failure,
-    client::endpoint::{self, Endpoint},
-};
+use crate::cli::exit::Failure;
+use crate::client::endpoint::{self, Endpoint};
 
 /// The ports of one node at the defaults, and of `blockraft dev`.
 pub(crate) const DEFAULT: &str = "127.0.0.1:7400,127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403";

@@ -2,10 +2,9 @@
 
 use std::io;
 
-use crate::{
-    client::{cluster::ClusterError, rpc::CallError},
-    types::error::Certainty,
-};
+use crate::client::cluster::ClusterError;
+use crate::client::rpc::CallError;
+use crate::types::error::Certainty;
 
 pub(crate) const DONE: u8 = 0;
 /// Failed or refused: nothing happened.

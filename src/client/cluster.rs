@@ -9,15 +9,12 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{
-    client::{
-        endpoint::Endpoint,
-        http::Http,
-        rpc::{self, CallError, Reply},
-        wire::{Leader, Members, Status},
-    },
-    types::{NodeId, error::Certainty},
-};
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Http;
+use crate::client::rpc::{self, CallError, Reply};
+use crate::client::wire::{Leader, Members, Status};
+use crate::types::NodeId;
+use crate::types::error::Certainty;
 
 /// The next endpoint is asked when the one before it has not answered by then: some round trips on a wide network.
 const STAGGER: Duration = Duration::from_millis(150);

@@ -19,10 +19,12 @@ use prost::Message;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle};
 
-use crate::{
-    client::{cluster::Cluster, endpoint::Endpoint, http::Http, wire},
-    types::{NodeId, proto::RaftBlockState},
-};
+use crate::client::cluster::Cluster;
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Http;
+use crate::client::wire;
+use crate::types::NodeId;
+use crate::types::proto::RaftBlockState;
 
 /// Blocks that were accepted, over all nodes.
 pub(crate) type Chain = Arc<Mutex<Vec<RaftBlockState>>>;
@@ -147,7 +149,7 @@ async fn answer(
     let result = match method.as_str() {
         "raft_leader" => {
             json!({"leaderId": script.leader_id, "leaderApi": script.leader_api, "isSelf": is_self,
-            "term": script.fence, "fence": script.fence, "ready": is_self.then_some(script.fence.is_some())})
+            "term": script.fence.unwrap_or(0), "fence": script.fence, "ready": is_self.then_some(script.fence.is_some())})
         }
         "raft_status" => json!({"nodeId": script.node_id, "leaderId": script.leader_id, "head": head}),
         "raft_members" => {

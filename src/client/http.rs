@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     body::Incoming,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
 };
@@ -16,7 +16,8 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
-use crate::{client::endpoint::Endpoint, types::error::Certainty};
+use crate::client::endpoint::Endpoint;
+use crate::types::error::Certainty;
 
 /// Largest answer that is read: two blocks of the largest `chain.max_block_bytes` in hex, and what stands around them.
 const BODY_BYTES_MAX: usize = 128 << 20;
@@ -51,7 +52,6 @@ impl HttpError {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -110,7 +110,7 @@ impl Http {
             let response = self.open(endpoint, ask).await?;
             let (head, body) = response.into_parts();
             let body = read(endpoint, body).await?;
-            Ok(Answer { status: head.status, headers: head.headers, body })
+            Ok(Answer { status: head.status, body })
         };
         match tokio::time::timeout(within, whole).await {
             Ok(answer) => answer,

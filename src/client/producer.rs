@@ -12,16 +12,13 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use crate::{
-    client::{
-        cluster::{Cluster, ReadyLeader},
-        frame,
-        rpc::RpcError,
-        stream::{Line, Ready, Stream, StreamError},
-        wire::{Head, Status},
-    },
-    types::{Height, Term, proto::RaftBlockState},
-};
+use crate::client::cluster::{Cluster, ReadyLeader};
+use crate::client::frame;
+use crate::client::rpc::RpcError;
+use crate::client::stream::{Line, Ready, Stream, StreamError};
+use crate::client::wire::{Head, Status};
+use crate::types::proto::RaftBlockState;
+use crate::types::{Height, Term};
 
 /// Bytes of one chunk of the request, about: enough for hundreds of small blocks in one write.
 const PIECE_BYTES: usize = 64 << 10;
@@ -283,13 +280,13 @@ impl Producer {
         broken
     }
 
-    /// Ends the stream after what was offered; [`Self::step`] still reads the answers.
-    pub(crate) fn finish(&mut self) {
-        if let Some(stream) = &mut self.stream
-            && self.outbox.is_empty()
-        {
-            stream.finish();
-        }
+    /// Ends the stream properly. What is still unanswered stays unknown.
+    pub(crate) async fn close(mut self, within: Duration) {
+        let Some(mut stream) = self.stream.take() else { return };
+        stream.finish();
+        let rest = async { while let Ok(Some(_)) = stream.next_line().await {} };
+        // A node that does not end its answer loses the connection.
+        let _ = tokio::time::timeout(within, rest).await;
     }
 }
 

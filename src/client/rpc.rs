@@ -5,13 +5,10 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
-use crate::{
-    client::{
-        endpoint::Endpoint,
-        http::{Answer, Ask, Http, HttpError},
-    },
-    types::{NodeId, error::Certainty},
-};
+use crate::client::endpoint::Endpoint;
+use crate::client::http::{Answer, Ask, Http, HttpError};
+use crate::types::NodeId;
+use crate::types::error::Certainty;
 
 /// A node's error object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -191,16 +188,12 @@ pub(crate) fn excerpt(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hyper::{HeaderMap, StatusCode};
+    use hyper::StatusCode;
 
     use super::*;
 
     fn answer(status: u16, body: &'static str) -> Answer {
-        Answer {
-            status: StatusCode::from_u16(status).expect("a status"),
-            headers: HeaderMap::new(),
-            body: body.into(),
-        }
+        Answer { status: StatusCode::from_u16(status).expect("a status"), body: body.into() }
     }
 
     fn endpoint() -> Endpoint {

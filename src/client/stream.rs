@@ -61,7 +61,10 @@ enum Reading {
     /// The node may send the head of its answer only with the first line.
     Head(Head),
     /// With the sender of requests: the connection may end once that is gone.
-    Body(Incoming, Requests),
+    Body {
+        body: Incoming,
+        _requests: Requests,
+    },
     /// The body of an answer that is no stream.
     Refused(Refused),
     Over,
@@ -131,10 +134,6 @@ impl Stream {
         })
     }
 
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-
     /// Ends the body: no further block follows.
     pub(crate) fn finish(&mut self) {
         self.pieces = None;
@@ -172,12 +171,12 @@ impl Stream {
                     self.reading = Reading::Over;
                     let (response, requests) = response.map_err(|e| self.broken(&e))?;
                     self.reading = if response.status() == StatusCode::OK {
-                        Reading::Body(response.into_body(), requests)
+                        Reading::Body { body: response.into_body(), _requests: requests }
                     } else {
                         Reading::Refused(Box::pin(refused(self.endpoint.clone(), response)))
                     };
                 }
-                Reading::Body(body, _) => match body.frame().await {
+                Reading::Body { body, .. } => match body.frame().await {
                     Some(Ok(frame)) => {
                         if let Ok(data) = frame.into_data() {
                             self.lines.push(&data);

@@ -33,10 +33,6 @@ impl Status {
     pub(crate) fn height(&self) -> Option<Height> {
         self.head.as_ref().map(|h| h.height)
     }
-
-    pub(crate) fn is_leader(&self) -> bool {
-        self.role == "leader"
-    }
 }
 
 /// Why a node is not ready.
@@ -156,7 +152,7 @@ mod tests {
             r#"{"nodeId":2,"role":"follower","term":3,"leaderId":null,"head":null,"fence":null,"news":[1]}"#,
         )
         .expect("a status");
-        assert_eq!((s.node_id, s.leader_id, s.height(), s.is_leader()), (2, None, None, false));
+        assert_eq!((s.node_id, s.leader_id, s.height()), (2, None, None));
         let s: Status =
             serde_json::from_str(r#"{"head":{"height":7,"hash":"0x00","timestamp":"1700000000000000001"}}"#)
                 .expect("a status");

@@ -10,12 +10,10 @@ use openraft::{
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::{
-    consensus::BoxFuture,
-    machine::Command,
-    raft::{NodeRecord, Reply, TypeConfig, WriteResult},
-    types::{LogIndex, NodeId},
-};
+use crate::consensus::BoxFuture;
+use crate::machine::Command;
+use crate::raft::{NodeRecord, Reply, TypeConfig, WriteResult};
+use crate::types::{LogIndex, NodeId};
 
 pub(crate) type Metrics = RaftMetrics<TypeConfig>;
 pub(crate) type MetricsWatch = WatchReceiverOf<TypeConfig, Metrics>;

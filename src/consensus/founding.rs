@@ -5,11 +5,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    consensus::{FoundingState, core::Stopped, handle::Handle},
-    raft::NodeRecord,
-    types::NodeId,
-};
+use crate::consensus::{FoundingState, core::Stopped, handle::Handle};
+use crate::raft::NodeRecord;
+use crate::types::NodeId;
 
 /// Between two rounds of asking. By eye: short beside a human's start of three processes.
 const ASK_EVERY: Duration = Duration::from_millis(100);

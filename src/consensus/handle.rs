@@ -12,20 +12,18 @@ use bytes::Bytes;
 use openraft::{async_runtime::watch::WatchReceiver, errors::ClientWriteError};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::{
-    consensus::{
-        PeerError, Peers, Role, Status,
-        core::{Config, Core, Metrics, MetricsWatch, ReadIndexError, ServerWatch, Stopped},
-        status,
-    },
-    machine::{Command, Outcome, apply::settings_to_proto},
-    raft::{Reply, WriteResult, pos_of},
-    types::{
-        LogIndex, NodeId, Term,
-        position::LogPos,
-        proto,
-        settings::{ClusterSettings, SettingsInForce},
-    },
+use crate::consensus::{
+    PeerError, Peers, Role, Status,
+    core::{Config, Core, Metrics, MetricsWatch, ReadIndexError, ServerWatch, Stopped},
+    status,
+};
+use crate::machine::{Command, Outcome, apply::settings_to_proto};
+use crate::raft::{Reply, WriteResult, pos_of};
+use crate::types::{
+    LogIndex, NodeId, Term,
+    position::LogPos,
+    proto,
+    settings::{ClusterSettings, SettingsInForce},
 };
 
 /// Why a linearizable read could not be served here.

@@ -7,10 +7,8 @@ use std::{
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use crate::{
-    consensus::{core::Stopped, handle::Handle, status},
-    types::{LogIndex, position::Positions},
-};
+use crate::consensus::{BoxFuture, core::Stopped, handle::Handle, status};
+use crate::types::{LogIndex, position::Positions};
 
 /// Settings of compaction.
 #[derive(Debug, Clone)]
@@ -30,8 +28,13 @@ pub(crate) struct Config {
 /// A peer that acknowledged so recently is waited for by the purge (safety rule 29).
 const CATCHING_UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// Bytes in the log behind an index, asked of the store.
-pub(crate) type LogBytesSince = Arc<dyn Fn(LogIndex) -> u64 + Send + Sync>;
+/// What compaction asks of the store.
+pub(crate) trait Compacted: Send + Sync + 'static {
+    /// Bytes in the log behind an index.
+    fn log_bytes_after(&self, index: LogIndex) -> u64;
+    /// Flushes the state while applies go on, so that the checkpoint itself takes milliseconds.
+    fn flush_ahead(&self) -> BoxFuture<'_, ()>;
+}
 
 /// Whether a snapshot is due.
 fn is_due(config: &Config, at: &Positions, bytes_since: u64) -> bool {
@@ -50,7 +53,7 @@ fn purge_upto(config: &Config, at: &Positions, slowest_catching_up: Option<LogIn
 }
 
 /// Snapshots and purges until raft stops.
-pub(crate) async fn run(raft: Handle, config: Config, log_bytes_since: LogBytesSince) -> Result<(), Stopped> {
+pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>) -> Result<(), Stopped> {
     let mut watch = raft.watch();
     let mut last_start: Option<Instant> = None;
     // Index the last build was asked at: the next one waits until it is over.
@@ -76,7 +79,7 @@ pub(crate) async fn run(raft: Handle, config: Config, log_bytes_since: LogBytesS
         let wait_left = last_start
             .map(|start| config.min_interval.saturating_sub(start.elapsed()))
             .filter(|left| !left.is_zero());
-        if is_due(&config, &at, log_bytes_since(at.snapshot)) && asked_at.is_none() {
+        if is_due(&config, &at, store.log_bytes_after(at.snapshot)) && asked_at.is_none() {
             match wait_left {
                 Some(left) => {
                     tokio::time::sleep(left).await;
@@ -85,6 +88,7 @@ pub(crate) async fn run(raft: Handle, config: Config, log_bytes_since: LogBytesS
                 None => {
                     last_start = Some(Instant::now());
                     asked_at = Some(at.applied);
+                    store.flush_ahead().await;
                     raft.core().trigger_snapshot().await?;
                 }
             }

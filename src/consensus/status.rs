@@ -7,11 +7,9 @@ use std::{
 
 use openraft::{ServerState, async_runtime::Instant as _};
 
-use crate::{
-    consensus::{PeerProgress, Role, Status, core::Metrics},
-    raft::convert::members_of,
-    types::{NodeId, Term, position::Positions},
-};
+use crate::consensus::{PeerProgress, Role, Status, core::Metrics};
+use crate::raft::convert::members_of;
+use crate::types::{NodeId, Term, position::Positions};
 
 /// A leader counts as heard for so long after its last message: 1.5 × heartbeat_timeout
 /// (safety rule 11).

@@ -6,13 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    consensus::{self, Role, Status},
-    leadership::metrics::{Facts, LagMax},
-    leadership::policy::{Check, Inputs, Intent, Verdict, hint, judge},
-    store,
-    types::{LogIndex, NodeId, Term, proto::LeadershipCause},
-};
+use crate::consensus::{self, Role, Status};
+use crate::leadership::metrics::{Facts, LagMax};
+use crate::leadership::policy::{Check, Inputs, Intent, Verdict, hint, judge};
+use crate::store;
+use crate::types::{LogIndex, NodeId, Term, proto::LeadershipCause};
 
 /// Commit indexes are remembered this far back, for *caught up* (design 11).
 const COMMITTED_AGO: Duration = Duration::from_secs(1);

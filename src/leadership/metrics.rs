@@ -12,12 +12,10 @@ use prometheus::{
     proto::MetricFamily,
 };
 
-use crate::{
-    consensus::{Role, Status},
-    leadership::ages::{Ages, lag_seconds},
-    leadership::handle::{Handle, Leadership},
-    types::{LogIndex, position::Positions, proto::LeadershipCause},
-};
+use crate::consensus::{Role, Status};
+use crate::leadership::ages::{Ages, lag_seconds};
+use crate::leadership::handle::{Handle, Leadership};
+use crate::types::{LogIndex, position::Positions, proto::LeadershipCause};
 
 /// The highest apply lag is kept over this long, in slots of [`LAG_SLOT`].
 const LAG_SLOTS: usize = 6;

@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    consensus::{Role, Status},
-    machine::apply::View,
-    types::{LogIndex, NodeId},
-};
+use crate::consensus::{Role, Status};
+use crate::machine::apply::View;
+use crate::types::{LogIndex, NodeId};
 
 /// Everything the decision rests on.
 pub(crate) struct Inputs<'a> {
@@ -150,10 +148,8 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        machine::apply::Leadership,
-        types::{position::LogPos, proto::LeadershipCause},
-    };
+    use crate::machine::apply::Leadership;
+    use crate::types::{position::LogPos, proto::LeadershipCause};
 
     const NODE: NodeId = 1;
 

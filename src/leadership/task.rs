@@ -4,16 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{
-    consensus::{Role, core::Stopped},
-    leadership::{
-        handle::Handle,
-        metrics::{Counters, reason},
-        policy::Intent,
-    },
-    machine::{Command, Outcome, apply::settings_to_proto},
-    types::{NodeId, Term, proto, settings::ClusterSettings},
+use crate::consensus::{Role, core::Stopped};
+use crate::leadership::{
+    handle::Handle,
+    metrics::{Counters, reason},
+    policy::Intent,
 };
+use crate::machine::{Command, Outcome, apply::settings_to_proto};
+use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
 
 /// How often the commit index is remembered and the leader's silence noticed.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);

@@ -7,12 +7,12 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{
-    api,
-    consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle},
-    leadership,
-    types::{LogIndex, NodeId, Term, position::LogPos, proto::LeadershipCause},
-};
+use crate::api;
+use crate::consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle};
+use crate::leadership;
+use crate::types::position::LogPos;
+use crate::types::proto::LeadershipCause;
+use crate::types::{LogIndex, NodeId, Term};
 
 /// Answers out of the parts, which are all there before the first question is.
 pub(super) struct NodeAnswers {

@@ -12,24 +12,29 @@ use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api, config, consensus,
-    consensus::{
-        core::Stopped,
-        founding::{self, FoundingList},
-        snapshots,
-    },
-    instants::Instants,
-    leadership,
-    leadership::elections::{self, Elections},
-    leadership::metrics::{Counters, ExportedSettings, RaftCollector},
-    node::{StartError, answers::NodeAnswers, observe, parts, tasks::Tasks},
-    peer, proposals,
-    raft::NodeRecord,
-    store, telemetry,
-    telemetry::trace::counted::Rejected,
-    types::{NodeId, member::Members},
+use crate::api;
+use crate::config;
+use crate::consensus;
+use crate::consensus::{
+    core::Stopped,
+    founding::{self, FoundingList},
+    snapshots,
 };
+use crate::instants::Instants;
+use crate::leadership;
+use crate::leadership::elections::{self, Elections};
+use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::node::answers::NodeAnswers;
+use crate::node::tasks::Tasks;
+use crate::node::{StartError, observe, parts};
+use crate::peer;
+use crate::proposals;
+use crate::raft::NodeRecord;
+use crate::store;
+use crate::telemetry;
+use crate::telemetry::trace::counted::Rejected;
+use crate::types::NodeId;
+use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
@@ -109,7 +114,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
-    let addresses: peer::Addresses = Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+    let addresses: peer::Addresses =
+        Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
@@ -225,14 +231,17 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("elections", elections::run(leadership.clone(), rounds, elections, stalls, tracer.clone()));
     if has_data {
         let last_exit = opened.last_exit.cause.label().to_owned();
-        tasks.spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
+        tasks
+            .spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
     }
-    let bytes_reader = opened.reader.clone();
-    let log_bytes = Arc::new(move |index| bytes_reader.log_bytes_after(index));
-    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), log_bytes));
+    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
-    servers.spawn("api", never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())));
+    servers.spawn(
+        "api",
+        never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())),
+    );
     if let Some(listener) = bound.metrics {
         servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
     }

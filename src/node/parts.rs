@@ -2,19 +2,19 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use crate::{
-    instants::Instants,
-    machine::apply::View,
-    peer::{self, HashMark, Incarnation, Receiving, SendOutcome},
-    proposals, store,
-    store::snapshot::receive::ReceiveError,
-    types::{
-        Height, NodeId,
-        block::Block,
-        error::Accepted,
-        position::LogPos,
-        proto::{LeadershipCause, SnapshotManifest},
-    },
+use crate::consensus::{BoxFuture, snapshots};
+use crate::instants::Instants;
+use crate::machine::apply::View;
+use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
+use crate::proposals;
+use crate::store;
+use crate::store::snapshot::receive::ReceiveError;
+use crate::types::{
+    Height, LogIndex, NodeId,
+    block::Block,
+    error::Accepted,
+    position::LogPos,
+    proto::{LeadershipCause, SnapshotManifest},
 };
 
 /// The applied state, for those who propose.
@@ -40,6 +40,19 @@ impl proposals::Chain for Chain {
             Err(store::reader::ReadError::NotFound { .. }) => Some(false),
             Err(_) => None,
         }
+    }
+}
+
+/// What compaction asks of the store.
+pub(super) struct Compacted(pub(super) store::Reader);
+
+impl snapshots::Compacted for Compacted {
+    fn log_bytes_after(&self, index: LogIndex) -> u64 {
+        self.0.log_bytes_after(index)
+    }
+
+    fn flush_ahead(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.flush_ahead())
     }
 }
 
@@ -123,11 +136,11 @@ impl peer::SnapshotStore for SnapshotStore {
             SendOutcome::Failed => "failed",
             SendOutcome::Corrupt => "corrupt",
         };
-        self.0.metrics().snapshot("send", label, took.as_secs_f64());
+        self.0.metrics().count("send", label, took.as_secs_f64());
     }
 
     fn sending(&self, is_running: bool) {
-        self.0.metrics().set_snapshot_running("send", is_running);
+        self.0.metrics().set_running("send", is_running);
     }
 }
 
@@ -135,7 +148,7 @@ struct Incoming(store::snapshot::receive::Receiving);
 
 impl Receiving for Incoming {
     fn have(&self, file: &str) -> u64 {
-        self.0.have(file).unwrap_or(0)
+        self.0.have(file)
     }
 
     fn write_chunk(&mut self, file: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -5,15 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use prometheus::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{
-    config, store,
-    node::{
-        StartError,
-        build::{self, Process},
-        stop,
-    },
-    telemetry,
+use crate::config;
+use crate::node::{
+    StartError,
+    build::{self, Process},
+    stop,
 };
+use crate::store;
+use crate::telemetry;
 
 /// Log lines that are still queued get so long at the end.
 const LOG_WITHIN: Duration = Duration::from_millis(200);
@@ -30,10 +29,13 @@ pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + 
         Ok(started) => started,
         Err(error) => return refuse(&StartError { exit_code: 2, message: error.to_string() }),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("blockraft").build() {
-        Ok(runtime) => runtime,
-        Err(error) => return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") }),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("blockraft").build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") });
+            }
+        };
     let code = runtime.block_on(live(settings, Process { registry, log: Some(log), rejected }, until));
     // What is left are reads that nobody waits for.
     runtime.shutdown_timeout(Duration::from_millis(100));

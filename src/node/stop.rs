@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::{
-    leadership::{policy::Intent, task::resign},
-    node::build::Running,
-};
+use crate::leadership::{policy::Intent, task::resign};
+use crate::node::build::{Running, SERVERS_WITHIN};
 
 /// The spans of what ended last are built so long. By eye: five times what the task gathers for.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
@@ -18,6 +16,7 @@ const EXPORTED_WITHIN: Duration = Duration::from_millis(500);
 pub(super) async fn stop(mut running: Running) {
     let raft = &running.settings.raft;
     let started = Instant::now();
+    let raft_shutdown = raft.shutdown_timeout;
     // One deadline for both waits: for the answers, and for what this node appended.
     let drain_until = started + raft.shutdown_timeout;
     let led_to = running.raft.is_leader().then(|| running.raft.status().positions.last);
@@ -44,8 +43,11 @@ pub(super) async fn stop(mut running: Running) {
         }
     }
     running.serving.cancel();
-    running.servers.drain(super::build::SERVERS_WITHIN).await;
-    running.raft.core().shutdown().await;
+    running.servers.drain(SERVERS_WITHIN).await;
+    // A store that failed may never let its last apply return.
+    if timeout(raft_shutdown, running.raft.core().shutdown()).await.is_err() {
+        tracing::warn!("raft did not stop in time");
+    }
     running.instants.finish(WRITTEN_WITHIN).await;
     running.tasks.stop().await;
     let tracer = running.instants.tracer().clone();

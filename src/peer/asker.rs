@@ -5,21 +5,15 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    consensus::{BoxFuture, FoundingState, PeerError, Peers},
-    peer::{
-        Incarnation, dial, hello,
-        link::CallError,
-        metrics::Rpc,
-        network::{Shared, decode},
-        wire::WireError,
-    },
-    types::{
-        LogIndex, NodeId,
-        position::LogPos,
-        proto::{self, FrameKind},
-    },
-};
+use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers};
+use crate::peer::link::CallError;
+use crate::peer::metrics::Rpc;
+use crate::peer::network::{Shared, decode};
+use crate::peer::wire::WireError;
+use crate::peer::{Incarnation, dial, hello};
+use crate::types::position::LogPos;
+use crate::types::proto::{self, FrameKind};
+use crate::types::{LogIndex, NodeId};
 
 /// Asks. Cheap to clone.
 #[derive(Clone)]
@@ -100,7 +94,8 @@ impl Peers for Asker {
     fn status(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<Bytes, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::Status, FrameKind::StatusAnswer);
-            let answer: proto::StatusAnswer = self.ask(node_id, Rpc::Status, kinds, Bytes::new(), within).await?;
+            let answer: proto::StatusAnswer =
+                self.ask(node_id, Rpc::Status, kinds, Bytes::new(), within).await?;
             Ok(answer.json)
         })
     }
@@ -108,7 +103,8 @@ impl Peers for Asker {
     fn read_index(&self, leader_id: NodeId, within: Duration) -> BoxFuture<'_, Result<LogIndex, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::ReadIndex, FrameKind::ReadIndexAnswer);
-            let answer: proto::ReadIndexAnswer = self.ask(leader_id, Rpc::ReadIndex, kinds, Bytes::new(), within).await?;
+            let answer: proto::ReadIndexAnswer =
+                self.ask(leader_id, Rpc::ReadIndex, kinds, Bytes::new(), within).await?;
             Ok(answer.index)
         })
     }
@@ -116,7 +112,8 @@ impl Peers for Asker {
     fn founding(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<FoundingState, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::Founding, FrameKind::FoundingAnswer);
-            let answer: proto::FoundingAnswer = self.ask(node_id, Rpc::Founding, kinds, Bytes::new(), within).await?;
+            let answer: proto::FoundingAnswer =
+                self.ask(node_id, Rpc::Founding, kinds, Bytes::new(), within).await?;
             let list_hash = answer.list_hash.as_ref().try_into().map_err(|_| PeerError::Unreachable {
                 node_id,
                 why: "its founding hash is malformed".into(),

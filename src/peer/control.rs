@@ -13,24 +13,20 @@ use openraft::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    peer::{
-        Handover,
-        clock::unix_ns,
-        convert,
-        hello::Connection,
-        metrics::{Direction, Rpc},
-        server::Context,
-        session::{self, Answer, check_sender, stopped, unsupported},
-        wire::{self, Frame, WireError},
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{
-        LogIndex, NodeId,
-        position::LogPos,
-        proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
-    },
+use crate::peer::{
+    Handover,
+    clock::unix_ns,
+    convert,
+    hello::{Connection, refused_by_dialler},
+    metrics::{Direction, Rpc},
+    server::Context,
+    session::{self, Answer, check_sender, stopped, unsupported},
+    wire::{self, Frame, WireError},
 };
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::position::LogPos;
+use crate::types::proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps};
+use crate::types::{LogIndex, NodeId};
 
 /// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
 /// eye: 20 a second over every patience there is.
@@ -80,6 +76,9 @@ where
                     let frame = frame?;
                     let id = frame.id;
                     if let Err(e) = self.on_frame(frame) {
+                        if matches!(e, WireError::Closed) {
+                            return Err(e);
+                        }
                         let error = wire::error(ErrorCode::Malformed, e.to_string());
                         self.connection.outbox.put(FrameKind::Error, id, &error);
                         self.connection.outbox.flush().await?;
@@ -101,6 +100,7 @@ where
         let context = self.context;
         let peer_id = self.connection.peer_id;
         match frame.kind() {
+            Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
             Some(FrameKind::Ping) => self.pong(id, received_at_ns),
             Some(FrameKind::Append) => {
                 let request = convert::append_from_proto(frame.decode()?)?;

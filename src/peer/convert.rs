@@ -17,18 +17,15 @@ use prost::{
 };
 use tokio::io::AsyncWrite;
 
-use crate::{
-    machine::{Command, command::Kind},
-    peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes},
-    raft::{
-        Entry, LogId, TypeConfig, Vote,
-        convert::{
-            log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, vote_from_proto,
-            vote_to_proto,
-        },
+use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
+use crate::raft::{
+    Entry, LogId, TypeConfig, Vote,
+    convert::{
+        log_id_from_proto, log_id_to_proto, membership_from_proto, membership_to_proto, received_command,
+        vote_from_proto, vote_to_proto,
     },
-    types::proto::{self, AppendOutcome, FrameKind, TransferOutcome},
 };
+use crate::types::proto::{self, AppendOutcome, FrameKind, TransferOutcome};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;
@@ -189,13 +186,12 @@ fn entry_from_proto(entry: proto::LogEntry) -> Result<Entry, WireError> {
             let membership = proto::Membership::decode(entry.payload).map_err(malformed)?;
             EntryPayload::Membership(membership_from_proto(&membership).map_err(malformed)?)
         }
-        kind if ENTRY_COMMAND_MIN <= kind => EntryPayload::Normal(Command {
-            kind: Kind::from_u8(u8::try_from(kind).map_err(malformed)?),
-            version: u8::try_from(entry.version).map_err(malformed)?,
-            crc: entry.crc,
-            payload: entry.payload,
-            origin: None,
-        }),
+        kind if ENTRY_COMMAND_MIN <= kind => EntryPayload::Normal(received_command(
+            u8::try_from(kind).map_err(malformed)?,
+            u8::try_from(entry.version).map_err(malformed)?,
+            entry.crc,
+            entry.payload,
+        )),
         kind => return Err(WireError::Malformed(format!("entry {} is of kind {kind}", entry.index))),
     };
     Ok(openraft::Entry { log_id, payload })

@@ -18,14 +18,12 @@ use futures::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use crate::{
-    peer::{
-        hello::{self, Connection, HelloError},
-        metrics::Reason,
-        network::Shared,
-    },
-    types::{NodeId, proto::Purpose},
+use crate::peer::{
+    hello::{self, Connection, HelloError},
+    metrics::Reason,
+    network::Shared,
 };
+use crate::types::{NodeId, proto::Purpose};
 
 /// An idle connection is probed after, and then each; by eye. A link that is used notices sooner.
 const KEEPALIVE: Duration = Duration::from_secs(5);

@@ -14,22 +14,17 @@ use tokio::net::{
     tcp::{OwnedReadHalf, OwnedWriteHalf},
 };
 
-use crate::{
-    machine::command::Kind,
-    peer::{
-        Incarnation, LogPos,
-        metrics::{Reason, Rpc},
-        network::{Shared, lock},
-        wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
-    },
-    types::{
-        LogIndex, NodeId,
-        proto::{self, FrameKind, Purpose, RefusalCode},
-    },
+use crate::peer::{
+    Incarnation, LogPos,
+    metrics::{Reason, Rpc},
+    network::{Shared, lock},
+    wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
 };
-
-/// What this binary can apply.
-const KNOWN_COMMANDS: [(Kind, u8); 3] = [(Kind::Block, 1), (Kind::Leadership, 1), (Kind::Configure, 1)];
+use crate::raft::convert::KNOWN_COMMANDS;
+use crate::types::{
+    LogIndex, NodeId,
+    proto::{self, FrameKind, Purpose, RefusalCode},
+};
 
 /// Both halves of a connection whose other side is known.
 pub(super) struct Connection {
@@ -106,7 +101,7 @@ pub(super) fn wire_reason(error: &WireError) -> Reason {
     }
 }
 
-/// The dialler's side. `None` as `node_id` probes: whoever it is, its Hello is the answer.
+/// The dialler's side.
 pub(super) async fn greet(
     shared: &Shared,
     stream: TcpStream,
@@ -322,6 +317,18 @@ async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), 
         }
         Err(e) => Err(Refused::new(RefusalCode::Storage, format!("incarnation could not be stored: {e}"))),
     }
+}
+
+/// The dialler refused after it was admitted here: the first frame it sends says why.
+pub(super) fn refused_by_dialler(shared: &Shared, peer_id: NodeId, frame: Frame) -> WireError {
+    let refusal: proto::Refusal = match frame.decode() {
+        Ok(refusal) => refusal,
+        Err(e) => return e,
+    };
+    let error = HelloError::There(Refused { code: refusal.code(), reason: refusal.reason });
+    shared.metrics_of(peer_id).failed(Rpc::Hello, error.label());
+    shared.said.note::<()>(Topic::Accepted, peer_id, &Err(error));
+    WireError::Closed
 }
 
 /// Says so, if the other side still listens.

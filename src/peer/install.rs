@@ -21,21 +21,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        Receiving,
-        hello::Connection,
-        network::{Shared, lock},
-        server::Context,
-        session::{stopped, unsupported},
-        wire::{self, WireError},
-    },
-    raft::{
-        SnapshotData, SnapshotMeta, TypeConfig, Vote,
-        convert::{log_id_from_proto, stored_membership_from_proto, vote_from_proto, vote_to_proto},
-    },
-    types::proto::{self, ErrorCode, FrameKind, SnapshotStage},
+use crate::peer::{
+    Receiving,
+    hello::{Connection, refused_by_dialler},
+    network::{Shared, lock},
+    server::Context,
+    session::{stopped, unsupported},
+    wire::{self, WireError},
 };
+use crate::raft::{
+    SnapshotData, SnapshotMeta, TypeConfig, Vote,
+    convert::{log_id_from_proto, stored_membership_from_proto, vote_from_proto, vote_to_proto},
+};
+use crate::types::proto::{self, ErrorCode, FrameKind, SnapshotStage};
 
 /// The sender hears of progress after so many bytes. By eye: a quarter of a second on a slow link.
 const PROGRESS_BYTES: u64 = 4 << 20;
@@ -148,10 +146,7 @@ where
         finished.map_err(io::Error::other).and_then(|finished| finished)
     };
     let data = while_waiting(connection, SnapshotStage::Verifying, received_bytes, verifying).await?;
-    let data = data.map_err(|e| match e.kind() {
-        io::ErrorKind::InvalidData => refused(ErrorCode::Corrupt, e.to_string()),
-        _ => refused(ErrorCode::Storage, e.to_string()),
-    })?;
+    let data = data.map_err(disk_error)?;
     let installing = install(context, offer.vote, data);
     let installed = while_waiting(connection, SnapshotStage::Installing, received_bytes, installing).await?;
     let vote = installed.map_err(Ended::Refused)?;
@@ -173,6 +168,9 @@ async fn read_offer(shared: &Shared, connection: &mut Connection) -> Result<Offe
     let patience = shared.config.snapshot_timeout;
     let frame = tokio::time::timeout(patience, connection.reader.next()).await;
     let frame = frame.map_err(|_| WireError::Stalled(patience))??;
+    if frame.kind() == Some(FrameKind::Refusal) {
+        return Err(refused_by_dialler(shared, connection.peer_id, frame).into());
+    }
     if frame.kind() != Some(FrameKind::SnapshotOffer) {
         return Err(Ended::Refused(unsupported(&frame)));
     }
@@ -315,6 +313,14 @@ async fn blocking<T: Send + 'static>(
     done.map_err(io::Error::other)
         .and_then(|done| done)
         .map_err(|e| refused(ErrorCode::Storage, e.to_string()))
+}
+
+/// A damaged transfer is told from a failing disk.
+fn disk_error(error: io::Error) -> Ended {
+    match error.kind() {
+        io::ErrorKind::InvalidData => refused(ErrorCode::Corrupt, error.to_string()),
+        _ => refused(ErrorCode::Storage, error.to_string()),
+    }
 }
 
 /// The sender must not take long work for a dead receiver.

@@ -14,7 +14,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
-use crate::{telemetry::buckets, types::NodeId};
+use crate::telemetry::buckets;
+use crate::types::NodeId;
 
 /// Label of everybody who is no known peer.
 const UNKNOWN: &str = "unknown";

@@ -1,51 +1,31 @@
 //! The transport as openraft sees it, and what its parts share.
 //!
-//! [`Network`] keeps a link to every node that has an address, and makes openraft's clients. A
-//! client holds no address and no identity: both are looked up when it dials.
+//! [`Network`] keeps a link to every node that has an address, and makes openraft's clients.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt};
-use openraft::{
-    RaftNetworkFactory,
-    base::{BoxFuture, BoxStream},
-    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::{Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption},
-    raft::{
-        AppendEntriesRequest, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-        TransferLeaderResponse, VoteRequest, VoteResponse,
-    },
-    type_config::alias::SnapshotOf,
-};
+use openraft::RaftNetworkFactory;
 use prost::Message;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    peer::{
-        Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
-        SnapshotStore,
-        append::{self, LogConnection},
-        convert,
-        dial::Lookups,
-        hello::Said,
-        link::{CallError, Link, Task},
-        metrics::{Direction, Metrics, PeerMetrics, Rpc},
-        snapshot,
-        wire::{Frame, WireError},
-    },
-    raft::{NodeRecord, SnapshotData, StoredMembership, TypeConfig, Vote},
-    types::{
-        LogIndex, NodeId, Term,
-        proto::{self, ErrorCode, FrameKind},
-    },
+use crate::peer::{
+    Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
+    SnapshotStore,
+    client::{Client, Traffic},
+    dial::Lookups,
+    hello::Said,
+    keeper::Task,
+    link::Link,
+    metrics::{Metrics, PeerMetrics, Rpc},
+    wire::{Frame, WireError},
 };
+use crate::raft::{NodeRecord, StoredMembership, TypeConfig};
+use crate::types::{LogIndex, NodeId, Term, proto::FrameKind};
 
 /// How often the list of peers is compared with their addresses. By eye.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -88,7 +68,7 @@ pub(super) struct Shared {
     membership: OnceLock<MembershipLook>,
     /// Guards the look-up of a link; links are made and removed by [`Network::run`] alone.
     links: Mutex<BTreeMap<NodeId, Link>>,
-    handover: Mutex<Option<Handover>>,
+    pub(super) handover: Mutex<Option<Handover>>,
     candidacy: Mutex<Candidacy>,
     elections_tx: watch::Sender<Elections>,
 }
@@ -137,7 +117,7 @@ impl Shared {
         self.addresses.load().contains_key(&node_id) || self.not_member(node_id).is_none()
     }
 
-    fn count_candidacy(&self, target: NodeId, term: Term, rpc: Rpc) {
+    pub(super) fn count_candidacy(&self, target: NodeId, term: Term, rpc: Rpc) {
         let counted = lock(&self.candidacy).on_asked(target, term, rpc);
         self.elections_tx.send_if_modified(|old| std::mem::replace(old, counted) != counted);
     }
@@ -254,7 +234,7 @@ impl Network {
     }
 
     fn client(&self, target: NodeId, traffic: Traffic) -> Client {
-        Client { shared: Arc::clone(&self.shared), target, traffic, log: None }
+        Client::new(Arc::clone(&self.shared), target, traffic)
     }
 }
 
@@ -271,176 +251,6 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_snapshot_client(&mut self, target: NodeId, _node: &NodeRecord) -> Client {
         self.client(target, Traffic::Log)
-    }
-}
-
-/// What a client's appends travel on. Votes, transfers and snapshots have their own ways.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Traffic {
-    Log,
-    Heartbeat,
-}
-
-/// One of openraft's clients of one node.
-pub(crate) struct Client {
-    shared: Arc<Shared>,
-    target: NodeId,
-    traffic: Traffic,
-    /// Kept between streams.
-    log: Option<LogConnection>,
-}
-
-impl Client {
-    async fn call(
-        &self,
-        rpc: Rpc,
-        kind: FrameKind,
-        payload: Bytes,
-        within: Duration,
-    ) -> Result<Frame, RPCError<TypeConfig>> {
-        let link = self.shared.link(self.target).ok_or_else(|| unreachable_node(&CallError::NoAddress))?;
-        let frame = link.call(rpc, kind, payload, within).await;
-        if let Err(CallError::Refused(error)) = &frame
-            && error.code() == ErrorCode::NotMember
-        {
-            self.shared.notices.not_member(self.target, error.version);
-        }
-        frame.map_err(|e| unreachable_node(&e))
-    }
-
-    async fn ask_vote(
-        &self,
-        rpc: Rpc,
-        kind: FrameKind,
-        request: VoteRequest<TypeConfig>,
-        within: Duration,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.shared.count_candidacy(self.target, request.vote.leader_id.term, rpc);
-        let payload = Bytes::from(convert::vote_request_to_proto(&request).encode_to_vec());
-        let frame = self.call(rpc, kind, payload, within).await?;
-        let answer = decode::<proto::VoteAnswer>(frame, FrameKind::VoteAnswer)
-            .and_then(|answer| convert::vote_answer_from_proto(&answer))
-            .map_err(|e| unreachable_node(&e))?;
-        self.shared.metrics.vote(Direction::Sent, rpc, answer.vote_granted);
-        Ok(answer)
-    }
-
-    async fn beat(
-        &self,
-        request: AppendEntriesRequest<TypeConfig>,
-        within: Duration,
-    ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
-        let payload =
-            convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max).into_heartbeat();
-        let frame = self.call(Rpc::Heartbeat, FrameKind::Append, payload, within).await?;
-        let answer = decode::<proto::AppendAnswer>(frame, FrameKind::AppendAnswer);
-        let answer = answer.map_err(|e| unreachable_node(&e))?;
-        if let Some(mark) = &answer.hash_mark
-            && let Ok(hash) = mark.hash.as_ref().try_into()
-        {
-            let mark = crate::peer::HashMark { index: mark.index, hash };
-            self.shared.notices.peer_hash_mark(self.target, mark);
-        }
-        convert::append_answer_from_proto(&answer).map_err(|e| unreachable_node(&e))
-    }
-}
-
-impl NetStreamAppend<TypeConfig> for Client {
-    /// Never fails itself: what goes wrong stands in the answers (safety rule 23).
-    fn stream_append<'s, S>(
-        &'s mut self,
-        mut input: S,
-        option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
-    where
-        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
-    {
-        let answers: BoxStream<'s, AppendResult> = match self.traffic {
-            Traffic::Log => {
-                Box::pin(append::Answers::new(Arc::clone(&self.shared), self.target, &mut self.log, input))
-            }
-            Traffic::Heartbeat => {
-                let client = &*self;
-                // openraft gives a heartbeat up after this long itself.
-                let within = option.hard_ttl();
-                Box::pin(
-                    futures::stream::once(async move {
-                        let request = input.next().await?;
-                        Some(client.beat(request, within).await)
-                    })
-                    .filter_map(futures::future::ready),
-                )
-            }
-        };
-        Box::pin(async move { Ok(answers) })
-    }
-}
-
-/// An answer to an append as openraft wants it.
-pub(super) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
-
-impl NetVote<TypeConfig> for Client {
-    async fn vote(
-        &mut self,
-        rpc: VoteRequest<TypeConfig>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.ask_vote(Rpc::Vote, FrameKind::Vote, rpc, option.hard_ttl()).await
-    }
-
-    async fn pre_vote(
-        &mut self,
-        rpc: VoteRequest<TypeConfig>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        self.ask_vote(Rpc::PreVote, FrameKind::PreVote, rpc, option.hard_ttl()).await
-    }
-}
-
-impl NetTransferLeader<TypeConfig> for Client {
-    async fn transfer_leader(
-        &mut self,
-        req: TransferLeaderRequest<TypeConfig>,
-        option: RPCOption,
-    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let mut request = convert::transfer_to_proto(&req);
-        if let Some(handover) = &*lock(&self.shared.handover)
-            && handover.from_term == req.from_leader().leader_id.term
-        {
-            request.cause = handover.cause as u32;
-            request.operation_id = handover.operation_id.clone();
-        }
-        let payload = Bytes::from(request.encode_to_vec());
-        let frame = self.call(Rpc::Transfer, FrameKind::Transfer, payload, option.hard_ttl()).await?;
-        decode::<proto::TransferAnswer>(frame, FrameKind::TransferAnswer)
-            .and_then(|answer| convert::transfer_answer_from_proto(&req, &answer))
-            .map_err(|e| unreachable_node(&e))
-    }
-}
-
-impl NetSnapshot<TypeConfig> for Client {
-    type SnapshotData = SnapshotData;
-
-    async fn full_snapshot(
-        &mut self,
-        vote: Vote,
-        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
-        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
-        _option: RPCOption,
-    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        tokio::select! {
-            biased;
-            closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = snapshot::send(&self.shared, self.target, vote, &snapshot.snapshot) => {
-                sent.map(SnapshotResponse::new).map_err(|e| unreachable_node(&e).into())
-            }
-        }
-    }
-}
-
-impl NetBackoff<TypeConfig> for Client {
-    fn backoff(&self) -> Option<Backoff> {
-        None
     }
 }
 
@@ -473,11 +283,6 @@ impl Candidacy {
         self.pre_voters.insert(target);
         self.counted
     }
-}
-
-/// Everything that goes wrong is worth a pause before the next try (safety rule 26).
-pub(super) fn unreachable_node(error: &(impl std::error::Error + 'static)) -> RPCError<TypeConfig> {
-    RPCError::Unreachable(Unreachable::from_string(error))
 }
 
 pub(super) fn decode<M: Message + Default>(frame: Frame, expected: FrameKind) -> Result<M, WireError> {

@@ -19,17 +19,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    consensus::Answers,
-    peer::{
-        dial, hello,
-        install::Installer,
-        network::{Memberships, Network, Shared, lock},
-        session,
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{NodeId, proto::Purpose},
+use crate::consensus::Answers;
+use crate::peer::{
+    dial, hello,
+    install::Installer,
+    network::{Memberships, Network, Shared, lock},
+    session,
 };
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::{NodeId, proto::Purpose};
 
 /// Connections of one node for one purpose; a newer one ends the oldest, which is most likely one
 /// whose other end died without a word. By eye.

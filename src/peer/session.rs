@@ -13,21 +13,19 @@ use openraft::{
 };
 use prost::Message;
 
-use crate::{
-    peer::{
-        control::Control,
-        convert,
-        hello::{Connection, Topic, wire_reason},
-        install,
-        metrics::Rpc,
-        server::Context,
-        wire::{self, Frame, WireError},
-    },
-    raft::{SnapshotData, TypeConfig},
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind, Purpose},
-    },
+use crate::peer::{
+    control::Control,
+    convert,
+    hello::{Connection, Topic, refused_by_dialler, wire_reason},
+    install,
+    metrics::Rpc,
+    server::Context,
+    wire::{self, Frame, WireError},
+};
+use crate::raft::{SnapshotData, TypeConfig};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind, Purpose},
 };
 
 /// Answers a connection until it ends. Dropping the future ends it.
@@ -133,6 +131,9 @@ where
 
     fn on_frame(&mut self, frame: Frame) -> Result<(), WireError> {
         let (id, bytes) = (frame.id, frame.payload.len());
+        if frame.kind() == Some(FrameKind::Refusal) {
+            return Err(refused_by_dialler(&self.context.shared, self.connection.peer_id, frame));
+        }
         if frame.kind() != Some(FrameKind::Append) {
             let error = unsupported(&frame);
             self.connection.outbox.put(FrameKind::Error, id, &error);
@@ -162,6 +163,7 @@ where
     /// Says why, if the other side still listens; the connection ends with the same error.
     async fn refuse(mut self, id: u64, error: WireError) -> Result<(), WireError> {
         let code = match &error {
+            WireError::Closed => return Err(error),
             WireError::Corrupt(_) => ErrorCode::Corrupt,
             _ => ErrorCode::Malformed,
         };

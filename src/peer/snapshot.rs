@@ -8,24 +8,22 @@ use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{
-    peer::{
-        SendOutcome,
-        dial::{self, DialError},
-        hello::{Connection, wire_reason},
-        link::error_reason,
-        metrics::{Reason, Rpc},
-        network::{Shared, decode},
-        wire::{Frame, WireError},
-    },
-    raft::{
-        SnapshotData, Vote,
-        convert::{vote_from_proto, vote_to_proto},
-    },
-    types::{
-        NodeId,
-        proto::{self, ErrorCode, FrameKind, Purpose},
-    },
+use crate::peer::{
+    SendOutcome,
+    dial::{self, DialError},
+    hello::{Connection, wire_reason},
+    link::error_reason,
+    metrics::{Reason, Rpc},
+    network::{Shared, decode},
+    wire::{Frame, WireError},
+};
+use crate::raft::{
+    SnapshotData, Vote,
+    convert::{vote_from_proto, vote_to_proto},
+};
+use crate::types::{
+    NodeId,
+    proto::{self, ErrorCode, FrameKind, Purpose},
 };
 
 /// A piece: large enough that its overhead is nothing, small enough that a broken link costs little.

@@ -3,29 +3,21 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::{
-    instants::{
-        Instants,
-        event::Proposed,
-        proposal::{Door, Traced},
-    },
-    proposals::{
-        Chain, Config,
-        metrics::{Ended, Metrics},
-    },
-    types::{
-        Height,
-        block::Block,
-        error::{Accepted, ProposeError},
-    },
-};
+use crate::instants::Instants;
+use crate::instants::event::Proposed;
+use crate::instants::proposal::{Door, Traced};
+use crate::proposals::Config;
+use crate::proposals::metrics::{Ended, Metrics};
+use crate::types::Height;
+use crate::types::block::Block;
+use crate::types::error::{Accepted, ProposeError};
 
 pub(crate) type Answer = Result<Accepted, ProposeError>;
 
@@ -44,6 +36,19 @@ pub(crate) struct Proposal {
     pub(crate) received: Instant,
 }
 
+/// Proposals that stand and fall in order: after the first that is refused no further one of the
+/// lane is handed to raft. Cheap to clone; every clone is the same lane.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lane {
+    is_closed: Arc<AtomicBool>,
+}
+
+impl Lane {
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+}
+
 /// What the task is sent.
 pub(super) struct Queued {
     pub(super) proposal: Proposal,
@@ -59,10 +64,19 @@ pub(super) struct Waiter {
     height: Height,
     received: Instant,
     permit: Permit,
+    lane: Option<Lane>,
 }
 
 impl Waiter {
+    /// Whether an earlier proposal of its lane was refused: this one is not taken.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.lane.as_ref().is_some_and(Lane::is_closed)
+    }
+
     pub(super) fn answer(self, answer: Answer) {
+        if let (Err(_), Some(lane)) = (&answer, &self.lane) {
+            lane.is_closed.store(true, Ordering::Release);
+        }
         self.permit.shared.ended(&answer, &self.trace, self.height, self.received);
         // A caller that went away gave up its answer, not the proposal.
         let _ = self.tx.send(answer);
@@ -87,7 +101,6 @@ impl Drop for Permit {
 
 pub(super) struct Shared {
     config: Config,
-    pub(super) chain: Arc<dyn Chain>,
     pub(super) metrics: Metrics,
     pub(super) instants: Arc<Instants>,
     count: AtomicUsize,
@@ -128,7 +141,6 @@ pub(crate) struct Handle {
 impl Handle {
     pub(super) fn new(
         config: Config,
-        chain: Arc<dyn Chain>,
         metrics: Metrics,
         instants: Arc<Instants>,
     ) -> (Self, mpsc::Receiver<Queued>) {
@@ -136,7 +148,6 @@ impl Handle {
         let (queue, rx) = mpsc::channel(config.in_flight_max.max(1));
         let shared = Shared {
             config,
-            chain,
             metrics,
             instants,
             count: AtomicUsize::new(0),
@@ -172,13 +183,25 @@ impl Handle {
         let unknown = unknown_of(&proposal.block);
         let trace = self.trace_of(&proposal);
         let proposal = Proposal { trace: Some(Arc::clone(&trace)), ..proposal };
-        let rx = self.enqueue(proposal, permit, true).await;
+        let rx = self.enqueue(proposal, permit, None).await;
         let late = |answer: &Answer| self.shared.ended(answer, &trace, height, received);
         wait(rx, received + timeout, unknown, late).await
     }
 
-    /// Waits for the answer of [`Handle::submit`] until a deadline, after which it is unknown.
-    pub(crate) async fn await_answer(
+    /// Enters a block in the order of the calls, without waiting for its verdict. Missing
+    /// predecessors are a gap at once: on this path they cannot come later. The receiver ends
+    /// without an answer when an earlier block of the lane was refused.
+    pub(crate) async fn submit(
+        &self,
+        proposal: Proposal,
+        permit: Permit,
+        lane: &Lane,
+    ) -> oneshot::Receiver<Answer> {
+        self.enqueue(proposal, permit, Some(lane.clone())).await
+    }
+
+    /// Waits for an answer until a deadline, after which it is unknown.
+    async fn await_answer(
         &self,
         rx: oneshot::Receiver<Answer>,
         deadline: Instant,
@@ -189,10 +212,18 @@ impl Handle {
         wait(rx, deadline, unknown, |answer| self.shared.metrics.ended(answer, timeout)).await
     }
 
-    /// Enters a block in the order of the calls, without waiting for its verdict. Missing
-    /// predecessors are a gap at once: on this path they cannot come later.
-    pub(crate) async fn submit(&self, proposal: Proposal, permit: Permit) -> oneshot::Receiver<Answer> {
-        self.enqueue(proposal, permit, false).await
+    /// As [`Handle::await_answer`], for [`Handle::submit`]; none: an earlier block of the lane was
+    /// refused, and this one was never taken.
+    pub(crate) async fn await_in_lane(
+        &self,
+        rx: oneshot::Receiver<Answer>,
+        deadline: Instant,
+        unknown: ProposeError,
+        lane: &Lane,
+    ) -> Option<Answer> {
+        let answer = self.await_answer(rx, deadline, unknown).await;
+        let was_dropped = matches!(answer, Err(ProposeError::LeadershipLost { term: None, .. }));
+        (!(was_dropped && lane.is_closed())).then_some(answer)
     }
 
     pub(crate) fn timeout_of(&self, proposal: &Proposal) -> Duration {
@@ -204,34 +235,22 @@ impl Handle {
         proposal.trace.clone().unwrap_or_else(own)
     }
 
-    async fn enqueue(&self, proposal: Proposal, permit: Permit, may_wait: bool) -> oneshot::Receiver<Answer> {
+    async fn enqueue(
+        &self,
+        proposal: Proposal,
+        permit: Permit,
+        lane: Option<Lane>,
+    ) -> oneshot::Receiver<Answer> {
         let (tx, rx) = oneshot::channel();
+        let may_wait = lane.is_none();
         let (trace, height) = (self.trace_of(&proposal), proposal.block.height);
-        let answer = Waiter { tx, trace, height, received: proposal.received, permit };
-        if let Err(refused) = self.check(&proposal) {
-            answer.answer(Err(refused));
-            return rx;
-        }
+        let answer = Waiter { tx, trace, height, received: proposal.received, permit, lane };
         if let Err(mpsc::error::SendError(queued)) =
             self.queue.send(Queued { proposal, may_wait, answer }).await
         {
             queued.answer.answer(Err(ProposeError::ShuttingDown));
         }
         rx
-    }
-
-    /// What needs no order and no leadership.
-    fn check(&self, proposal: &Proposal) -> Result<(), ProposeError> {
-        proposal.block.check_well_formed()?;
-        let settings = &self.shared.chain.view().settings.settings;
-        if settings.require_fence && proposal.fence.is_none() {
-            return Err(ProposeError::FenceRequired);
-        }
-        let bytes = proposal.block.payload_bytes();
-        if settings.max_block_bytes < bytes {
-            return Err(ProposeError::TooLarge { bytes, max: settings.max_block_bytes });
-        }
-        Ok(())
     }
 
     pub(crate) fn in_flight(&self) -> usize {

@@ -6,10 +6,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::{
-    telemetry::buckets,
-    types::error::{Accepted, ProposeError, Refusal},
-};
+use crate::telemetry::buckets;
+use crate::types::error::{Accepted, ProposeError, Refusal};
 
 /// How a proposal ended. The labels are a closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +55,11 @@ impl Ended {
     }
 
     pub(crate) fn label(self) -> &'static str {
-        Self::ALL.iter().find(|(ended, _)| *ended == self).map(|(_, label)| *label).expect("every outcome is listed")
+        Self::ALL
+            .iter()
+            .find(|(ended, _)| *ended == self)
+            .map(|(_, label)| *label)
+            .expect("every outcome is listed")
     }
 
     /// `None` for what is no proposal at all: a malformed block is counted where it is parsed.

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    machine::apply::{View, check_successor},
-    types::{
-        Height,
-        block::{Block, BlockRef},
-        error::Refusal,
-        settings::Continuity,
-    },
+use crate::machine::apply::{View, check_successor};
+use crate::types::{
+    Height,
+    block::{Block, BlockRef},
+    error::Refusal,
+    settings::Continuity,
 };
 
 /// The last block handed to raft and not yet applied, by height; what it carries is `T`.

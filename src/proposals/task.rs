@@ -10,26 +10,19 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
-use crate::{
-    consensus::{
-        self,
-        handle::{WriteError, Written},
-    },
-    instants::Instants,
-    leadership,
-    machine::{Command, Outcome, command::Origin},
-    proposals::{
-        Chain, Config,
-        handle::{Answer, Handle, Queued, Waiter},
-        metrics::Metrics,
-        order::{Flights, Next, decide},
-    },
-    types::{
-        Height, NodeId,
-        block::Block,
-        error::{ProposeError, Refusal},
-    },
-};
+use crate::consensus;
+use crate::consensus::handle::{WriteError, Written};
+use crate::instants::Instants;
+use crate::leadership;
+use crate::machine::command::Origin;
+use crate::machine::{Command, Outcome};
+use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter};
+use crate::proposals::metrics::Metrics;
+use crate::proposals::order::{Flights, Next, decide};
+use crate::proposals::{Chain, Config};
+use crate::types::block::Block;
+use crate::types::error::{ProposeError, Refusal};
+use crate::types::{Height, NodeId};
 
 /// Proposals taken from the queue at once. By eye: what apply answers in one batch.
 const BATCH_MAX: usize = 1_024;
@@ -68,8 +61,7 @@ pub(crate) fn start(
     instants: Arc<Instants>,
     registry: &Registry,
 ) -> prometheus::Result<(Handle, Task)> {
-    let metrics = Metrics::new(registry)?;
-    let (handle, queue) = Handle::new(config.clone(), Arc::clone(&chain), metrics, Arc::clone(&instants));
+    let (handle, queue) = Handle::new(config.clone(), Metrics::new(registry)?, Arc::clone(&instants));
     let task = Task {
         config,
         raft,
@@ -144,9 +136,30 @@ impl Task {
         ProposeError::NoLeader { retry_after_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX) }
     }
 
+    /// What is wrong with a proposal whoever leads and wherever the chain stands.
+    fn check(&self, proposal: &Proposal) -> Result<(), ProposeError> {
+        proposal.block.check_well_formed()?;
+        let view = self.chain.view();
+        let settings = &view.settings.settings;
+        if settings.require_fence && proposal.fence.is_none() {
+            return Err(ProposeError::FenceRequired);
+        }
+        let bytes = proposal.block.payload_bytes();
+        if settings.max_block_bytes < bytes {
+            return Err(ProposeError::TooLarge { bytes, max: settings.max_block_bytes });
+        }
+        Ok(())
+    }
+
     /// The checks of one proposal, in the order of design 5: leader, duplicate, ready, fence, then
     /// those of the chain.
     async fn take(&mut self, queued: Queued, gate: &Gate) {
+        if queued.answer.is_shut_out() {
+            return;
+        }
+        if let Err(refused) = self.check(&queued.proposal) {
+            return queued.answer.answer(Err(refused));
+        }
         if let Gate::NotLeading(error) = gate {
             return queued.answer.answer(Err(error.clone()));
         }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
-    raft::{LogId, Membership, NodeRecord, StoredMembership, Vote, log_id_of, pos_of},
-    types::{NodeId, member::Members, position::LogPos, proto},
-};
+use bytes::Bytes;
+
+use crate::machine::{Command, command::Kind};
+use crate::raft::{LogId, Membership, NodeRecord, StoredMembership, Vote, log_id_of, pos_of};
+use crate::types::{NodeId, member::Members, position::LogPos, proto};
 
 /// What a received membership lacks.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,15 @@ pub(crate) enum ConvertError {
     Membership(String),
     #[error("{0} is missing")]
     Missing(&'static str),
+}
+
+/// Kind and version of each command that this binary can apply.
+pub(crate) const KNOWN_COMMANDS: [(Kind, u8); 3] =
+    [(Kind::Block, 1), (Kind::Leadership, 1), (Kind::Configure, 1)];
+
+/// A command as it was received; the caller has compared the CRC.
+pub(crate) fn received_command(kind: u8, version: u8, crc: u32, payload: Bytes) -> Command {
+    Command { kind: Kind::from_u8(kind), version, crc, payload, origin: None }
 }
 
 pub(crate) fn log_id_to_proto(id: &LogId) -> proto::LogId {
@@ -42,7 +52,7 @@ pub(crate) fn node_to_proto(node_id: NodeId, node: &NodeRecord) -> proto::NodeRe
         name: node.name.clone(),
         peer_addr: node.peer_addr.clone(),
         api_addr: node.api_addr.clone(),
-        incarnation: node.incarnation.map(|i| bytes::Bytes::copy_from_slice(&i)).unwrap_or_default(),
+        incarnation: node.incarnation.map(|i| Bytes::copy_from_slice(&i)).unwrap_or_default(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! node. A fatal state never goes away: the node stops serving at once and exits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -19,6 +19,9 @@ pub(crate) enum Fatal {
     SyncFailed { what: String },
     #[error("the database {db} cannot be written: {what}")]
     WriteFailed { db: &'static str, what: String },
+    /// The next start rebuilds it from a snapshot and the log.
+    #[error("the state is damaged and is rebuilt at the next start: {what}")]
+    StateDamaged { what: String },
     #[error(
         "upgrade needed: entry {index} is a command of kind {kind}, version {version}, which this binary does not know"
     )]
@@ -33,7 +36,7 @@ impl Fatal {
     /// 4: a restart will not help; 1: it may.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::SyncFailed { .. } | Self::WriteFailed { .. } => 1,
+            Self::SyncFailed { .. } | Self::WriteFailed { .. } | Self::StateDamaged { .. } => 1,
             Self::UpgradeNeeded { .. } | Self::Damaged { .. } | Self::TruncateBelowCommitted { .. } => 4,
         }
     }
@@ -46,16 +49,6 @@ pub(crate) enum Database {
     State,
 }
 
-impl Database {
-    /// The value of the label `db`.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Log => "log",
-            Self::State => "state",
-        }
-    }
-}
-
 /// The state of the disk at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct HealthView {
@@ -63,9 +56,6 @@ pub(crate) struct HealthView {
     /// Less than `store.min_free` is left, or a write met a full disk.
     pub(crate) is_full: bool,
     pub(crate) free_bytes: u64,
-    is_low: bool,
-    /// One bit per database whose last write met a full disk.
-    blocked: u8,
 }
 
 /// Cheap to clone; all clones show the same.
@@ -79,12 +69,23 @@ struct Inner {
     /// Microseconds after `base` at which the sync in progress began, plus one; 0: none.
     sync_since: AtomicU64,
     base: Instant,
+    /// Less than `store.min_free` is left.
+    is_low: AtomicBool,
+    /// Whether the last write of a database met a full disk.
+    is_blocked: [AtomicBool; 2],
 }
 
 impl Health {
     pub(crate) fn new() -> Self {
         let (view, _) = watch::channel(HealthView::default());
-        Self { inner: Arc::new(Inner { view, sync_since: AtomicU64::new(0), base: Instant::now() }) }
+        let inner = Inner {
+            view,
+            sync_since: AtomicU64::new(0),
+            base: Instant::now(),
+            is_low: AtomicBool::new(false),
+            is_blocked: Default::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     pub(crate) fn get(&self) -> HealthView {
@@ -127,35 +128,36 @@ impl Health {
 
     /// What the disk has left, and whether that is too little.
     pub(super) fn set_space(&self, free_bytes: u64, is_low: bool) {
-        self.update(|view| {
-            view.free_bytes = free_bytes;
-            view.is_low = is_low;
-        });
+        self.inner.is_low.store(is_low, Ordering::Relaxed);
+        self.look(Some(free_bytes));
     }
 
     /// A write of a database met a full disk, or went through again.
     pub(super) fn set_blocked(&self, database: Database, is_blocked: bool) {
-        let bit = 1 << database as u8;
-        self.update(|view| match is_blocked {
-            true => view.blocked |= bit,
-            false => view.blocked &= !bit,
-        });
+        self.inner.is_blocked[database as usize].store(is_blocked, Ordering::Relaxed);
+        self.look(None);
     }
 
-    fn update(&self, change: impl FnOnce(&mut HealthView)) {
+    /// Tells the watchers when the disk became full or has space again.
+    fn look(&self, free_bytes: Option<u64>) {
         self.inner.view.send_if_modified(|view| {
-            change(view);
-            let (was_full, free_bytes) = (view.is_full, view.free_bytes);
-            view.is_full = view.is_low || view.blocked != 0;
+            let was_full = view.is_full;
+            view.free_bytes = free_bytes.unwrap_or(view.free_bytes);
+            // Read in here, so that of two looks the later one decides.
+            let is_blocked = self.inner.is_blocked.iter().any(|b| b.load(Ordering::Relaxed));
+            view.is_full = is_blocked || self.inner.is_low.load(Ordering::Relaxed);
+            let free_bytes = view.free_bytes;
             match (was_full, view.is_full) {
-                (false, true) => tracing::warn!(
-                    free_bytes,
-                    "disk full: proposals and entries are refused until space returns"
-                ),
+                (false, true) => {
+                    tracing::warn!(
+                        free_bytes,
+                        "disk full: proposals and entries are refused until space returns"
+                    );
+                }
                 (true, false) => tracing::info!(free_bytes, "disk space is back"),
-                _ => return false,
+                (false, false) | (true, true) => {}
             }
-            true
+            was_full != view.is_full
         });
     }
 

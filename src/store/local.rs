@@ -72,7 +72,8 @@ impl Local {
         Ok(found)
     }
 
-    /// Durable on return. Dropping the future leaves the outcome unknown.
+    /// Durable on return, and with it everything queued before, the raft log included: writing
+    /// nothing waits for that alone. Dropping the future leaves the outcome unknown.
     pub(crate) async fn write(&self, records: Vec<Record>) -> io::Result<()> {
         let (done, durable) = oneshot::channel();
         self.log.write_local(records, Some(done));

@@ -23,8 +23,8 @@ const KINDS: [&str; 4] = ["block", "membership", "blank", "control"];
 const REFUSALS: [&str; 6] = ["conflict", "stale", "gap", "bad_parent", "bad_timestamp", "fenced"];
 const OUTCOMES: [&str; 3] = ["ok", "failed", "corrupt"];
 const OPS: [&str; 5] = ["build", "send", "install", "verify", "restore"];
-pub(crate) const ERROR_OPS: [&str; 6] = ["write", "sync", "read", "flush", "open", "snapshot"];
-pub(crate) const DBS: [&str; 2] = ["log", "state"];
+const ERROR_OPS: [&str; 6] = ["write", "sync", "read", "flush", "open", "snapshot"];
+const DBS: [&str; 2] = ["log", "state"];
 
 /// What an entry is, for `raft_apply_seconds`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,32 +44,43 @@ pub(crate) struct Metrics {
     apply_seconds: [Histogram; KINDS.len()],
     errors: IntCounterVec,
     stall_seconds: CounterVec,
-    pub(crate) blocks_applied: IntCounter,
-    pub(crate) block_bytes: IntCounter,
+    pub(crate) starts: IntCounter,
+    pub(crate) last_exit: IntGaugeVec,
+    pub(crate) blocks: BlockMetrics,
+    pub(crate) snapshots: SnapshotMetrics,
+}
+
+/// What was applied, and what stands at the head.
+pub(crate) struct BlockMetrics {
+    applied: IntCounter,
+    pub(crate) bytes: IntCounter,
     refused: [IntCounter; REFUSALS.len()],
     head_height: IntGauge,
     head_timestamp: Gauge,
     applied_timestamp: Gauge,
     checkpoint_height: [IntGauge; CHECKPOINTS.len()],
     checkpoint_fingerprint: [IntGauge; CHECKPOINTS.len()],
-    snapshot_seconds: [(&'static str, HistogramVec); 3],
-    snapshots: IntCounterVec,
-    snapshot_running: IntGaugeVec,
-    pub(crate) snapshot_bytes: IntGauge,
-    pub(crate) snapshot_last_success: Gauge,
-    pub(crate) snapshots_retained: IntGauge,
-    pub(crate) starts: IntCounter,
-    pub(crate) last_exit: IntGaugeVec,
+}
+
+/// Building, sending, installing and what is kept.
+pub(crate) struct SnapshotMetrics {
+    seconds: [(&'static str, HistogramVec); 3],
+    total: IntCounterVec,
+    running: IntGaugeVec,
+    pub(crate) bytes: IntGauge,
+    pub(crate) last_success: Gauge,
+    pub(crate) retained: IntGauge,
     tracer: Tracer,
 }
 
+/// Makes a metric and registers it.
 struct Builder<'a>(&'a Registry);
 
 impl Builder<'_> {
-    fn add<T: prometheus::core::Collector + Clone + 'static>(
-        &self,
-        made: prometheus::Result<T>,
-    ) -> prometheus::Result<T> {
+    fn add<T>(&self, made: prometheus::Result<T>) -> prometheus::Result<T>
+    where
+        T: prometheus::core::Collector + Clone + 'static,
+    {
         let made = made?;
         self.0.register(Box::new(made.clone()))?;
         Ok(made)
@@ -87,8 +98,8 @@ impl Builder<'_> {
         self.add(IntGauge::new(name, help))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels))
+    fn gauges(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), &[label]))
     }
 
     fn time(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
@@ -119,22 +130,13 @@ impl Metrics {
             "kind",
             buckets::stage(),
         )?;
-        let refused = b.counters(
-            "blockraft_block_refused_total",
-            "Blocks refused when applied, by reason.",
-            &["reason"],
-        )?;
-        let checkpoint_height = b.gauges(
-            "blockraft_block_checkpoint_height",
-            "Highest applied height divisible by the interval; 0 before the first.",
-            &["every"],
-        )?;
-        let checkpoint_fingerprint = b.gauges(
-            "blockraft_block_checkpoint_fingerprint",
-            "First 48 bits of the hash of the block at the checkpoint height.",
-            &["every"],
-        )?;
-        let every = |v: &IntGaugeVec| CHECKPOINTS.map(|e| v.with_label_values(&[&e.to_string()]));
+        let stall_seconds = CounterVec::new(
+            Opts::new(
+                "blockraft_store_write_stall_seconds_total",
+                "Time writes waited for flushes, compactions or disk space.",
+            ),
+            &["db"],
+        );
         let metrics = Self {
             append_seconds: b.histogram(
                 "blockraft_raft_log_append_seconds",
@@ -161,82 +163,23 @@ impl Metrics {
                 "Errors of the databases, by operation.",
                 &["db", "op"],
             )?,
-            stall_seconds: b.add(CounterVec::new(
-                Opts::new(
-                    "blockraft_store_write_stall_seconds_total",
-                    "Time writes waited for flushes, compactions or disk space.",
-                ),
-                &["db"],
-            ))?,
-            blocks_applied: b
-                .counter("blockraft_blocks_applied_total", "Blocks applied for the first time.")?,
-            block_bytes: b
-                .counter("blockraft_block_bytes_total", "Header and data bytes of the blocks applied.")?,
-            refused: REFUSALS.map(|r| refused.with_label_values(&[r])),
-            head_height: b
-                .gauge("blockraft_block_head_height", "Height of the head; 0 before the first block.")?,
-            head_timestamp: b
-                .time("blockraft_block_head_timestamp_seconds", "Timestamp that the head carries.")?,
-            applied_timestamp: b.time(
-                "blockraft_block_applied_timestamp_seconds",
-                "When this node last applied a block; 0 before the first since the start.",
-            )?,
-            checkpoint_height: every(&checkpoint_height),
-            checkpoint_fingerprint: every(&checkpoint_fingerprint),
-            snapshot_seconds: Self::snapshot_seconds(&b)?,
-            snapshots: b.counters(
-                "blockraft_raft_snapshots_total",
-                "Snapshot operations, by outcome.",
-                &["op", "outcome"],
-            )?,
-            snapshot_running: b.gauges(
-                "blockraft_raft_snapshot_running",
-                "Whether a snapshot operation is running.",
-                &["op"],
-            )?,
-            snapshot_bytes: b.gauge("blockraft_raft_snapshot_bytes", "Bytes of the newest snapshot.")?,
-            snapshot_last_success: b.time(
-                "blockraft_raft_snapshot_last_success_timestamp_seconds",
-                "When the newest snapshot was made; 0: there is none.",
-            )?,
-            snapshots_retained: b.gauge("blockraft_raft_snapshots_retained", "Snapshots kept on disk.")?,
+            stall_seconds: b.add(stall_seconds)?,
             starts: b.counter("blockraft_node_starts_total", "Starts of this node on its data folder.")?,
             last_exit: b.gauges(
                 "blockraft_node_last_exit",
                 "How the process before this one ended.",
-                &["cause"],
+                "cause",
             )?,
-            tracer,
+            blocks: BlockMetrics::new(&b)?,
+            snapshots: SnapshotMetrics::new(&b, tracer)?,
         };
-        metrics.create_series();
-        Ok(metrics)
-    }
-
-    fn snapshot_seconds(b: &Builder<'_>) -> prometheus::Result<[(&'static str, HistogramVec); 3]> {
-        let make = |name: &str, help: &str| b.histograms(name, help, "outcome", buckets::snapshot());
-        Ok([
-            ("build", make("blockraft_raft_snapshot_build_seconds", "Time of building a snapshot.")?),
-            ("send", make("blockraft_raft_snapshot_send_seconds", "Time of sending a snapshot to a peer.")?),
-            (
-                "install",
-                make("blockraft_raft_snapshot_install_seconds", "Time of installing a received snapshot.")?,
-            ),
-        ])
-    }
-
-    /// Every series exists, at zero, from the start.
-    fn create_series(&self) {
         for db in DBS {
-            ERROR_OPS.iter().for_each(|op| drop(self.errors.with_label_values(&[db, op])));
-            self.stall_seconds.with_label_values(&[db]);
+            for op in ERROR_OPS {
+                metrics.errors.with_label_values(&[db, op]);
+            }
+            metrics.stall_seconds.with_label_values(&[db]);
         }
-        for outcome in OUTCOMES {
-            OPS.iter().for_each(|op| drop(self.snapshots.with_label_values(&[op, outcome])));
-            self.snapshot_seconds.iter().for_each(|(_, h)| drop(h.with_label_values(&[outcome])));
-        }
-        ["build", "send", "install"]
-            .iter()
-            .for_each(|op| drop(self.snapshot_running.with_label_values(&[op])));
+        Ok(metrics)
     }
 
     pub(crate) fn apply_seconds(&self, kind: ApplyKind) -> &Histogram {
@@ -250,11 +193,48 @@ impl Metrics {
     pub(crate) fn stall_seconds(&self, db: &str) -> Counter {
         self.stall_seconds.with_label_values(&[db])
     }
+}
 
-    /// Counts what applying a block for the first time came to.
-    pub(crate) fn count_outcome(&self, outcome: &Outcome) {
+impl BlockMetrics {
+    fn new(b: &Builder<'_>) -> prometheus::Result<Self> {
+        let refused = b.counters(
+            "blockraft_block_refused_total",
+            "Blocks refused when applied, by reason.",
+            &["reason"],
+        )?;
+        let checkpoint_height = b.gauges(
+            "blockraft_block_checkpoint_height",
+            "Highest applied height divisible by the interval; 0 before the first.",
+            "every",
+        )?;
+        let checkpoint_fingerprint = b.gauges(
+            "blockraft_block_checkpoint_fingerprint",
+            "First 48 bits of the hash of the block at the checkpoint height.",
+            "every",
+        )?;
+        let every = |v: &IntGaugeVec| CHECKPOINTS.map(|e| v.with_label_values(&[&e.to_string()]));
+        Ok(Self {
+            applied: b.counter("blockraft_blocks_applied_total", "Blocks applied for the first time.")?,
+            bytes: b
+                .counter("blockraft_block_bytes_total", "Header and data bytes of the blocks applied.")?,
+            refused: REFUSALS.map(|r| refused.with_label_values(&[r])),
+            head_height: b
+                .gauge("blockraft_block_head_height", "Height of the head; 0 before the first block.")?,
+            head_timestamp: b
+                .time("blockraft_block_head_timestamp_seconds", "Timestamp that the head carries.")?,
+            applied_timestamp: b.time(
+                "blockraft_block_applied_timestamp_seconds",
+                "When this node last applied a block; 0 before the first since the start.",
+            )?,
+            checkpoint_height: every(&checkpoint_height),
+            checkpoint_fingerprint: every(&checkpoint_fingerprint),
+        })
+    }
+
+    /// Counts what applying an entry for the first time came to.
+    pub(crate) fn count(&self, outcome: &Outcome) {
         let reason = match outcome {
-            Outcome::Accepted(a) if !a.duplicate => return self.blocks_applied.inc(),
+            Outcome::Accepted(a) if !a.duplicate => return self.applied.inc(),
             Outcome::Fenced { .. } => 5,
             Outcome::Refused { refusal, .. } => match refusal {
                 Refusal::Conflict => 0,
@@ -290,17 +270,65 @@ impl Metrics {
         self.checkpoint_height[slot].set(height as i64);
         self.checkpoint_fingerprint[slot].set(i64::from_be_bytes(first));
     }
+}
 
-    /// Counts and times a snapshot operation; `seconds` where the operation has a histogram.
-    pub(crate) fn snapshot(&self, op: &str, outcome: &str, seconds: f64) {
-        self.snapshots.with_label_values(&[op, outcome]).inc();
-        if let Some((_, histogram)) = self.snapshot_seconds.iter().find(|(name, _)| *name == op) {
+impl SnapshotMetrics {
+    fn new(b: &Builder<'_>, tracer: Tracer) -> prometheus::Result<Self> {
+        let seconds = |name: &str, help: &str| b.histograms(name, help, "outcome", buckets::snapshot());
+        let metrics = Self {
+            seconds: [
+                ("build", seconds("blockraft_raft_snapshot_build_seconds", "Time of building a snapshot.")?),
+                (
+                    "send",
+                    seconds("blockraft_raft_snapshot_send_seconds", "Time of sending a snapshot to a peer.")?,
+                ),
+                (
+                    "install",
+                    seconds("blockraft_raft_snapshot_install_seconds", "Time of installing a snapshot.")?,
+                ),
+            ],
+            total: b.counters(
+                "blockraft_raft_snapshots_total",
+                "Snapshot operations, by outcome.",
+                &["op", "outcome"],
+            )?,
+            running: b.gauges(
+                "blockraft_raft_snapshot_running",
+                "Whether a snapshot operation is running.",
+                "op",
+            )?,
+            bytes: b.gauge("blockraft_raft_snapshot_bytes", "Bytes of the newest snapshot.")?,
+            last_success: b.time(
+                "blockraft_raft_snapshot_last_success_timestamp_seconds",
+                "When the newest snapshot was made; 0: there is none.",
+            )?,
+            retained: b.gauge("blockraft_raft_snapshots_retained", "Snapshots kept on disk.")?,
+            tracer,
+        };
+        for outcome in OUTCOMES {
+            for op in OPS {
+                metrics.total.with_label_values(&[op, outcome]);
+            }
+            for (_, histogram) in &metrics.seconds {
+                histogram.with_label_values(&[outcome]);
+            }
+        }
+        for (op, _) in &metrics.seconds {
+            metrics.running.with_label_values(&[op]);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts an operation, and times it where it has a histogram.
+    pub(crate) fn count(&self, op: &str, outcome: &str, seconds: f64) {
+        self.total.with_label_values(&[op, outcome]).inc();
+        if let Some((_, histogram)) = self.seconds.iter().find(|(name, _)| *name == op) {
             histogram.with_label_values(&[outcome]).observe(seconds);
         }
     }
 
     /// Writes the span of a snapshot operation that ends now; `pos` is where the snapshot ends.
-    pub(crate) fn trace_snapshot(
+    pub(crate) fn trace(
         &self,
         name: &'static str,
         outcome: &'static str,
@@ -317,7 +345,7 @@ impl Metrics {
         self.tracer.record(span);
     }
 
-    pub(crate) fn set_snapshot_running(&self, op: &str, is_running: bool) {
-        self.snapshot_running.with_label_values(&[op]).set(i64::from(is_running));
+    pub(crate) fn set_running(&self, op: &str, is_running: bool) {
+        self.running.with_label_values(&[op]).set(i64::from(is_running));
     }
 }

@@ -39,7 +39,6 @@ pub(super) fn open(
     let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
 
     if found.is_none() {
-        check_unfinished(data_dir)?;
         with_ballast(data_dir, || log::open::create(data_dir, &rocks))?;
     }
     let log = with_ballast(data_dir, || log::open::open(data_dir, &rocks))?;
@@ -57,6 +56,7 @@ pub(super) fn open(
     .map_err(io)?;
     let is_new = found.is_none();
     let (db, loaded) = with_ballast(data_dir, || open_state(data_dir, is_new, &log, &snapshots, &rocks))?;
+    snapshots.forget_received_after(loaded.applied.map(|p| p.index)).map_err(io)?;
     cover_purged(&log, &db, &loaded, &snapshots)?;
     let identity = match found {
         Some(identity) => identity,
@@ -67,7 +67,11 @@ pub(super) fn open(
         }
     };
     let had_data = !log.contents.is_empty() || loaded.applied.is_some();
-    let last_exit = exit::take_last(data_dir, is_new).map_err(io)?;
+    let last_exit = exit::take_last(data_dir, is_new).unwrap_or_else(|error| {
+        // A full disk must not keep the node from starting.
+        tracing::warn!(error = %error, "how the process before ended cannot be kept");
+        exit::LastExit { cause: exit::Cause::Killed, at_ms: 0, text: String::new() }
+    });
     let parts = Parts { config, metrics, health, rocks, instants, lock, snapshots };
     parts.assemble(log, (db, loaded), registry, identity, had_data, last_exit)
 }
@@ -156,18 +160,6 @@ impl Parts<'_> {
     }
 }
 
-/// A folder without an IDENTITY is one that was never finished, or one that lost it.
-fn check_unfinished(data_dir: &Path) -> Result<(), OpenError> {
-    let log_dir = log::open::log_dir(data_dir);
-    let has_log = rocks::is_database(&log_dir);
-    let has_mark = log::open::watermark_path(data_dir).exists();
-    let has_entries = log_dir.is_dir() && std::fs::read_dir(&log_dir).is_ok_and(|mut d| d.next().is_some());
-    if has_mark && !has_log && has_entries {
-        return Err(OpenError::damage(&log_dir, "IDENTITY and the log's CURRENT are missing"));
-    }
-    Ok(())
-}
-
 /// Opening needs space: if there is too little, the ballast is given up for it.
 fn with_ballast<T>(data_dir: &Path, open: impl Fn() -> Result<T, OpenError>) -> Result<T, OpenError> {
     match open() {
@@ -195,7 +187,11 @@ fn open_state(
         files::remove_dir(&dir).map_err(io)?;
         return create_state(data_dir, &dir, rocks);
     }
-    let why = match StateDb::open(&dir, rocks).and_then(|db| db.load().map(|loaded| (db, loaded))) {
+    let opened = match db::is_marked_damaged(data_dir) {
+        true => Err(db::StateError::Record { what: "a block that was read before" }),
+        false => StateDb::open(&dir, rocks).and_then(|db| db.load().map(|loaded| (db, loaded))),
+    };
+    let why = match opened {
         Ok((db, loaded)) => {
             let applied = loaded.applied.map(|p| p.index);
             if purged <= applied {
@@ -211,7 +207,9 @@ fn open_state(
         },
     };
     tracing::warn!(path = %dir.display(), why, "the state is rebuilt");
-    rebuild_state(data_dir, purged, snapshots, rocks)
+    let built = rebuild_state(data_dir, purged, snapshots, rocks)?;
+    db::clear_damaged(data_dir).map_err(io)?;
+    Ok(built)
 }
 
 fn create_state(data_dir: &Path, dir: &Path, rocks: &rocks::Shared) -> Result<(StateDb, Loaded), OpenError> {

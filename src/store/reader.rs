@@ -84,6 +84,11 @@ impl Reader {
                 return Ok(Page::default());
             }
             check_kept(view, from)?;
+            if let Some((blocks, next_height)) =
+                self.state.recent().range(from, head.height, limit, max_bytes)
+            {
+                return Ok(Page { blocks, next_height });
+            }
             let page = read_page(&published.db, from, head.height, limit, max_bytes)?;
             // The files of blocks that were pruned meanwhile may be gone: then begin anew.
             if self.view().oldest_height.is_none_or(|oldest| oldest <= from) {

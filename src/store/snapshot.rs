@@ -15,7 +15,7 @@ use prost::Message;
 use crate::raft::convert::{log_id_from_proto, stored_membership_from_proto};
 use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
 use crate::store::files;
-use crate::store::metrics::Metrics;
+use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
 use crate::store::state::install::{is_database_file, link_files};
 use crate::types::{LogIndex, proto::SnapshotFile, proto::SnapshotManifest};
@@ -73,6 +73,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     /// Oldest first. Guards the list for look-ups; files are touched outside.
     list: Mutex<Vec<Stored>>,
+    /// Received and not installed yet: what it holds is ahead of this node's state.
+    pending: Mutex<Option<Stored>>,
     /// Checksums of SST files that were computed before.
     checksums: Mutex<HashMap<FileKey, Bytes>>,
 }
@@ -110,6 +112,7 @@ impl Snapshots {
             rocks,
             metrics,
             list: Mutex::new(list),
+            pending: Mutex::new(None),
             checksums: Mutex::new(HashMap::new()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
@@ -119,43 +122,43 @@ impl Snapshots {
     }
 
     pub(crate) fn newest(&self) -> Option<SnapshotManifest> {
-        self.list().last().map(|s| s.manifest.clone())
+        self.stored().last().map(|s| s.manifest.clone())
     }
 
     /// Newest first.
-    pub(crate) fn list_all(&self) -> Vec<SnapshotManifest> {
-        self.list().iter().rev().map(|s| s.manifest.clone()).collect()
+    pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
+        self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
     }
 
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
-        self.list().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
+        self.stored().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
     }
 
     /// The newest snapshot, held alive as long as the answer is.
     pub(crate) fn newest_data(&self) -> Option<SnapshotData> {
-        self.list().last().map(|s| self.data(s))
+        self.stored().last().map(|s| self.data(s))
     }
 
     /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
     pub(crate) fn verify(&self, id: &str) -> Option<Vec<Problem>> {
-        let data = self.list().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
         let problems = verify_files(&data.dir, &data.manifest);
         let outcome = if problems.is_empty() { "ok" } else { "corrupt" };
-        self.inner.metrics.snapshot("verify", outcome, 0.0);
+        self.inner.metrics.snapshots.count("verify", outcome, 0.0);
         Some(problems)
     }
 
     /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
     pub(crate) fn set_aside(&self, id: &str, what: &str) -> io::Result<()> {
-        self.list().retain(|s| s.manifest.id != id);
+        self.stored().retain(|s| s.manifest.id != id);
         set_aside(&self.inner.dir.join(id), what)?;
         self.show();
         Ok(())
     }
 
     /// Sends are counted and timed by who sends.
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+    pub(crate) fn metrics(&self) -> &SnapshotMetrics {
+        &self.inner.metrics.snapshots
     }
 
     /// As openraft wants the newest one.
@@ -172,68 +175,120 @@ impl Snapshots {
     /// Takes in the snapshot of another store by hard links.
     pub(crate) fn link_in(&self, foreign: &SnapshotData) -> io::Result<SnapshotData> {
         let id = &foreign.manifest.id;
-        if let Some(held) = self.list().iter().find(|s| s.manifest.id == *id) {
-            return Ok(self.data(held));
+        if let Some(held) = self.find(id) {
+            return Ok(held);
         }
         let tmp = self.tmp_dir(id);
         files::remove_dir(&tmp)?;
         link_files(&foreign.dir, &tmp.join(FILES))?;
-        self.finish(&tmp, SnapshotManifest { received: true, ..foreign.manifest.clone() })
+        self.keep_received(&tmp, &foreign.manifest)
+    }
+
+    /// A snapshot by its id, installed or not.
+    fn find(&self, id: &str) -> Option<SnapshotData> {
+        let pending = self.pending().as_ref().filter(|s| s.manifest.id == id).map(|s| self.data(s));
+        pending.or_else(|| self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s)))
+    }
+
+    /// Keeps a received snapshot that is whole and durable; it counts once it is installed.
+    fn keep_received(&self, tmp: &Path, manifest: &SnapshotManifest) -> io::Result<SnapshotData> {
+        let stored = self.put_in_place(tmp, SnapshotManifest { received: true, ..manifest.clone() })?;
+        let data = self.data(&stored);
+        let before = self.pending().replace(stored);
+        // One that was never installed is of no use beside a newer one.
+        before.iter().filter(|s| Arc::strong_count(&s.pin) == 1).for_each(|s| self.delete(s));
+        Ok(data)
+    }
+
+    /// The state is that of a received snapshot: from here on it is one of ours.
+    pub(crate) fn installed(&self, id: &str) {
+        let Some(stored) = self.pending().take_if(|s| s.manifest.id == id) else { return };
+        self.add(stored);
+    }
+
+    /// Received and never installed: at the next start nobody knows whether they still fit the log.
+    pub(crate) fn forget_received_after(&self, applied: Option<LogIndex>) -> io::Result<()> {
+        let gone: Vec<Stored> = {
+            let mut list = self.stored();
+            let is_gone = |s: &Stored| s.manifest.received && applied < last_index(&s.manifest);
+            let (gone, kept) = list.drain(..).partition(is_gone);
+            *list = kept;
+            gone
+        };
+        for stored in gone {
+            tracing::info!(
+                id = stored.manifest.id,
+                "a snapshot that was received and not installed is dropped"
+            );
+            files::remove_dir(&self.inner.dir.join(&stored.manifest.id))?;
+        }
+        self.show();
+        Ok(())
     }
 
     fn tmp_dir(&self, id: &str) -> PathBuf {
         self.inner.dir.join(format!("{id}.tmp"))
     }
 
+    /// Keeps a snapshot of this node's own state.
+    fn keep_built(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<SnapshotData> {
+        let stored = self.put_in_place(tmp, manifest)?;
+        let data = self.data(&stored);
+        self.add(stored);
+        Ok(data)
+    }
+
     /// Writes the manifest, makes everything durable and puts the folder in its place.
-    fn finish(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<SnapshotData> {
+    fn put_in_place(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<Stored> {
         write_manifest(&tmp.join(MANIFEST), &manifest)?;
         files::sync_dir(tmp)?;
         let dir = self.inner.dir.join(&manifest.id);
         fs::rename(tmp, &dir)?;
         // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
         files::sync_dir(&self.inner.dir)?;
-        let stored = Stored { manifest, pin: Arc::default() };
-        let data = self.data(&stored);
+        Ok(Stored { manifest, pin: Arc::default() })
+    }
+
+    fn add(&self, stored: Stored) {
         {
-            let mut list = self.list();
+            let mut list = self.stored();
             list.push(stored);
             list.sort_by_key(|s| last_index(&s.manifest));
         }
         self.prune();
         self.show();
-        Ok(data)
     }
 
     /// Deletes the oldest ones beyond what is retained, but none that is being read.
     fn prune(&self) {
         let gone: Vec<Stored> = {
-            let mut list = self.list();
+            let mut list = self.stored();
             let surplus = list.len().saturating_sub(self.inner.retain);
-            let (gone, kept) = list
-                .drain(..)
-                .enumerate()
-                .partition::<Vec<_>, _>(|(i, s)| *i < surplus && Arc::strong_count(&s.pin) == 1);
+            let may_go = |(i, s): &(usize, Stored)| *i < surplus && Arc::strong_count(&s.pin) == 1;
+            let (gone, kept): (Vec<_>, Vec<_>) = list.drain(..).enumerate().partition(may_go);
             *list = kept.into_iter().map(|(_, s)| s).collect();
             gone.into_iter().map(|(_, s)| s).collect()
         };
-        for stored in gone {
-            let dir = self.inner.dir.join(&stored.manifest.id);
-            // Renamed first: one that is half deleted is never taken for whole.
-            let tmp = self.tmp_dir(&stored.manifest.id);
-            if let Err(e) = fs::rename(&dir, &tmp).and_then(|()| files::remove_dir(&tmp)) {
-                tracing::warn!(error = %e, id = stored.manifest.id, "an old snapshot stays until the next start");
-            }
+        gone.iter().for_each(|s| self.delete(s));
+    }
+
+    fn delete(&self, stored: &Stored) {
+        let tmp = self.tmp_dir(&stored.manifest.id);
+        // Renamed first: one that is half deleted is never taken for whole.
+        let result =
+            fs::rename(self.inner.dir.join(&stored.manifest.id), &tmp).and_then(|()| files::remove_dir(&tmp));
+        if let Err(error) = result {
+            tracing::warn!(error = %error, id = stored.manifest.id, "an old snapshot stays until the next start");
         }
     }
 
     fn show(&self) {
         let metrics = &self.inner.metrics;
-        let list = self.list();
-        metrics.snapshots_retained.set(list.len() as i64);
+        let list = self.stored();
+        metrics.snapshots.retained.set(list.len() as i64);
         let newest = list.last();
-        metrics.snapshot_bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
-        metrics.snapshot_last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));
+        metrics.snapshots.bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
+        metrics.snapshots.last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));
     }
 
     fn data(&self, stored: &Stored) -> SnapshotData {
@@ -244,7 +299,11 @@ impl Snapshots {
         }
     }
 
-    fn list(&self) -> MutexGuard<'_, Vec<Stored>> {
+    fn pending(&self) -> MutexGuard<'_, Option<Stored>> {
+        self.inner.pending.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Vec<Stored>> {
         self.inner.list.lock().unwrap_or_else(|p| p.into_inner())
     }
 }

@@ -23,6 +23,7 @@ use crate::store::rocks;
 use crate::store::snapshot::Snapshots;
 use crate::store::snapshot::build::Builder;
 use crate::store::state::db::{Loaded, StateDb};
+use crate::store::state::recent::RecentBlocks;
 use crate::store::tap::{Tap, Told};
 use crate::types::{Height, LogIndex, position::LogPos};
 
@@ -30,6 +31,7 @@ pub(crate) mod apply;
 pub(crate) mod db;
 pub(crate) mod install;
 pub(crate) mod prune;
+pub(crate) mod recent;
 pub(crate) mod table;
 mod told;
 
@@ -52,6 +54,8 @@ pub(crate) struct Shared {
     /// Height and Unix milliseconds of the blocks that this process applied, heights rising.
     /// Guards a push per block; read by provenance alone.
     applied_at: Mutex<VecDeque<(Height, u64)>>,
+    /// Guards a push per block; read by those who follow the head.
+    recent: Mutex<RecentBlocks>,
 }
 
 /// The state machine, as openraft sees it.
@@ -115,6 +119,10 @@ impl Shared {
         self.applied_at.lock().unwrap_or_else(|p| p.into_inner())
     }
 
+    pub(crate) fn recent(&self) -> MutexGuard<'_, RecentBlocks> {
+        self.recent.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
     fn remember_applied(&self, height: Height, unix_ms: u64) {
         let mut times = self.applied_times();
         if times.len() == APPLIED_AT_MAX {
@@ -139,6 +147,7 @@ impl StateMachine {
             published: ArcSwapOption::empty(),
             view: watch::Sender::new(view.clone()),
             applied_at: Mutex::new(VecDeque::new()),
+            recent: Mutex::default(),
         });
         shared.publish(&db, view);
         let machine = Self {

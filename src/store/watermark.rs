@@ -158,6 +158,10 @@ impl Watermark {
     /// The vote is synced; `done` is told once the watermark is.
     pub(crate) fn vote(&self, vote: Vote, done: oneshot::Sender<()>) {
         let mut state = self.shared.lock();
+        if state.is_failed {
+            // Dropping `done` tells that it was not written.
+            return;
+        }
         state.target.vote = Some(vote);
         state.votes_waiting.push(done);
         state.is_urgent = true;
@@ -228,6 +232,7 @@ impl Shared {
                 }
                 Err(e) => {
                     state.is_failed = true;
+                    state.votes_waiting.clear();
                     health.set_fatal(Fatal::SyncFailed { what: format!("watermark: {e}") });
                 }
             }

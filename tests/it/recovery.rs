@@ -7,19 +7,23 @@
 //! | a_log_that_is_gone_is_refused | design 4: `create_if_missing` never for what should exist |
 //! | a_damaged_byte_in_the_log_is_refused | safety 5: CRC and chain; design 4: no silent `point_in_time` |
 //! | a_damaged_state_is_rebuilt | design 4: `state/` is derived; safety 28 |
+//! | a_short_history_is_whole_after_every_kill | safety 28: families flushed together; pruning is part of apply |
 //! | a_damaged_snapshot_is_set_aside | safety 28 |
+//! | damage_that_state_and_snapshots_share_is_refused | safety 28: nothing damaged is ever served |
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
+use anyhow::ensure;
+
 use crate::support::{
     block::Block,
     cluster::Cluster,
     config::{Settings, settings},
     stream::fill,
-    wait::SOON,
+    wait::{SOON, wait_for},
 };
 
 /// Exit code of design 10: the data folder refuses, a restart will not help.
@@ -36,9 +40,32 @@ fn stopped_node(snapshots: bool) -> Cluster {
     cluster.start();
     let blocks: Vec<Block> = (1..=BLOCKS).map(|h| Block::sized(h, "kept", 1_000)).collect();
     fill(&cluster.node(1).api.clone(), &blocks);
+    if snapshots {
+        wait_for("a snapshot is built", SOON, || {
+            let index = cluster.node(1).status()?["snapshotIndex"].as_u64().unwrap_or(0);
+            ensure!(0 < index, "none yet");
+            Ok(())
+        });
+    }
+    wait_for_watermark(&cluster.node(1).data_dir);
     // kill -9, not a stop: what counts is in the WAL, as after a power loss.
     cluster.node_mut(1).kill();
     cluster
+}
+
+/// The watermark follows the log a little behind it: what it lags nobody can miss.
+fn wait_for_watermark(data_dir: &Path) {
+    /// Looks without a change: longer together than it may lag.
+    const QUIET: u32 = 10;
+    let path = data_dir.join("WATERMARK");
+    let (mut last, mut n_same) = (Vec::new(), 0);
+    wait_for("the watermark has caught up", SOON, || {
+        let now = fs::read(&path)?;
+        n_same = if now == last { n_same + 1 } else { 0 };
+        last = now;
+        ensure!(QUIET <= n_same, "it moves");
+        Ok(())
+    });
 }
 
 /// Starts it again; all blocks are there.
@@ -86,20 +113,37 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
+/// Those with more than a header and a few marks.
+fn large_files(dir: &Path) -> Vec<PathBuf> {
+    let files: Vec<PathBuf> =
+        walk(dir).into_iter().filter(|p| 1_000 < p.metadata().map_or(0, |m| m.len())).collect();
+    assert!(!files.is_empty(), "nothing in {}", dir.display());
+    files
+}
+
 /// The last byte of a file that is not zero: files that grow in large steps end in zeros.
 fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1)
 }
 
+/// Another content under the same name. A file of its own: those of `state/` and of its snapshots are
+/// links to the same ones, and the damage is meant for one of them.
+fn replace(path: &Path, bytes: &[u8]) {
+    let copy = path.with_extension("damaged-copy");
+    fs::write(&copy, bytes).expect("writable");
+    fs::rename(&copy, path).expect("writable");
+}
+
 fn cut(path: &Path, keep: usize) {
-    let file = fs::File::options().write(true).open(path).expect("writable");
-    file.set_len(keep as u64).expect("a file can be cut");
+    let mut bytes = fs::read(path).expect("readable");
+    bytes.truncate(keep);
+    replace(path, &bytes);
 }
 
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).expect("readable");
     bytes[at] ^= 0x40;
-    fs::write(path, bytes).expect("writable");
+    replace(path, &bytes);
 }
 
 #[test]
@@ -113,7 +157,7 @@ fn a_newer_disk_format_is_refused() {
     let newer = line.replace(&number, "9999");
     fs::write(&path, text.replace(line, &newer)).expect("writable");
     let folder = cluster.node(1).data_dir.to_string_lossy().into_owned();
-    cluster.node_mut(1).assert_refuses(FOLDER, &[&folder, "9999", "newer"]);
+    cluster.node_mut(1).assert_refuses(FOLDER, &[&folder, "9999"]);
     fs::write(&path, text).expect("writable");
     assert_whole(&mut cluster);
 }
@@ -199,14 +243,50 @@ fn a_damaged_state_is_rebuilt() {
 fn a_damaged_snapshot_is_set_aside() {
     let mut cluster = stopped_node(true);
     let snapshots = cluster.node(1).data_dir.join("snapshots");
-    let large = walk(&snapshots).into_iter().filter(|p| 1_000 < p.metadata().map_or(0, |m| m.len()));
-    let damaged: Vec<PathBuf> = large.collect();
-    assert!(!damaged.is_empty(), "no snapshot in {}", snapshots.display());
+    let damaged = large_files(&snapshots);
     damaged.iter().for_each(|path| flip(path, 500));
     // `state/` is whole: another one is built from it before anything relies on a snapshot.
     assert_whole(&mut cluster);
     cluster.node_mut(1).stop(SOON);
     assert_whole(&mut cluster);
+}
+
+#[test]
+fn damage_that_state_and_snapshots_share_is_refused() {
+    // Their files are links: what rots in one place rots in all of them, and the log no longer begins at
+    // its beginning. Nothing to rebuild from: refused, never served.
+    let mut cluster = stopped_node(true);
+    let data_dir = cluster.node(1).data_dir.clone();
+    let files: Vec<(PathBuf, Vec<u8>)> = [data_dir.join("snapshots"), state_dir(&data_dir)]
+        .iter()
+        .flat_map(|dir| large_files(dir))
+        .filter(|path| path.to_string_lossy().ends_with(".sst"))
+        .map(|path| (path.clone(), fs::read(&path).expect("readable")))
+        .collect();
+    for (path, bytes) in &files {
+        let mut damaged = bytes.clone();
+        damaged[bytes.len() / 2] ^= 0x40;
+        replace(path, &damaged);
+    }
+    cluster.node_mut(1).start();
+    // RocksDB reads a block of a file when it is needed: a node may start, and then it must not serve one
+    // that is damaged.
+    let is_refused = wait_for("the node ends or leads", SOON, || {
+        if let Some(exit) = cluster.node_mut(1).exit() {
+            return Ok(Some(exit.code()));
+        }
+        ensure!(cluster.node(1).status()?["ready"] == true, "neither");
+        Ok(None)
+    });
+    match is_refused {
+        Some(code) => assert_eq!(code, Some(FOLDER)),
+        None => {
+            for row in cluster.node(1).range(1, BLOCKS).unwrap_or_default() {
+                let height = row["block"]["height"].as_u64().expect("a height");
+                Block::sized(height, "kept", 1_000).assert_json(&row["block"]);
+            }
+        }
+    }
 }
 
 #[test]
@@ -220,5 +300,42 @@ fn a_folder_of_a_node_that_never_led_alone_is_whole_after_a_kill() {
     }
     cluster.node_mut(1).start();
     cluster.leader();
+    cluster.end();
+}
+
+#[test]
+fn a_short_history_is_whole_after_every_kill() {
+    const KEPT: u64 = 50;
+    let mut cluster = Cluster::new(
+        1,
+        settings([
+            ("state.history_blocks", toml::Value::Integer(KEPT as i64)),
+            ("snapshot.threshold", toml::Value::Integer(20)),
+            ("snapshot.trailing_logs", toml::Value::Integer(1)),
+        ]),
+    );
+    cluster.start();
+    let mut top = 0;
+    for round in 1..=10 {
+        let blocks: Vec<Block> = (top + 1..=top + 30 * round).map(|h| Block::new(h, "kept")).collect();
+        fill(&cluster.node(1).api.clone(), &blocks);
+        top += 30 * round;
+        cluster.node_mut(1).kill();
+        cluster.node_mut(1).start();
+        cluster.leader();
+        assert_eq!(cluster.height(1), top, "the head after the restart");
+        let oldest = top.saturating_sub(KEPT) + 1;
+        let rows = cluster.node(1).range(oldest, top).expect("it answers");
+        assert_eq!(rows.len() as u64, top - oldest + 1, "blocks from {oldest} to {top}");
+        for (height, row) in (oldest..).zip(&rows) {
+            Block::new(height, "kept").assert_json(&row["block"]);
+        }
+        if 1 < oldest {
+            let below = cluster.node(1).call("block_get", &serde_json::json!({"height": oldest - 1}));
+            let error = below.expect_err("it is pruned").rpc();
+            assert_eq!((error.code, error.reason()), (-32037, "pruned"));
+            assert_eq!(error.data["oldestHeight"], oldest);
+        }
+    }
     cluster.end();
 }

@@ -98,6 +98,7 @@ fn a_stop_under_load_answers_what_is_in_flight() {
 fn a_second_signal_ends_a_stop_at_once() {
     let mut cluster = Cluster::three(Settings::new());
     cluster.allow_deaths();
+    cluster.allow("a second signal");
     let leader = cluster.leader();
     let others = cluster.others(leader);
     // Nobody answers, so the first signal has to wait for its bounds.

@@ -43,14 +43,14 @@ fn at(latencies: &Histogram<u64>, quantile: f64) -> String {
 }
 
 /// Of one run, as it is printed.
-pub(crate) struct Result<'a> {
+pub(crate) struct Findings<'a> {
     args: &'a Args,
     tally: &'a Tally,
     in_flight: usize,
     measured: Duration,
 }
 
-impl<'a> Result<'a> {
+impl<'a> Findings<'a> {
     pub(crate) fn new(args: &'a Args, tally: &'a Tally, in_flight: usize) -> Self {
         Self { args, tally, in_flight, measured: tally.measured(Instant::now()) }
     }
@@ -107,7 +107,7 @@ impl<'a> Result<'a> {
             t.pair("refused", Cell::new(by.join(", "), Tone::Warn));
         }
         if 0 < self.tally.reconnects {
-            t.pair("leader changes", Cell::new(self.tally.reconnects.to_string(), Tone::Warn));
+            t.pair("opened again", Cell::new(self.tally.reconnects.to_string(), Tone::Warn));
         }
         if 0 < self.tally.duplicates {
             t.pair("again", format!("{} blocks were there already", self.tally.duplicates));
@@ -141,7 +141,7 @@ impl<'a> Result<'a> {
             "refused": self.refused(),
             "refusedBy": self.tally.refused,
             "duplicates": self.tally.duplicates,
-            "leaderChanges": self.tally.reconnects,
+            "reconnects": self.tally.reconnects,
         });
         let raw = serde_json::value::to_raw_value(&value).expect("a value is JSON");
         out::pretty(&raw) + "\n"
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn an_open_loop_says_what_was_achieved() {
         let (args, tally) = (args("--rate 1000 --size 1KiB"), tally());
-        let result = Result::new(&args, &tally, 2_048);
+        let result = Findings::new(&args, &tally, 2_048);
         let text = result.table(false);
         for want in
             ["990 blocks/s, 990.0 KiB/s", "99.0 % of what was due", "p50 0.50 ms", "refused      gap 1"]
@@ -200,7 +200,7 @@ mod tests {
         let (args, mut tally) = (args("--in-flight 8 --path rpc"), tally());
         tally.planned = 0;
         let json: serde_json::Value =
-            serde_json::from_str(&Result::new(&args, &tally, 8).json()).expect("JSON");
+            serde_json::from_str(&Findings::new(&args, &tally, 8).json()).expect("JSON");
         assert!(json["achieved"].is_null() && json["planned"].is_null());
         assert_eq!(json["path"], "rpc");
     }

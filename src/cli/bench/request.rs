@@ -20,22 +20,18 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
-    cli::{
-        bench::{CONNECTIONS_MAX, DRAIN, NO_LEADER_MAX, Run, schedule::Pacer},
-        blocks::Maker,
-        exit::Failure,
-        out,
-    },
-    client::{
-        cluster::ReadyLeader,
-        http::{Answer, Ask, HttpError},
-        producer::Next,
-        rpc::RpcError,
-        wire::{self, Acked},
-    },
-    types::{Height, proto::RaftBlockState},
-};
+use crate::cli::bench::schedule::Pacer;
+use crate::cli::bench::{CONNECTIONS_MAX, DRAIN, NO_LEADER_MAX, Run};
+use crate::cli::blocks::Maker;
+use crate::cli::exit::Failure;
+use crate::cli::out;
+use crate::client::cluster::ReadyLeader;
+use crate::client::http::{Answer, Ask, HttpError};
+use crate::client::producer::Next;
+use crate::client::rpc::RpcError;
+use crate::client::wire::{self, Acked};
+use crate::types::Height;
+use crate::types::proto::RaftBlockState;
 
 /// Before a refused block is sent again: a few round trips.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -185,7 +181,7 @@ impl Shared {
             if refused.is_elsewhere {
                 self.follow(&leader).await?;
             } else {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(refused.wait).await;
             }
         }
     }
@@ -232,11 +228,19 @@ struct Refused {
     is_final: bool,
     /// Another node may lead.
     is_elsewhere: bool,
+    /// Before the block is sent again.
+    wait: Duration,
 }
 
 impl From<HttpError> for Refused {
     fn from(error: HttpError) -> Self {
-        Self { why: error.to_string(), reason: "disconnected".into(), is_final: false, is_elsewhere: true }
+        Self {
+            why: error.to_string(),
+            reason: "disconnected".into(),
+            is_final: false,
+            is_elsewhere: true,
+            wait: AGAIN,
+        }
     }
 }
 
@@ -246,6 +250,7 @@ impl From<RpcError> for Refused {
         Self {
             why: error.to_string(),
             reason: error.reason(),
+            wait: error.retry_after().unwrap_or(AGAIN),
             is_final: is_invalid || FINAL.iter().any(|r| error.is(r)),
             is_elsewhere: [
                 "notLeader",
@@ -271,8 +276,13 @@ fn read(answer: &Answer) -> Result<Acked, Refused> {
         #[serde(default)]
         result: Option<Acked>,
     }
-    let garbled =
-        |why: String| Refused { why, reason: "garbled".into(), is_final: true, is_elsewhere: false };
+    let garbled = |why: String| Refused {
+        why,
+        reason: "garbled".into(),
+        is_final: true,
+        is_elsewhere: false,
+        wait: AGAIN,
+    };
     if answer.status.is_success()
         && let Ok(acked) = serde_json::from_slice::<Acked>(&answer.body)
         && acked.index != 0
@@ -300,16 +310,12 @@ fn json(block: &RaftBlockState) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hyper::{HeaderMap, StatusCode};
+    use hyper::StatusCode;
 
     use super::*;
 
     fn answer(status: u16, body: &'static str) -> Answer {
-        Answer {
-            status: StatusCode::from_u16(status).expect("a status"),
-            headers: HeaderMap::new(),
-            body: body.into(),
-        }
+        Answer { status: StatusCode::from_u16(status).expect("a status"), body: body.into() }
     }
 
     #[test]

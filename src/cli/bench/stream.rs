@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::{
-    cli::{
-        bench::{DRAIN, NO_LEADER_MAX, Run, schedule::Pacer},
-        blocks::Maker,
-        exit::Failure,
-    },
-    client::producer::Producer,
-};
+use crate::cli::bench::schedule::Pacer;
+use crate::cli::bench::{DRAIN, NO_LEADER_MAX, Run};
+use crate::cli::blocks::Maker;
+use crate::cli::exit::Failure;
+use crate::client::producer::Producer;
 
 /// How often the ends are looked at when nothing else happens.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// For the node to end its answer: a round trip and a slow moment.
+const CLOSE: Duration = Duration::from_millis(200);
 
 /// Until the run is over and its blocks are answered.
 pub(crate) async fn send(run: &Run, maker: Maker, pacer: Option<&Pacer>) -> Result<(), Failure> {
@@ -29,6 +29,7 @@ pub(crate) async fn send(run: &Run, maker: Maker, pacer: Option<&Pacer>) -> Resu
         let mut now = Instant::now();
         let is_over = run.end <= now;
         if is_over && (producer.in_flight() == 0 || run.end + DRAIN <= now) {
+            producer.close(CLOSE).await;
             return Ok(());
         }
         if !producer.is_connected() {

@@ -5,26 +5,16 @@ use std::time::Duration;
 use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{
-            Context,
-            command::{Audit, Block, Command, Snapshot},
-            confirm::confirm,
-            curl, export,
-            plan::{self, Call, plan},
-            probe, propose, render, watch,
-        },
-        exit::{self, Failure},
-        out,
-    },
-    client::{
-        cluster::{Cluster, ClusterError, Target},
-        endpoint::Endpoint,
-        rpc,
-        wire::Members,
-    },
-};
+use crate::cli::ctl::command::{Audit, Block, Command, Snapshot};
+use crate::cli::ctl::confirm::confirm;
+use crate::cli::ctl::plan::{self, Call, plan};
+use crate::cli::ctl::{Context, curl, export, probe, propose, render, watch};
+use crate::cli::exit::{self, Failure};
+use crate::cli::out;
+use crate::client::cluster::{Cluster, ClusterError, Target};
+use crate::client::endpoint::Endpoint;
+use crate::client::rpc;
+use crate::client::wire::Members;
 
 /// For `--curl`: how long to look for the node that the line should name.
 const CURL_PATIENCE: Duration = Duration::from_millis(800);

@@ -4,10 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use crate::{
-    cli::units,
-    types::{Height, LogIndex, NodeId, Term},
-};
+use crate::cli::units;
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -9,21 +9,15 @@ use std::{
 
 use http_body_util::BodyExt;
 use hyper::{StatusCode, body::Incoming};
-use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{Context, acts, curl, plan},
-        exit::{self, Failure},
-        out, units,
-    },
-    client::{
-        cluster::{Cluster, Target},
-        endpoint::Endpoint,
-        http::Ask,
-    },
-};
+use crate::cli::ctl::command::{Command, Snapshot};
+use crate::cli::ctl::{Context, acts, curl, plan};
+use crate::cli::exit::{self, Failure};
+use crate::cli::{out, units};
+use crate::client::cluster::{Cluster, Target};
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Ask;
 
 pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf>) -> Result<u8, Failure> {
     let target = cx.flags.node.map_or(Target::Any, Target::Node);
@@ -69,7 +63,9 @@ pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf
 
 async fn newest(cluster: &Cluster, endpoint: &Endpoint) -> Result<String, Failure> {
     let end = Instant::now() + cluster.timeout();
-    let list = cluster.call_at(endpoint, "snapshot_list", &Value::Null, end).await?.value();
+    let call = plan::plan(Command::Snapshot(Snapshot::List), "")?;
+    let list = cluster.call_at(endpoint, &call.method, &call.params, end).await;
+    let list = list.map_err(|e| acts::failure(&call, e.into()))?.value();
     match list["snapshots"][0]["id"].as_str() {
         Some(id) => Ok(id.into()),
         None => Err(Failure::failed(format!("{endpoint} has no snapshot yet"))),

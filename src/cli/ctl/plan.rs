@@ -4,16 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::{
-    cli::{
-        ctl::{
-            command::{Audit, Block, Change, Command, Members, Page, Settings, Snapshot, Transfer},
-            render::{self, Render},
-        },
-        exit::Failure,
-    },
-    client::cluster::{Target, is_leader_only},
-};
+use crate::cli::ctl::command::{Audit, Block, Change, Command, Members, Page, Settings, Snapshot, Transfer};
+use crate::cli::ctl::render::{self, Render};
+use crate::cli::exit::Failure;
+use crate::client::cluster::{Target, is_leader_only};
 
 /// Bound of a call that waits for nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);

@@ -6,19 +6,14 @@ use hyper::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{Context, acts, curl, plan::PATIENCE, render},
-        exit::{self, Failure},
-        out,
-        table::{Cell, Table, Tone},
-    },
-    client::{
-        cluster::{Cluster, Target},
-        endpoint::Endpoint,
-        http::{Answer, Ask, HttpError},
-    },
-};
+use crate::cli::ctl::plan::PATIENCE;
+use crate::cli::ctl::{Context, acts, curl, render};
+use crate::cli::exit::{self, Failure};
+use crate::cli::out;
+use crate::cli::table::{Cell, Table, Tone};
+use crate::client::cluster::{Cluster, Target};
+use crate::client::endpoint::Endpoint;
+use crate::client::http::{Answer, Ask, HttpError};
 
 /// Between two looks of `ready --wait`.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);

@@ -5,13 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{Context, acts, command::Propose, plan},
-        exit::Failure,
-    },
-    client::{cluster::Target, wire},
-};
+use crate::cli::ctl::command::Propose;
+use crate::cli::ctl::{Context, acts, plan};
+use crate::cli::exit::Failure;
+use crate::client::cluster::Target;
+use crate::client::wire;
 
 pub(crate) async fn run(cx: &Context, args: Propose) -> Result<u8, Failure> {
     let block = match &args.block {

@@ -5,19 +5,14 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use crate::{
-    cli::{
-        ctl::{Context, acts, command::Tail, curl, plan, render},
-        exit::{self, Failure},
-        out, units,
-    },
-    client::{
-        cluster::{ClusterError, Target},
-        endpoint::Endpoint,
-        rpc::CallError,
-        subscription::{self, Subscription, Topic},
-    },
-};
+use crate::cli::ctl::command::Tail;
+use crate::cli::ctl::{Context, acts, curl, plan, render};
+use crate::cli::exit::{self, Failure};
+use crate::cli::{out, units};
+use crate::client::cluster::{ClusterError, Target};
+use crate::client::endpoint::Endpoint;
+use crate::client::rpc::CallError;
+use crate::client::subscription::{self, Subscription, Topic};
 
 /// Before a subscription that ended is opened again. By eye: one election.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -7,14 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    cli::{
-        dev::{demo::News, watch::Look},
-        units,
-    },
-    client::wire::Status,
-    types::{Height, NodeId, Term},
-};
+use crate::cli::dev::demo::News;
+use crate::cli::dev::watch::Look;
+use crate::cli::units;
+use crate::client::wire::Status;
+use crate::types::{Height, NodeId, Term};
 
 /// What fits below the table on a small screen.
 const EVENTS_MAX: usize = 12;

@@ -4,9 +4,12 @@
 //! child ends by itself when this process does, however that happens: it sees the end of its stdin.
 
 use std::{
+    collections::BTreeMap,
     fs::OpenOptions,
+    future::Future,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,6 +52,37 @@ impl Process {
         // It has ended, and `Ended` is on its way.
         let _ = self.signals.send(signal);
     }
+}
+
+/// Signals all, and waits until they have ended; those that have not `within` are killed. Completing
+/// `hurry` kills the rest at once. Returns who had to be killed for the time.
+pub(crate) async fn stop_all(
+    mut processes: BTreeMap<NodeId, Process>,
+    ended: &mut mpsc::UnboundedReceiver<Ended>,
+    within: Duration,
+    hurry: impl Future<Output = ()>,
+) -> Vec<NodeId> {
+    for process in processes.values() {
+        process.signal(Signal::TERM);
+    }
+    let late = tokio::time::sleep(within);
+    tokio::pin!(late, hurry);
+    let mut killed = Vec::new();
+    let mut is_killed = false;
+    while !processes.is_empty() {
+        tokio::select! {
+            Some(ended) = ended.recv() => drop(processes.remove(&ended.node_id)),
+            () = &mut hurry, if !is_killed => is_killed = true,
+            () = &mut late, if !is_killed => {
+                killed = processes.keys().copied().collect();
+                is_killed = true;
+            }
+        }
+        if is_killed {
+            processes.values().for_each(|p| p.signal(Signal::KILL));
+        }
+    }
+    killed
 }
 
 /// The line that starts the same node by hand.
@@ -165,6 +199,24 @@ mod tests {
         let process = start(&launch(dir.path(), "read line; exit 9"), tx.clone()).expect("started");
         process.signal(Signal::KILL);
         assert_eq!(rx.recv().await.expect("told").how, "killed by signal 9");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_not_stop_is_killed_and_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        // Not before the signal is ignored would the test show anything.
+        let ready = dir.path().join("ready");
+        let script =
+            format!("trap '' TERM; : > {}; while :; do read line || sleep 0.1; done", ready.display());
+        let stubborn = start(&launch(dir.path(), &script), tx).expect("started");
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let processes = BTreeMap::from([(7, stubborn)]);
+        let within = Duration::from_millis(100);
+        let killed = stop_all(processes, &mut rx, within, std::future::pending()).await;
+        assert_eq!(killed, [7]);
     }
 
     #[tokio::test]

@@ -8,14 +8,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli::blocks::Maker,
-    client::{
-        cluster::Cluster,
-        producer::{ConnectError, Producer},
-    },
-    types::{Height, NodeId, Term},
-};
+use crate::cli::blocks::Maker;
+use crate::client::cluster::Cluster;
+use crate::client::producer::{ConnectError, Producer};
+use crate::types::{Height, NodeId, Term};
 
 /// Blocks that may wait for their answer; a demo needs no more to keep any rate it takes.
 const IN_FLIGHT_MAX: usize = 256;
@@ -110,6 +106,7 @@ async fn drain(mut producer: Producer, news: &mpsc::Sender<News>) {
     if let Some(last) = outcomes.last() {
         tell(news, News::Acked { count: outcomes.len() as u64, height: last.height, term: last.term }).await;
     }
+    producer.close(end.saturating_duration_since(Instant::now())).await;
 }
 
 async fn tell(news: &mpsc::Sender<News>, told: News) {

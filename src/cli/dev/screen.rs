@@ -8,16 +8,11 @@ use std::{
     time::{Instant, UNIX_EPOCH},
 };
 
-use crate::{
-    cli::{
-        ctl::render,
-        dev::board::{Board, Row},
-        out,
-        table::{Cell, Table, Tone},
-        units,
-    },
-    client::wire::Status,
-};
+use crate::cli::ctl::render;
+use crate::cli::dev::board::{Board, Row};
+use crate::cli::table::{Cell, Table, Tone};
+use crate::cli::{out, units};
+use crate::client::wire::Status;
 
 /// What does not change while it runs.
 #[derive(Debug, Clone)]

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::Signal;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -13,24 +12,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli::{
-        dev::{
-            Args,
-            board::Board,
-            child::{self, Ended, Launch, Process},
-            demo::{self, News},
-            folder::Folder,
-            ports,
-            screen::{self, Facts, Screen},
-            watch::{self, Look},
-        },
-        exit::{self, Failure},
-        out,
-    },
-    client::{cluster::Cluster, endpoint::Endpoint, http::Http},
-    types::NodeId,
-};
+use crate::cli::dev::board::Board;
+use crate::cli::dev::child::{self, Ended, Launch, Process};
+use crate::cli::dev::demo::{self, News};
+use crate::cli::dev::folder::Folder;
+use crate::cli::dev::screen::{self, Facts, Screen};
+use crate::cli::dev::watch::{self, Look};
+use crate::cli::dev::{Args, ports};
+use crate::cli::exit::{self, Failure};
+use crate::cli::out;
+use crate::client::cluster::Cluster;
+use crate::client::endpoint::Endpoint;
+use crate::client::http::Http;
+use crate::types::NodeId;
 
 /// Between two lines of a plain log that say how it stands.
 const SUMMARY_EVERY: Duration = Duration::from_secs(5);
@@ -282,35 +276,16 @@ impl Stage {
     async fn end(mut self, ended: &mut mpsc::UnboundedReceiver<Ended>) {
         // The last lines belong on the terminal that stays.
         self.display = Display::Plain { next_summary: Instant::now() + SUMMARY_EVERY };
-        for process in self.processes.values() {
-            process.signal(Signal::TERM);
-        }
-        let mut interrupt = signal(SignalKind::interrupt()).ok();
-        let again = async {
-            match &mut interrupt {
-                Some(interrupt) => drop(interrupt.recv().await),
-                None => std::future::pending().await,
+        let _ = out::print_line("stopping the nodes; Ctrl-C again kills them");
+        let hurry = async {
+            match signal(SignalKind::interrupt()) {
+                Ok(mut interrupt) => drop(interrupt.recv().await),
+                Err(_) => std::future::pending().await,
             }
         };
-        tokio::pin!(again);
-        let end = tokio::time::sleep(STOP_MAX);
-        tokio::pin!(end);
-        let mut is_killed = false;
-        while !self.processes.is_empty() {
-            tokio::select! {
-                Some(ended) = ended.recv() => drop(self.processes.remove(&ended.node_id)),
-                () = &mut again, if !is_killed => is_killed = true,
-                () = &mut end, if !is_killed => {
-                    let left: Vec<String> = self.processes.keys().map(u64::to_string).collect();
-                    out::complain(&format!("node {} did not stop in {STOP_MAX:?}: killed", left.join(", ")));
-                    is_killed = true;
-                }
-            }
-            if is_killed {
-                for process in self.processes.values() {
-                    process.signal(Signal::KILL);
-                }
-            }
+        let processes = std::mem::take(&mut self.processes);
+        for node_id in child::stop_all(processes, ended, STOP_MAX, hurry).await {
+            out::complain(&format!("node {node_id} did not stop in {STOP_MAX:?}: killed"));
         }
         // Whoever closed stdout has seen enough.
         let _ = out::print(&screen::farewell(&self.facts, &self.board));

@@ -3,14 +3,9 @@
 
 use serde::Serialize;
 
-use crate::{
-    cli::{
-        exit,
-        table::{Cell, Table, Tone},
-        units,
-    },
-    types::{Height, LogIndex, NodeId, Term},
-};
+use crate::cli::table::{Cell, Table, Tone};
+use crate::cli::{exit, units};
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// Everything that is told of a folder. `None`: it is not there, as in a folder that was never used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]

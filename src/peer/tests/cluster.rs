@@ -8,17 +8,15 @@ use openraft::{
     raft::TransferLeaderRequest,
 };
 
-use crate::{
-    peer::{
-        Handover,
-        tests::{
-            proxy::{Mode, Proxy},
-            support::{PATIENCE, eventually, found, in_time, leader_of, nodes},
-        },
+use crate::peer::{
+    Handover,
+    tests::{
+        proxy::{Mode, Proxy},
+        support::{PATIENCE, eventually, found, in_time, leader_of, nodes},
     },
-    raft::NodeRecord,
-    types::proto::LeadershipCause,
 };
+use crate::raft::NodeRecord;
+use crate::types::proto::LeadershipCause;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_elect_and_replicate_in_order() {

@@ -7,17 +7,15 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::{
-    peer::{
-        Config, Identity,
-        dial::{DialError, dial},
-        hello::{self, HelloError},
-        tests::support::{Bare, Node, config, eventually, identity, in_time},
-    },
-    types::{
-        position::LogPos,
-        proto::{Purpose, RefusalCode},
-    },
+use crate::peer::{
+    Config, Identity,
+    dial::{DialError, dial},
+    hello::{self, HelloError},
+    tests::support::{Bare, Node, config, eventually, identity, in_time},
+};
+use crate::types::{
+    position::LogPos,
+    proto::{Purpose, RefusalCode},
 };
 
 /// A node that welcomes without raft, and its address.
@@ -110,6 +108,21 @@ async fn another_incarnation_is_refused_by_whoever_remembers() {
     dialler.incarnations.known.lock().unwrap().insert(2, [9; 16]);
     assert_eq!(dial_code(&dialler, addr).await, Err((true, RefusalCode::Incarnation)));
     assert_eq!(dialler.incarnations.known.lock().unwrap().get(&2), Some(&[9; 16]));
+}
+
+#[tokio::test]
+async fn a_dialler_that_refuses_says_why() {
+    for purpose in [Purpose::Log, Purpose::Control, Purpose::Snapshot] {
+        let node = Node::start(1, quick()).await;
+        node.bare.set_address(2, &["127.0.0.1:1".into()]);
+        let dialler = Bare::new(identity(2), quick());
+        dialler.incarnations.known.lock().unwrap().insert(1, [9; 16]);
+        dialler.set_address(1, &[node.addr.to_string()]);
+        assert!(dial(dialler.shared(), 1, purpose).await.is_err());
+        let counted = || node.bare.errors("2", "hello", "incarnation") == 1.0;
+        eventually("the other side counts it too", counted).await;
+        node.stop().await;
+    }
 }
 
 #[tokio::test]

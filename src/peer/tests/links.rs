@@ -10,18 +10,16 @@ use openraft::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    consensus::{PeerError, Peers},
-    peer::{
-        Config, HashMark, LinkState,
-        tests::{
-            proxy::{Mode, Proxy},
-            support::{Bare, Node, config, eventually, found, identity, in_time, nodes},
-        },
+use crate::consensus::{PeerError, Peers};
+use crate::peer::{
+    Config, HashMark, LinkState,
+    tests::{
+        proxy::{Mode, Proxy},
+        support::{Bare, Node, config, eventually, found, identity, in_time, nodes},
     },
-    raft::{NodeRecord, TypeConfig, convert::vote_from_proto},
-    types::proto,
 };
+use crate::raft::{NodeRecord, TypeConfig, convert::vote_from_proto};
+use crate::types::proto;
 
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -263,10 +261,8 @@ async fn heartbeats_tell_the_clock_the_leader_and_the_state_hash() {
 
 #[tokio::test]
 async fn an_unknown_kind_is_refused_and_changes_nothing() {
-    use crate::{
-        peer::{dial::dial, wire::VERSION},
-        types::proto::{FrameKind, Purpose},
-    };
+    use crate::peer::{dial::dial, wire::VERSION};
+    use crate::types::proto::{FrameKind, Purpose};
     let node = Node::start(1, Config { ..config() }).await;
     let dialler = Bare::new(identity(2), config());
     dialler.set_address(1, &[node.addr.to_string()]);

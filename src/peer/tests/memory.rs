@@ -17,16 +17,12 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 
-use crate::{
-    machine::Outcome,
-    raft::{
-        Entry, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig, Vote,
-        convert::{
-            log_id_from_proto, log_id_to_proto, stored_membership_from_proto, stored_membership_to_proto,
-        },
-    },
-    types::{LogIndex, proto},
+use crate::machine::Outcome;
+use crate::raft::{
+    Entry, LogId, SnapshotData, SnapshotMeta, StoredMembership, TypeConfig, Vote,
+    convert::{log_id_from_proto, log_id_to_proto, stored_membership_from_proto, stored_membership_to_proto},
 };
+use crate::types::{LogIndex, proto};
 
 #[derive(Default)]
 struct LogInner {

@@ -4,19 +4,17 @@ use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{
-    peer::{
-        SendOutcome,
-        dial::dial,
-        snapshot::CHUNK_BYTES,
-        tests::{
-            memory::file_of,
-            proxy::{Mode, Proxy},
-            support::{Bare, CLUSTER, Node, config, eventually, found, identity, in_time, introduce, nodes},
-        },
+use crate::peer::{
+    SendOutcome,
+    dial::dial,
+    snapshot::CHUNK_BYTES,
+    tests::{
+        memory::file_of,
+        proxy::{Mode, Proxy},
+        support::{Bare, CLUSTER, Node, config, eventually, found, identity, in_time, introduce, nodes},
     },
-    types::proto::{self, ErrorCode, FrameKind, Purpose},
 };
+use crate::types::proto::{self, ErrorCode, FrameKind, Purpose};
 
 /// Two nodes with this much state whose log does not reach back, and a third that joins.
 async fn needs_snapshot(n_mib: usize) -> (Vec<Node>, usize) {

@@ -19,18 +19,16 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    consensus::{Answers, BoxFuture, FoundingState},
-    machine::{Command, command::Kind},
-    peer::{
-        Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices,
-        Receiving, SendOutcome, SnapshotStore,
-        network::Shared,
-        tests::memory::{MemLog, MemMachine},
-    },
-    raft::{NodeRecord, SnapshotData, TypeConfig},
-    types::{LogIndex, NodeId, Term, position::LogPos, proto},
+use crate::consensus::{Answers, BoxFuture, FoundingState};
+use crate::machine::{Command, command::Kind};
+use crate::peer::{
+    Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
+    SendOutcome, SnapshotStore,
+    network::Shared,
+    tests::memory::{MemLog, MemMachine},
 };
+use crate::raft::{NodeRecord, SnapshotData, TypeConfig};
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
 pub(super) const CLUSTER: &str = "test";
 

@@ -7,18 +7,16 @@ use openraft::{EntryPayload, raft::AppendEntriesRequest};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use crate::{
-    machine::{Command, command::Kind},
-    peer::{
-        convert::{self, OutgoingAppend},
-        tests::support::in_time,
-        wire::{Outbox, Reader, VERSION, WireError},
-    },
-    raft::{TypeConfig, convert::vote_from_proto, log_id_of},
-    types::{
-        position::LogPos,
-        proto::{self, FrameKind},
-    },
+use crate::machine::{Command, command::Kind};
+use crate::peer::{
+    convert::{self, OutgoingAppend},
+    tests::support::in_time,
+    wire::{Outbox, Reader, VERSION, WireError},
+};
+use crate::raft::{TypeConfig, convert::vote_from_proto, log_id_of};
+use crate::types::{
+    position::LogPos,
+    proto::{self, FrameKind},
 };
 
 /// Of a frame; above everything here.

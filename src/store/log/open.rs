@@ -72,18 +72,30 @@ impl Contents {
     }
 }
 
-/// Makes an empty log and its watermark.
+/// Makes an empty log and its watermark, or finishes what a start that was cut short began. What is
+/// there and not empty is left as it is.
 pub(crate) fn create(data_dir: &Path, rocks: &rocks::Shared) -> Result<(), OpenError> {
     let dir = log_dir(data_dir);
-    if !rocks::is_database(&dir) {
-        let db = rocks.open_log(&dir, true, Recovery::ShortTail).map_err(|e| OpenError::rocks(&dir, &e))?;
-        drop(db);
+    if !rocks::is_database(&dir) && holds_tables(&dir) {
+        // RocksDB would make an empty database and delete them.
+        return Err(OpenError::damage(&dir, "the log's CURRENT is missing beside its tables"));
     }
+    let db = rocks.open_log(&dir, true, Recovery::ShortTail).map_err(|e| OpenError::rocks(&dir, &e))?;
+    let is_empty = read(&db, &Mark::default()).map_err(|e| describe(&dir, e))?.is_empty();
+    drop(db);
     let path = watermark_path(data_dir);
-    if !path.exists() {
+    let is_whole = matches!(Slots::open(&path).map_err(|e| OpenError::io(&path, e))?, Found::Mark(..));
+    if !is_whole && is_empty {
         Slots::create(&path).map_err(|e| OpenError::io(&path, e))?;
     }
     Ok(())
+}
+
+fn holds_tables(dir: &Path) -> bool {
+    let is_table = |e: std::io::Result<std::fs::DirEntry>| {
+        e.is_ok_and(|e| e.path().extension().is_some_and(|x| x == "sst"))
+    };
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.any(is_table))
 }
 
 /// Opens a log that should be there, and refuses one that holds less than it once did.

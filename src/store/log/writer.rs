@@ -70,6 +70,11 @@ impl Writer {
     /// Runs until the queue is closed and empty, or a write failed for good.
     pub(crate) fn run(mut self) {
         while let Some(group) = self.shared.queue.take() {
+            // Whatever ended this node, nothing is reported durable after it.
+            if self.shared.health.is_fatal() {
+                self.fail(group, "the store cannot go on");
+                break;
+            }
             if !self.write(group) {
                 break;
             }
@@ -82,12 +87,14 @@ impl Writer {
         if let Some(after) = lowest_truncation(&group.ops)
             && !self.watermark.lower(after)
         {
+            self.fail(group, "the watermark could not be lowered before the log is cut");
             return false;
         }
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
         let (last, took) = match self.write_synced(&mut group) {
             Ok(written) => written,
             Err(Failed::Sync(what)) => {
+                self.shared.health.set_fatal(Fatal::SyncFailed { what: what.clone() });
                 self.fail(group, &what);
                 return false;
             }
@@ -196,9 +203,7 @@ impl Writer {
         group.ops.into_iter().for_each(|op| reports.add(op));
         let now = Instant::now();
         self.shared.instants.synced(&reports.synced, now, took);
-        if let Some(last) = reports.synced.last() {
-            self.shared.set_synced_index(last.index);
-        }
+        self.shared.set_synced_index(self.last.map_or(0, |e| e.pos.index));
         self.shared.tail().evict(last_seq);
         self.shared.synced.send_replace(last_seq);
         // After the sync it records; a vote's below is answered once the watermark has it too.
@@ -225,7 +230,6 @@ impl Writer {
 
     /// Everybody in the group, and everybody behind it, learns that it failed.
     fn fail(&self, group: Group, what: &str) {
-        self.shared.health.set_fatal(Fatal::SyncFailed { what: what.to_owned() });
         let mut reports = Reports::default();
         group.ops.into_iter().for_each(|op| reports.add(op));
         for callback in reports.callbacks {

@@ -67,7 +67,7 @@ impl Builder {
         {
             return Self { snapshots, source: Source::Existing, began };
         }
-        snapshots.inner.metrics.set_snapshot_running("build", true);
+        snapshots.inner.metrics.snapshots.set_running("build", true);
         let task = {
             let snapshots = snapshots.clone();
             tokio::task::spawn_blocking(move || snapshots.checkpoint(&db, applied))
@@ -97,18 +97,18 @@ impl Builder {
             }
         };
         let metrics = &self.snapshots.inner.metrics;
-        metrics.set_snapshot_running("build", false);
+        metrics.snapshots.set_running("build", false);
         let seconds = self.began.elapsed().as_secs_f64();
         match result {
             Ok(data) => {
-                metrics.snapshot("build", "ok", seconds);
-                metrics.trace_snapshot(names::span::SNAPSHOT_BUILD, "ok", self.began, pos);
+                metrics.snapshots.count("build", "ok", seconds);
+                metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "ok", self.began, pos);
                 let meta = meta_of(&data.manifest).expect("a manifest of our own is whole");
                 Some(Snapshot { meta, snapshot: data })
             }
             Err(error) => {
-                metrics.snapshot("build", "failed", seconds);
-                metrics.trace_snapshot(names::span::SNAPSHOT_BUILD, "failed", self.began, pos);
+                metrics.snapshots.count("build", "failed", seconds);
+                metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "failed", self.began, pos);
                 metrics.error("state", "snapshot");
                 tracing::warn!(error = %error, "no snapshot was built; the next one is tried when it is due");
                 self.snapshots.current()
@@ -158,7 +158,7 @@ impl Snapshots {
     fn seal(&self, tmp: &Path, id: &str, expected: Option<LogId>) -> Result<SnapshotData, BuildError> {
         let result = self
             .manifest(&tmp.join(FILES), id, expected)
-            .and_then(|manifest| Ok(self.finish(tmp, manifest)?));
+            .and_then(|manifest| Ok(self.keep_built(tmp, manifest)?));
         if result.is_err() {
             let _ = files::remove_dir(tmp);
         }
@@ -221,7 +221,7 @@ impl Snapshots {
 }
 
 /// Opening a checkpoint leaves a log of RocksDB's own in it.
-fn remove_info_logs(dir: &Path) -> io::Result<()> {
+pub(super) fn remove_info_logs(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("LOG")) {

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::raft::SnapshotData;
+use crate::raft::convert::stored_membership_to_proto;
 use crate::store::files;
+use crate::store::snapshot::build::remove_info_logs;
 use crate::store::snapshot::{FILES, FORMAT_VERSION, Problem, Snapshots, meta_of, verify_files};
-use crate::types::proto::SnapshotManifest;
+use crate::store::state::db::{StateDb, StateError};
+use crate::types::proto::{self, SnapshotManifest};
 
 /// Why a snapshot is not received.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +63,8 @@ impl Receiving {
     }
 
     /// Where the next chunk of a file begins.
-    pub(crate) fn have(&self, file: &str) -> Option<u64> {
-        self.have.get(file).copied()
+    pub(crate) fn have(&self, file: &str) -> u64 {
+        self.have.get(file).copied().unwrap_or(0)
     }
 
     /// Chunks of one file come in order; one that is there already is skipped. Blocking.
@@ -89,9 +92,9 @@ impl Receiving {
         let result = self.check_and_keep();
         let metrics = self.snapshots.metrics();
         match &result {
-            Ok(_) => metrics.snapshot("verify", "ok", 0.0),
+            Ok(_) => metrics.count("verify", "ok", 0.0),
             Err(ReceiveError::Corrupt { file, what }) => {
-                metrics.snapshot("verify", "corrupt", 0.0);
+                metrics.count("verify", "corrupt", 0.0);
                 tracing::warn!(
                     id = self.manifest.id,
                     file,
@@ -101,7 +104,7 @@ impl Receiving {
                 let _ = files::remove_dir(&self.tmp);
             }
             Err(error) => {
-                metrics.snapshot("verify", "failed", 0.0);
+                metrics.count("verify", "failed", 0.0);
                 tracing::warn!(id = self.manifest.id, error = %error, "a received snapshot could not be kept");
             }
         }
@@ -123,14 +126,36 @@ impl Receiving {
         if let Some(Problem { file, what }) = verify_files(&dir, &self.manifest).into_iter().next() {
             return Err(ReceiveError::Corrupt { file, what });
         }
+        self.check_content(&dir)?;
         files::sync_dir(&dir)?;
-        if let Some(held) = self.snapshots.list().iter().find(|s| s.manifest.id == self.manifest.id) {
+        if let Some(held) = self.snapshots.find(&self.manifest.id) {
             files::remove_dir(&self.tmp)?;
-            return Ok(self.snapshots.data(held));
+            return Ok(held);
         }
-        let manifest = SnapshotManifest { received: true, ..self.manifest.clone() };
-        tracing::info!(id = manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
-        Ok(self.snapshots.finish(&self.tmp, manifest)?)
+        tracing::info!(id = self.manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
+        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest)?)
+    }
+
+    /// The files are those that were sent; whether they are the state that the manifest names is
+    /// looked at too, before anything rests on it.
+    fn check_content(&self, dir: &Path) -> Result<(), ReceiveError> {
+        let corrupt = |what: String| ReceiveError::Corrupt { file: FILES.to_owned(), what };
+        let read = || {
+            let db = StateDb::open_read_only(dir, &self.snapshots.inner.rocks)?;
+            Ok::<_, StateError>((db.record()?, db.membership()?))
+        };
+        let (record, membership) = read().map_err(|e| corrupt(e.to_string()))?;
+        remove_info_logs(dir)?;
+        let record = record.ok_or_else(|| corrupt("it is empty".to_owned()))?;
+        let found = Some(proto::LogId { term: record.applied_term, index: record.applied_index });
+        let is_same = found == self.manifest.last_log_id
+            && record.state_hash == self.manifest.state_hash
+            && Some(stored_membership_to_proto(&membership)) == self.manifest.membership;
+        if is_same {
+            Ok(())
+        } else {
+            Err(corrupt(format!("it holds {found:?}, or another state than its manifest says")))
+        }
     }
 }
 

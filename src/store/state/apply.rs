@@ -21,7 +21,7 @@ use crate::store::health::{Database, Fatal};
 use crate::store::metrics::{ApplyKind, CHECKPOINTS};
 use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
-use crate::store::state::db::{Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
+use crate::store::state::db::{self, Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
 use crate::store::state::told::Told;
 use crate::store::tap::Tapped;
@@ -38,7 +38,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 struct Applied {
     changes: Changes,
     outcomes: Vec<Outcome>,
-    /// How long each entry took in the machine.
+    /// What each entry took; its share of the write is added once that is known.
     took: Vec<Duration>,
     membership: Option<bytes::Bytes>,
 }
@@ -83,16 +83,25 @@ impl StateMachine {
         let last = pos_of(&entries[entries.len() - 1].log_id);
         self.log.await_synced(last).await;
         let started = Instant::now();
-        let applied = match self.run_machine(entries) {
+        let mut applied = match self.run_machine(entries) {
             Ok(applied) => applied,
             Err(e) => {
                 self.metrics.error("state", "read");
+                if let Err(e) = db::mark_damaged(&self.data_dir) {
+                    tracing::warn!(error = %e, "the damaged state cannot be marked: it will not be rebuilt by itself");
+                }
                 let what = format!("{}: {e}", self.db.path().display());
-                return self.stand_still(Fatal::Damaged { what }).await;
+                return self.stand_still(Fatal::StateDamaged { what }).await;
             }
         };
         let record = self.machine.record();
+        let began = Instant::now();
         self.write(&applied, &record).await;
+        let share = began.elapsed() / entries.len() as u32;
+        for (entry, took) in entries.iter().zip(&mut applied.took) {
+            *took += share;
+            self.metrics.apply_seconds(kind_of(entry)).observe(took.as_secs_f64());
+        }
         self.applied = Some(last);
         self.floor = applied.changes.floor;
         self.publish(entries, &applied, started);
@@ -124,11 +133,10 @@ impl StateMachine {
             };
             let outcome = self.machine.apply(&mut overlay, pos, applying);
             let now = Instant::now();
-            self.metrics.apply_seconds(kind_of(entry)).observe((now - began).as_secs_f64());
             took.push(now - began);
             began = now;
             if self.replay_upto < pos.index {
-                self.metrics.count_outcome(&outcome);
+                self.metrics.blocks.count(&outcome);
             }
             outcomes.push(outcome);
         }
@@ -188,27 +196,32 @@ impl StateMachine {
             self.instants.mark(pos_of(&entry.log_id), Mark::Applied, now);
         }
         let unix_ms = unix_ms();
-        let decode = |row: &bytes::Bytes| proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
         let (mut rows, mut tapped) = (Vec::new(), Vec::new());
         for (height, row, block) in applied.changes.blocks() {
             self.shared.remember_applied(height, unix_ms);
-            let row = decode(row);
+            let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
+            self.shared.recent().push(height, &row, block);
             if self.replay_upto < row.index {
-                self.metrics.block_bytes.inc_by(row.header_bytes + row.data_bytes);
+                self.metrics.blocks.bytes.inc_by(row.header_bytes + row.data_bytes);
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.set_checkpoint(slot, height, &row.hash);
+                    self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
                 }
             }
             let pos = LogPos { term: row.term, index: row.index };
-            tapped.push(Tapped { pos, height, block: block.clone(), command: payload_at(entries, row.index) });
+            tapped.push(Tapped {
+                pos,
+                height,
+                block: block.clone(),
+                command: payload_at(entries, row.index),
+            });
             rows.push((height, row));
         }
         let view = self.machine.view();
         if !rows.is_empty() {
-            self.metrics.set_head(view.head.as_ref());
-            self.metrics.set_applied_at(unix_ms);
+            self.metrics.blocks.set_head(view.head.as_ref());
+            self.metrics.blocks.set_applied_at(unix_ms);
         }
         // Before anybody else learns of the batch: what they tell of it comes after it.
         if self.instants.wants_blocks() {
@@ -227,7 +240,7 @@ impl StateMachine {
     /// Sets what the metrics say of blocks from a state that was loaded or installed.
     pub(super) fn show_blocks(&self) {
         let view = self.machine.view();
-        self.metrics.set_head(view.head.as_ref());
+        self.metrics.blocks.set_head(view.head.as_ref());
         let Some(head) = &view.head else { return };
         for (slot, every) in CHECKPOINTS.iter().enumerate() {
             let height = head.height / every * every;
@@ -235,7 +248,7 @@ impl StateMachine {
             if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
                 && let Ok(row) = proto::BlockRow::decode(row)
             {
-                self.metrics.set_checkpoint(slot, height, &row.hash);
+                self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
             }
         }
     }

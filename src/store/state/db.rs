@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use prost::Message;
@@ -28,6 +28,8 @@ const LEADERSHIP: u8 = b'l';
 /// Which folder holds the state; without it the first one does.
 const POINTER: &str = "STATE";
 const FIRST_FOLDER: &str = "state";
+/// Says that the state was found damaged while it was used.
+const DAMAGED: &str = "STATE_DAMAGED";
 
 /// Why a stored state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ pub(crate) struct Loaded {
 /// An open state. Closed when the last holder lets go.
 pub(crate) struct StateDb {
     db: Db,
+    /// The floor that a crash leaves at least: files below a higher one are still needed.
+    durable_floor: AtomicU64,
     // Behind `db`, so that the folder goes after the database is closed.
     folder: Folder,
 }
@@ -106,7 +110,12 @@ impl StateDb {
     }
 
     fn new(db: Db, path: &Path) -> Self {
-        Self { db, folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) } }
+        let durable_floor = AtomicU64::new(0);
+        Self {
+            db,
+            durable_floor,
+            folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) },
+        }
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -160,7 +169,15 @@ impl StateDb {
         let families: Vec<&ColumnFamily> =
             STATE_FAMILIES.iter().map(|f| self.db.cf_handle(f).expect("every family was opened")).collect();
         let families: Vec<&&ColumnFamily> = families.iter().collect();
-        self.db.flush_cfs_opt(&families, &FlushOptions::default())
+        // Read first: what is written meanwhile may miss the flush.
+        let floor = self.get(Family::Meta, KEY_FLOOR)?.and_then(|v| height_of(&v));
+        self.db.flush_cfs_opt(&families, &FlushOptions::default())?;
+        self.durable_floor.fetch_max(floor.unwrap_or(0), Ordering::AcqRel);
+        Ok(())
+    }
+
+    pub(crate) fn durable_floor(&self) -> Height {
+        self.durable_floor.load(Ordering::Acquire)
     }
 
     pub(crate) fn membership(&self) -> Result<StoredMembership, StateError> {
@@ -196,6 +213,8 @@ impl StateDb {
         let terms = self.leaderships()?.into_iter().map(|l| l.term);
         let machine = Machine::load(record.as_deref(), blocks.into_iter(), terms)?;
         let applied = record.is_some().then(|| machine.view().applied);
+        // Without a WAL, what is read from a state just opened lies in its files.
+        self.durable_floor.fetch_max(floor, Ordering::AcqRel);
         Ok(Loaded { machine, applied, membership, floor })
     }
 
@@ -230,24 +249,54 @@ pub(crate) fn leadership_key(term: Term) -> [u8; 9] {
     key
 }
 
-/// The folder that holds the state in force.
+/// The folder that holds the state in force. Where the pointer is lost: the first folder, or else
+/// the newest.
 pub(crate) fn current_dir(data_dir: &Path) -> io::Result<PathBuf> {
     let name = files::read_optional(&data_dir.join(POINTER))?;
     let name = name.and_then(|n| String::from_utf8(n).ok()).map(|n| n.trim().to_owned());
-    let is_ours =
-        |n: &String| n == FIRST_FOLDER || n.strip_prefix("state.").is_some_and(|r| !r.contains('/'));
-    Ok(data_dir.join(name.filter(is_ours).unwrap_or_else(|| FIRST_FOLDER.into())))
+    if let Some(name) = name.filter(|n| n == FIRST_FOLDER || number_of(n).is_some()) {
+        return Ok(data_dir.join(name));
+    }
+    let first = data_dir.join(FIRST_FOLDER);
+    match highest_number(data_dir)? {
+        Some(number) if !first.is_dir() => Ok(data_dir.join(format!("{FIRST_FOLDER}.{number}"))),
+        _ => Ok(first),
+    }
+}
+
+/// The number behind the name of a folder that came after the first.
+fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix(FIRST_FOLDER)?.strip_prefix('.')?.parse().ok()
+}
+
+fn highest_number(data_dir: &Path) -> io::Result<Option<u64>> {
+    let mut highest = None;
+    for entry in fs::read_dir(data_dir)? {
+        highest = highest.max(entry?.file_name().to_str().and_then(number_of));
+    }
+    Ok(highest)
+}
+
+/// The next start rebuilds the state.
+pub(crate) fn mark_damaged(data_dir: &Path) -> io::Result<()> {
+    files::write_atomic(&data_dir.join(DAMAGED), b"the state is damaged: it is rebuilt at the next start\n")
+}
+
+pub(crate) fn is_marked_damaged(data_dir: &Path) -> bool {
+    data_dir.join(DAMAGED).exists()
+}
+
+pub(crate) fn clear_damaged(data_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(data_dir.join(DAMAGED)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// A folder that does not exist yet, to build a state in.
 pub(crate) fn new_dir(data_dir: &Path) -> io::Result<PathBuf> {
-    let mut highest = 0;
-    for entry in fs::read_dir(data_dir)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix("state.")?.parse::<u64>().ok());
-        highest = highest.max(number.unwrap_or(0));
-    }
-    Ok(data_dir.join(format!("state.{}", highest + 1)))
+    let number = highest_number(data_dir)?.map_or(1, |n| n + 1);
+    Ok(data_dir.join(format!("{FIRST_FOLDER}.{number}")))
 }
 
 /// From here on this folder holds the state. Durable on return.
@@ -262,7 +311,7 @@ pub(crate) fn remove_others(data_dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(data_dir)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let is_state = name == FIRST_FOLDER || name.starts_with("state.");
+        let is_state = name == FIRST_FOLDER || number_of(name).is_some();
         if is_state && path != current && path.is_dir() {
             files::remove_dir(&path)?;
         }

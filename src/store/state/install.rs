@@ -47,8 +47,13 @@ impl StateMachine {
     /// Never fails: a full disk is waited for, anything else ends the node.
     pub(super) async fn install(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) {
         let began = Instant::now();
-        self.metrics.set_snapshot_running("install", true);
         let expected = meta.last_log_id.as_ref().map(pos_of);
+        if expected.map(|p| p.index) <= self.applied.map(|p| p.index) {
+            tracing::warn!(?expected, applied = ?self.applied, "a snapshot that holds nothing new is not installed");
+            self.snapshots.installed(&snapshot.manifest.id);
+            return;
+        }
+        self.metrics.snapshots.set_running("install", true);
         let mut is_blocked = false;
         let (db, loaded) = loop {
             let (snapshots, data_dir, rocks) =
@@ -65,10 +70,10 @@ impl StateMachine {
             };
             self.metrics.error("state", "snapshot");
             if !error.is_no_space() {
-                self.metrics.snapshot("install", "failed", began.elapsed().as_secs_f64());
-                self.metrics.trace_snapshot(names::span::SNAPSHOT_INSTALL, "failed", began, expected);
-                let what = format!("snapshot {}: {error}", snapshot.manifest.id);
-                return self.stand_still(Fatal::Damaged { what }).await;
+                self.metrics.snapshots.count("install", "failed", began.elapsed().as_secs_f64());
+                self.metrics.snapshots.trace(names::span::SNAPSHOT_INSTALL, "failed", began, expected);
+                let what = format!("snapshot {} cannot be installed: {error}", snapshot.manifest.id);
+                return self.stand_still(Fatal::WriteFailed { db: "state", what }).await;
             }
             if !is_blocked {
                 tracing::warn!(error = %error, "a snapshot cannot be installed: disk full; tried again until space returns");
@@ -81,9 +86,10 @@ impl StateMachine {
             self.health.set_blocked(Database::State, false);
         }
         self.take_over(db, loaded);
-        self.metrics.snapshot("install", "ok", began.elapsed().as_secs_f64());
-        self.metrics.trace_snapshot(names::span::SNAPSHOT_INSTALL, "ok", began, expected);
-        self.metrics.set_snapshot_running("install", false);
+        self.snapshots.installed(&snapshot.manifest.id);
+        self.metrics.snapshots.count("install", "ok", began.elapsed().as_secs_f64());
+        self.metrics.snapshots.trace(names::span::SNAPSHOT_INSTALL, "ok", began, expected);
+        self.metrics.snapshots.set_running("install", false);
     }
 
     fn take_over(&mut self, db: StateDb, loaded: Loaded) {
@@ -93,6 +99,7 @@ impl StateMachine {
         self.membership = loaded.membership;
         self.floor = loaded.floor;
         self.pruner = Pruner::new(loaded.floor);
+        self.shared.recent().clear();
         self.shared.publish(&self.db, Arc::new(self.machine.view().clone()));
         self.show_blocks();
         if let Some(tap) = &self.tap {

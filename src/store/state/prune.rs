@@ -25,8 +25,10 @@ impl Pruner {
         Self { looked_at: floor, is_running: Arc::default() }
     }
 
-    /// The floor moved. Drops files on a blocking thread, one look at a time.
+    /// The floor moved. Drops files on a blocking thread, one look at a time, and never above the
+    /// floor of the last flush: a crash brings that one back, and with it the blocks above it.
     pub(crate) fn pruned_to(&mut self, floor: Height, db: &Arc<StateDb>, metrics: &Arc<Metrics>) {
+        let floor = floor.min(db.durable_floor());
         if floor < self.looked_at + HEIGHTS || self.is_running.swap(true, Ordering::AcqRel) {
             return;
         }

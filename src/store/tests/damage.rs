@@ -162,6 +162,25 @@ async fn a_hole_and_a_broken_chain_name_their_index() {
     }
 }
 
+#[tokio::test]
+async fn a_damaged_or_lost_table_of_the_log_is_refused_by_name() {
+    for is_lost in [false, true] {
+        let (_guard, dir) = folder();
+        let mut opened = open(&dir);
+        append(&mut opened.log, blocks(1, 1..=100, 200)).await;
+        let db = opened.log.shared.db().unwrap();
+        db.flush().unwrap();
+        drop(db);
+        close(opened);
+        let table = file_with(&log_dir(&dir), "sst");
+        match is_lost {
+            true => fs::remove_file(&table).unwrap(),
+            false => flip(&table, 5000),
+        }
+        assert_refused(&dir, &[table.file_name().unwrap().to_str().unwrap()]);
+    }
+}
+
 fn flip(path: &Path, at: u64) {
     let mut content = fs::read(path).unwrap();
     content[at as usize] ^= 0x40;

@@ -107,11 +107,37 @@ async fn the_end_before_is_told_and_starts_are_counted() {
 
 #[tokio::test]
 async fn a_start_that_was_cut_short_is_gone_on_with() {
+    use crate::store::rocks::{Recovery, Shared};
     let (_guard, dir) = folder();
-    close(open(&dir));
-    // As after a kill before the last step of making the folder.
-    fs::remove_file(dir.join("IDENTITY")).unwrap();
-    let opened = open(&dir);
-    assert!(!opened.had_data);
-    close(opened);
+    for stage in 0..4 {
+        // As after a kill before each step of making the folder.
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("log")).unwrap();
+        match stage {
+            0 => {}
+            1 => drop(
+                rocksdb::DB::open(
+                    &{
+                        let mut o = rocksdb::Options::default();
+                        o.create_if_missing(true);
+                        o
+                    },
+                    dir.join("log"),
+                )
+                .unwrap(),
+            ),
+            2 => {
+                drop(Shared::new().unwrap().open_log(&dir.join("log"), true, Recovery::ShortTail).unwrap());
+                fs::write(dir.join("WATERMARK"), [0; 100]).unwrap();
+            }
+            _ => {
+                close(open(&dir));
+                fs::remove_file(dir.join("IDENTITY")).unwrap();
+            }
+        }
+        let opened = open(&dir);
+        assert!(!opened.had_data);
+        close(opened);
+        close(open(&dir));
+    }
 }

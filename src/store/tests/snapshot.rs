@@ -23,7 +23,7 @@ fn send(
     let mut receiving = to.receive(from.manifest.clone())?;
     for file in &from.manifest.files {
         let content = fs::read(from.dir.join(&file.name)).unwrap();
-        let start = receiving.have(&file.name).unwrap() as usize;
+        let start = receiving.have(&file.name) as usize;
         for (i, chunk) in content[start..].chunks(1000).enumerate() {
             let offset = (start + i * 1000) as u64;
             let mut chunk = chunk.to_vec();
@@ -65,17 +65,17 @@ async fn a_snapshot_holds_what_was_applied_and_the_newest_are_kept() {
         build_snapshot(&mut opened).await;
     }
     // Three are retained, and the first one, which is being read.
-    let kept: Vec<_> = opened.snapshots.list_all().iter().map(|m| last_index(m).unwrap()).collect();
+    let kept: Vec<_> = opened.snapshots.list().iter().map(|m| last_index(m).unwrap()).collect();
     assert_eq!(kept, [105, 104, 103, 100]);
     assert!(pinned.dir.join("CURRENT").is_file());
     drop(pinned);
     commit(&mut opened, blocks(1, 106..=106, 300)).await;
     build_snapshot(&mut opened).await;
-    let kept: Vec<_> = opened.snapshots.list_all().iter().map(|m| last_index(m).unwrap()).collect();
+    let kept: Vec<_> = opened.snapshots.list().iter().map(|m| last_index(m).unwrap()).collect();
     assert_eq!(kept, [106, 105, 104]);
     close(opened);
     let opened = open(&dir);
-    assert_eq!(opened.snapshots.list_all().len(), 3);
+    assert_eq!(opened.snapshots.list().len(), 3);
     close(opened);
 }
 
@@ -91,6 +91,7 @@ async fn a_received_snapshot_becomes_the_state_and_survives_a_restart() {
     assert!(received.manifest.received);
     // Being there is not being installed.
     assert_eq!(receiver.reader.view().applied, pos(1, 10));
+    assert_eq!(receiver.snapshots.newest(), None);
     install(&mut receiver, received).await;
     // Who reads on in the old state reads the old state.
     assert_eq!(old.view.applied, pos(1, 10));
@@ -148,7 +149,7 @@ async fn a_transfer_goes_on_where_it_stopped() {
     assert!(matches!(early, Err(ReceiveError::Offset { offset: 1600, have: 1500, .. })), "{early:?}");
     drop(first);
     let again = receiver.snapshots.receive(data.manifest.clone()).unwrap();
-    assert_eq!(again.have(&file.name), Some(1500));
+    assert_eq!(again.have(&file.name), 1500);
     drop(again);
     assert!(send(&data, &receiver.snapshots, |_, _, _| {}).is_ok());
     close(receiver);
@@ -221,7 +222,7 @@ async fn a_lost_state_is_rebuilt_from_the_newest_intact_snapshot() {
 
     let mut opened = open(&dir);
     assert_eq!(opened.reader.view().applied, pos(1, 100));
-    assert_eq!(opened.snapshots.list_all().len(), 1);
+    assert_eq!(opened.snapshots.list().len(), 1);
     let replayed = opened.log.clone().try_read(101, 161).await;
     apply(&mut opened.machine, replayed).await;
     assert_eq!(opened.reader.view().state_hash, hash);
@@ -283,4 +284,35 @@ async fn unfinished_ones_go_at_start_and_damaged_ones_are_set_aside() {
     assert!(snapshots.join(format!("{}.damaged", data.manifest.id)).exists());
     assert_eq!(opened.snapshots.newest(), None);
     close(opened);
+}
+
+#[tokio::test]
+async fn a_received_snapshot_that_was_not_installed_is_gone_after_a_restart() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let receiver = filled(&to, 10).await;
+    drop(send(&data, &receiver.snapshots, |_, _, _| {}).unwrap());
+    close(receiver);
+    let receiver = open(&to);
+    assert_eq!(receiver.snapshots.newest(), None);
+    assert_eq!(receiver.reader.view().applied, pos(1, 10));
+    assert!(!to.join("snapshots").join(&data.manifest.id).exists());
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_manifest_of_another_state_is_corrupt() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 20).await;
+    let mut data = build_snapshot(&mut sender).await;
+    data.manifest.last_log_id = Some(crate::types::proto::LogId { term: 1, index: 21 });
+    let receiver = open(&to);
+    let result = send(&data, &receiver.snapshots, |_, _, _| {});
+    assert!(matches!(result, Err(ReceiveError::Corrupt { .. })), "{result:?}");
+    close(receiver);
+    close(sender);
 }

@@ -66,7 +66,9 @@ pub(crate) fn one(s: &Value, is_colored: bool) -> Shown {
     }
     t.pair("up", span(&s["uptimeMs"]));
     let mut out = t.render(is_colored);
-    out += &blockers(list(s, "blockers"), is_colored);
+    // That a follower does not lead needs no table.
+    let told: Vec<Value> = list(s, "blockers").iter().filter(|b| b["check"] != "role").cloned().collect();
+    out += &blockers(&told, is_colored);
     out += &peers(list(s, "peers"), is_colored);
     out.into()
 }
@@ -214,7 +216,7 @@ NODE        API             ROLE                    TERM  HEAD  APPLIED  BEHIND 
     #[test]
     fn one_node_says_why_it_is_not_ready() {
         let status = json!({"nodeId": 1, "name": "a", "clusterId": "c", "version": "0.1.0", "role": "leader", "ready": false, "term": 4,
-            "leaderId": 1, "fence": null, "paused": true, "head": null, "blockers": [{"check": "catchUp", "sinceMs": 120, "hint": "behind by 7"}],
+            "leaderId": 1, "fence": null, "paused": true, "head": null, "blockers": [{"check": "role", "sinceMs": 1, "hint": ""}, {"check": "catchUp", "sinceMs": 120, "hint": "behind by 7"}],
             "lease": {"valid": true, "remainingMs": 100, "quorumAckAgeMs": 5}, "membership": {"version": 1, "voters": [1, 2], "learners": [], "joint": false},
             "peers": [{"nodeId": 2, "matchedIndex": 5, "lag": 1, "lastAckAgeMs": 9, "reachable": true}]});
         let shown = one(&status, false).text;
@@ -227,5 +229,6 @@ NODE        API             ROLE                    TERM  HEAD  APPLIED  BEHIND 
         ] {
             assert!(shown.contains(want), "{want} in {shown}");
         }
+        assert!(!shown.contains("\nrole  "), "{shown}");
     }
 }

@@ -1,0 +1,74 @@
+//! A cluster for one run: started before it, gone after it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::sync::mpsc;
+
+use crate::cli::dev::child::{self, Ended, Launch, Process};
+use crate::cli::dev::folder::Folder;
+use crate::cli::dev::ports::{self, Addresses};
+use crate::cli::exit::Failure;
+use crate::client::endpoint::Endpoint;
+use crate::types::NodeId;
+
+/// A node's own bound of a stop at the defaults is 5 s; then it is killed.
+const STOP_MAX: Duration = Duration::from_secs(7);
+/// Ports to try from: below the range that connections take theirs from, away from those of `dev`.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// Running nodes in a temporary folder. Dropping it ends them too, less gently.
+pub(crate) struct Own {
+    processes: BTreeMap<NodeId, Process>,
+    ended: mpsc::UnboundedReceiver<Ended>,
+    endpoints: Vec<Endpoint>,
+    // After the processes: they use it.
+    _folder: Folder,
+}
+
+impl Own {
+    pub(crate) fn start(n_nodes: u16, set: &[String]) -> Result<Self, Failure> {
+        let folder = Folder::open(None, Some(n_nodes))?;
+        let addresses = free_addresses(n_nodes)?;
+        let wrong = |e: std::io::Error| Failure::failed(format!("a cluster cannot be started: {e}"));
+        folder.write_configs(&addresses).map_err(wrong)?;
+        let program = std::env::current_exe().map_err(wrong)?;
+        let (tx, ended) = mpsc::unbounded_channel();
+        let mut processes = BTreeMap::new();
+        for node_id in 1..=NodeId::from(n_nodes) {
+            let launch = Launch {
+                node_id,
+                program: program.clone(),
+                config: folder.config_of(node_id),
+                log: folder.log_of(node_id),
+                set: set.to_vec(),
+            };
+            processes.insert(node_id, child::start(&launch, tx.clone()).map_err(wrong)?);
+        }
+        let endpoint = |a: &Addresses| a.api.to_string().parse().expect("an address of ours is well-formed");
+        let endpoints = addresses.iter().map(endpoint).collect();
+        Ok(Self { processes, ended, endpoints, _folder: folder })
+    }
+
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    pub(crate) async fn stop(mut self) {
+        let processes = std::mem::take(&mut self.processes);
+        child::stop_all(processes, &mut self.ended, STOP_MAX, std::future::pending()).await;
+    }
+}
+
+fn free_addresses(n_nodes: u16) -> Result<Vec<Addresses>, Failure> {
+    // By eye: on a machine where so many tries fail, more would too.
+    const TRIES: usize = 50;
+    let mut last = Failure::failed("no free ports");
+    for _ in 0..TRIES {
+        let addresses = ports::addresses(rand::random_range(PORTS), n_nodes)?;
+        match ports::check_free(&addresses) {
+            Ok(()) => return Ok(addresses),
+            Err(taken) => last = taken,
+        }
+    }
+    Err(last)
+}

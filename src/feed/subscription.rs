@@ -1,0 +1,247 @@
+//! One reader's end: what its backlog holds, and from the store what it does not.
+//!
+//! It reads the store page by page until it has nearly reached the head, joins the hub there, reads what
+//! lies between, and hands over what is queued. After a gap it does the same again. So nothing is left
+//! out and nothing comes twice, and a reader that is slow costs a page.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::feed::backlog::{Missed, Next};
+use crate::feed::hub::{Shared, Slot};
+use crate::feed::live::Live;
+use crate::store::reader::replay::{Place, Replay, ReplayError, Replayed};
+use crate::types::feed::{
+    Applied, CaughtUp, End, EndReason, FeedItem, Gap, Repair, StartAt, SubscribeError, TraceContext,
+};
+use crate::types::{Height, LogIndex};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Nothing: what comes is queued.
+    No,
+    /// To the end of the store; then it joins.
+    ToHead,
+    /// It has joined there: what lies behind is queued.
+    To(LogIndex),
+}
+
+/// Dropped, it is gone: nothing is queued for it any more.
+pub(crate) struct Subscription {
+    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+    reading: Reading,
+    /// Where the next read begins.
+    next: Place,
+    page: VecDeque<Replayed>,
+    /// A gap that was not told yet.
+    missed: Option<Missed>,
+    /// Everything up to it was handed over, or is not wanted, or was told as lost.
+    position: Option<LogIndex>,
+    /// What was applied when it began.
+    since: LogIndex,
+    has_ended: bool,
+}
+
+impl Subscription {
+    pub(super) async fn begin(
+        shared: Arc<Shared>,
+        slot: Arc<Slot>,
+        start: StartAt,
+        may_be_pruned: bool,
+    ) -> Result<Self, SubscribeError> {
+        let since = shared.told();
+        let (next, reading, position) = match start {
+            StartAt::Height(height) => (Place::Height(height), Reading::ToHead, None),
+            StartAt::Index(index) => (Place::Index(index), Reading::ToHead, index.checked_sub(1)),
+            StartAt::Live => {
+                let joined_at = shared.join_live(&slot);
+                (Place::Index(joined_at + 1), Reading::No, Some(joined_at))
+            }
+        };
+        let (page, missed) = (VecDeque::new(), None);
+        let mut this = Self { shared, slot, reading, next, page, missed, position, since, has_ended: false };
+        if this.reading == Reading::ToHead {
+            match this.shared.read(next).await {
+                Ok(replay) => this.take_page(replay),
+                // The first read of `next` meets it again, and tells.
+                Err(ReplayError::Pruned { .. }) if may_be_pruned => {}
+                Err(ReplayError::Pruned { height, .. }) => {
+                    return Err(SubscribeError::Pruned { oldest_height: height });
+                }
+                Err(ReplayError::Storage(why)) => {
+                    tracing::warn!(why, "a subscription cannot begin: the store cannot be read");
+                    return Err(SubscribeError::Storage);
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    /// The next item; `None` behind the end. Safe to drop: no item is lost.
+    pub(crate) async fn next(&mut self) -> Option<FeedItem> {
+        if self.has_ended {
+            return None;
+        }
+        loop {
+            if let Some(reason) = self.slot.end_reason() {
+                return Some(self.end(reason));
+            }
+            if let Some(replayed) = self.page.pop_front() {
+                return Some(self.replayed(replayed));
+            }
+            if self.reading != Reading::No {
+                if let Some(item) = self.read_on().await {
+                    return Some(item);
+                }
+                continue;
+            }
+            match self.slot.take() {
+                Next::CaughtUp(caught_up) => return Some(self.caught_up(caught_up)),
+                Next::Block(live) => return Some(self.live(&live)),
+                Next::Missed(missed) => {
+                    self.next = Place::Index(missed.from);
+                    self.missed = Some(missed);
+                    self.reading = Reading::ToHead;
+                }
+                Next::Read => self.reading = Reading::ToHead,
+                Next::End(reason) => return Some(self.end(reason)),
+                Next::Wait => self.slot.changed().await,
+            }
+        }
+    }
+
+    /// Everything up to it was handed over; a subscription that begins behind it misses nothing.
+    pub(crate) fn position(&self) -> Option<LogIndex> {
+        self.position
+    }
+
+    async fn read_on(&mut self) -> Option<FeedItem> {
+        match self.shared.read(self.next).await {
+            Ok(replay) => self.take_page(replay),
+            Err(ReplayError::Pruned { height, index }) => return Some(self.pruned(height, index)),
+            // A store that is closing is not told apart from one that fails: the hub has ended by then.
+            Err(ReplayError::Storage(why)) => {
+                let reason = self.slot.end_reason().unwrap_or(EndReason::Storage);
+                if reason == EndReason::Storage {
+                    tracing::warn!(why, "a subscription ends: the store cannot be read");
+                }
+                return Some(self.end(reason));
+            }
+        }
+        // The gap's first block is there, or none of it was a block.
+        let Missed { from, to, dropped } = self.missed.take()?;
+        Some(FeedItem::Gap(Gap { from_index: from, to_index: to, dropped, repair: Repair::Replay }))
+    }
+
+    /// Takes what was read, and joins when it reaches near enough to the head that the backlog can hold
+    /// what is applied meanwhile.
+    fn take_page(&mut self, replay: Replay) {
+        let Replay { mut blocks, has_more } = replay;
+        let upto = match self.reading {
+            Reading::To(upto) => upto,
+            Reading::ToHead | Reading::No => LogIndex::MAX,
+        };
+        let n_read = blocks.len();
+        blocks.retain(|b| b.stored.index <= upto);
+        if let Some(last) = blocks.last() {
+            self.next = Place::Index(last.stored.index + 1);
+        }
+        let is_at_end = !has_more || blocks.len() < n_read;
+        let is_near = is_at_end && blocks.len() <= self.slot.capacity.div_ceil(2);
+        self.page = blocks.into();
+        match self.reading {
+            Reading::To(_) if is_at_end => self.all_read(),
+            Reading::ToHead if is_near => match self.shared.join(&self.slot, self.next) {
+                Some(joined_at) if is_behind(self.next, joined_at) => self.all_read(),
+                Some(joined_at) => self.reading = Reading::To(joined_at),
+                None => self.all_read(),
+            },
+            Reading::To(_) | Reading::ToHead | Reading::No => {}
+        }
+    }
+
+    fn all_read(&mut self) {
+        self.reading = Reading::No;
+        // What is still in the page is as good as handed over.
+        self.slot.repaired();
+    }
+
+    /// What was to be read next is forgotten, up to the oldest block that is kept.
+    fn pruned(&mut self, oldest_height: Height, oldest_index: LogIndex) -> FeedItem {
+        let mut to = oldest_index.saturating_sub(1);
+        if let Reading::To(upto) = self.reading
+            && upto <= to
+        {
+            to = upto;
+            self.all_read();
+        }
+        let from = match (self.missed, self.next) {
+            (Some(missed), _) => missed.from,
+            (None, Place::Index(index)) => index,
+            (None, Place::Height(_)) => self.since + 1,
+        };
+        let dropped = match self.missed.take() {
+            Some(missed) => missed.dropped,
+            None => {
+                self.shared.metrics.gap(self.slot.label);
+                0
+            }
+        };
+        self.next = Place::Index(to + 1);
+        self.moved(to);
+        let repair = Repair::Pruned { oldest_height };
+        FeedItem::Gap(Gap { from_index: from.min(to), to_index: to, dropped, repair })
+    }
+
+    fn replayed(&mut self, replayed: Replayed) -> FeedItem {
+        let Replayed { stored, trace_id } = replayed;
+        self.moved(stored.index);
+        self.slot.replayed(stored.index);
+        self.shared.metrics.replayed(self.slot.label);
+        FeedItem::Applied(Applied {
+            term: stored.term,
+            index: stored.index,
+            block: stored.block,
+            replayed: true,
+            trace: trace_id.and_then(TraceContext::of_trace),
+        })
+    }
+
+    fn live(&mut self, live: &Live) -> FeedItem {
+        self.moved(live.applied.index);
+        self.shared.metrics.delivered(self.slot.label);
+        FeedItem::Applied(live.take())
+    }
+
+    fn caught_up(&mut self, caught_up: CaughtUp) -> FeedItem {
+        self.moved(caught_up.index);
+        FeedItem::CaughtUp(caught_up)
+    }
+
+    fn moved(&mut self, index: LogIndex) {
+        assert!(self.position <= Some(index), "index {index} is handed over after {:?}", self.position);
+        self.position = Some(index);
+    }
+
+    fn end(&mut self, reason: EndReason) -> FeedItem {
+        self.has_ended = true;
+        self.page.clear();
+        self.shared.remove(&self.slot);
+        FeedItem::End(End { reason, last_index: self.position })
+    }
+}
+
+/// Whether nothing lies between a place and what was told.
+fn is_behind(next: Place, told: LogIndex) -> bool {
+    match next {
+        Place::Height(_) => false,
+        Place::Index(index) => told < index,
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.remove(&self.slot);
+    }
+}
