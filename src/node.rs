@@ -5,6 +5,7 @@
 
 mod answers;
 mod build;
+mod observe;
 mod parts;
 pub(crate) mod run;
 mod stop;

@@ -192,7 +192,7 @@ impl Reader {
         }
         let proposals = &self.api.parts.proposals;
         let unknown = proposals::handle::unknown_of(&block);
-        let proposal = self.terms.proposal(block, received);
+        let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
         let deadline = received + proposals.timeout_of(&proposal);
         let mut outcome = proposals.submit(proposal, permit, &self.lane).await;
         self.n_taken += 1;

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::instants::Instants;
+use crate::instants::event::Delivered;
 use crate::types::feed::Applied;
+use crate::types::position::LogPos;
 
 /// What a block costs beside its payload, by eye.
 const OVERHEAD_BYTES: u64 = 512;
@@ -49,14 +51,22 @@ impl Drop for Live {
         if subscribers == 0 {
             return;
         }
-        let took = self.applied_at.elapsed();
-        self.instants.delivered(took);
+        let delivered = *self.taken.get_mut();
+        let ended = Instant::now();
+        let took = ended - self.applied_at;
+        self.instants.delivered(Delivered {
+            pos: LogPos { term: self.applied.term, index: self.applied.index },
+            started: self.applied_at,
+            ended,
+            subscribers: subscribers.into(),
+            delivered: delivered.into(),
+        });
         tracing::debug!(
             term = self.applied.term,
             index = self.applied.index,
             height = self.applied.block.height,
             subscribers,
-            delivered = *self.taken.get_mut(),
+            delivered,
             took_us = took.as_micros() as u64,
             "block delivered"
         );

@@ -24,10 +24,9 @@ use crate::peer::{
     wire::{self, Frame, WireError},
 };
 use crate::raft::{SnapshotData, TypeConfig};
-use crate::types::{
-    LogIndex, NodeId,
-    proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
-};
+use crate::types::position::LogPos;
+use crate::types::proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps};
+use crate::types::{LogIndex, NodeId};
 
 /// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
 /// eye: 20 a second over every patience there is.
@@ -125,6 +124,7 @@ where
             Some(FrameKind::Status) => self.ask_node(id, Box::pin(status(context, id))),
             Some(FrameKind::ReadIndex) => self.ask_node(id, Box::pin(read_index(context, id))),
             Some(FrameKind::Founding) => self.founding(id),
+            Some(FrameKind::Timeline) => self.timeline(id, frame.decode()?),
             _ => self.connection.outbox.put(FrameKind::Error, id, &unsupported(&frame)),
         }
         Ok(())
@@ -157,6 +157,12 @@ where
             not_member_version: self.context.shared.not_member(self.connection.peer_id).unwrap_or(0),
         };
         self.connection.outbox.put(FrameKind::Pong, id, &pong);
+    }
+
+    fn timeline(&mut self, id: u64, entry: proto::LogId) {
+        let pos = LogPos { term: entry.term, index: entry.index };
+        let json = self.context.answers.timeline(pos);
+        self.connection.outbox.put(FrameKind::TimelineAnswer, id, &proto::TimelineAnswer { json });
     }
 
     fn founding(&mut self, id: u64) {
