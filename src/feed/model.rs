@@ -475,7 +475,14 @@ impl Subscriber {
             }
             FeedItem::Gap(gap) => {
                 assert!(gap.from_index <= gap.to_index);
-                assert!(self.pos < gap.from_index || matches!(self.start, StartAt::Height(_)));
+                assert!(
+                    self.pos < gap.from_index || matches!(self.start, StartAt::Height(_)),
+                    "{} {:?}: a gap behind {}: {:#?}",
+                    self.name,
+                    self.start,
+                    self.pos,
+                    self.said
+                );
                 self.assert_no_hole(log, gap.from_index);
                 self.n_gaps += 1;
                 self.dropped += gap.dropped;
