@@ -111,7 +111,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let opening = Instant::now();
     let opened = open_store(&settings, &registry, &instants).await?;
     let bound = Bound::bind(&settings).await?;
-    register_infos(&settings, &registry).map_err(metrics_failed)?;
+    observe::register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
@@ -368,18 +368,6 @@ async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(addr)
         .await
         .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
-}
-
-fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
-    telemetry::info::register_info(
-        registry,
-        &settings.cluster.id,
-        settings.node.id,
-        &settings.node.name,
-        env!("CARGO_PKG_VERSION"),
-        env!("BLOCKRAFT_REVISION"),
-    )?;
-    telemetry::info::register_clock(registry)
 }
 
 fn identity(identity: &store::Identity) -> peer::Identity {

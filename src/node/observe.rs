@@ -16,6 +16,7 @@ use crate::leadership::ages::Ages;
 use crate::peer;
 use crate::proposals;
 use crate::telemetry::exemplars::Exemplars;
+use crate::telemetry::info;
 use crate::telemetry::names;
 use crate::telemetry::trace::counted::Rejected;
 use crate::telemetry::trace::export::{self, Service};
@@ -64,6 +65,19 @@ pub(super) fn begin(
         node_id: settings.node.id,
     });
     Ok(Observed { instants: Arc::new(instants), exemplars: Exemplars::default(), events })
+}
+
+/// Who this is, for the scraper.
+pub(super) fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
+    info::register_info(
+        registry,
+        &settings.cluster.id,
+        settings.node.id,
+        &settings.node.name,
+        env!("CARGO_PKG_VERSION"),
+        env!("BLOCKRAFT_REVISION"),
+    )?;
+    info::register_clock(registry)
 }
 
 /// The task that writes block spans.
