@@ -4,7 +4,7 @@
 //! registered, decoded, measured and documented follows from them. Owns sockets and nothing else: every
 //! fact is asked of the handles in [`Parts`] when a request wants it.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
 use bytes::Bytes;
 use prometheus::Registry;
@@ -31,6 +31,7 @@ pub(crate) mod envelope;
 pub(crate) mod error;
 #[cfg(test)]
 mod examples;
+pub(crate) mod feed;
 pub(crate) mod framing;
 pub(crate) mod handlers;
 pub(crate) mod hosts;
@@ -42,10 +43,13 @@ pub(crate) mod openrpc;
 pub(crate) mod probes;
 pub(crate) mod routes;
 pub(crate) mod rpc;
+pub(crate) mod sessions;
 pub(crate) mod settings;
 pub(crate) mod socket;
+pub(crate) mod sse;
 pub(crate) mod status;
 pub(crate) mod stream;
+pub(crate) mod subscriptions;
 pub(crate) mod table;
 pub(crate) mod timeline;
 pub(crate) mod trace;
@@ -55,6 +59,10 @@ pub(crate) mod wire;
 const LARGE_READS_MAX: usize = 8;
 /// Bytes of JSON-RPC bodies held at once, beside the proposals' own bound. As `api.max_in_flight_bytes`.
 const BODY_BYTES_MAX: u64 = 256 << 20;
+
+/// What subscriptions are given to send their last item. With [`accept::DRAIN_FOR`] behind it, below what
+/// `node` gives its servers.
+const FORWARD_FOR: Duration = Duration::from_millis(150);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -93,6 +101,7 @@ pub(crate) struct Parts {
     pub(crate) leadership: leadership::Handle,
     pub(crate) proposals: proposals::Handle,
     pub(crate) reader: store::Reader,
+    pub(crate) feed: crate::feed::Hub,
     pub(crate) health: store::Health,
     #[expect(dead_code, reason = "read by the snapshot methods, which come with their own rows")]
     pub(crate) snapshots: store::Snapshots,
@@ -125,6 +134,8 @@ pub(crate) struct Api {
     pub(crate) body_budget: Arc<Semaphore>,
     /// Proposals and streams that outlive the connection they came by.
     pub(crate) tasks: TaskTracker,
+    /// Subscriptions over WebSocket.
+    pub(crate) forwarders: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
@@ -140,6 +151,7 @@ impl Api {
             large_reads: Semaphore::new(LARGE_READS_MAX),
             body_budget: Arc::new(Semaphore::new(budget as usize)),
             tasks: TaskTracker::new(),
+            forwarders: TaskTracker::new(),
             config,
             parts,
             stop,
@@ -170,6 +182,9 @@ pub(crate) async fn serve(listener: TcpListener, config: Config, parts: Arc<Part
     let open = parts.metrics.connections.clone();
     let sessions = async {
         stop.cancelled().await;
+        // The feed has ended by then: each subscriber is told before its session goes, unless it stands still.
+        api.forwarders.close();
+        let _ = tokio::time::timeout(FORWARD_FOR, api.forwarders.wait()).await;
         front.end_sessions();
         api.tasks.close();
         // What is not over by then goes down with the process: its outcome is unknown to its client.

@@ -17,6 +17,7 @@ use std::{
 };
 
 use crate::config::{self, layers::Sources};
+use crate::feed::{self, Channel, hub::Request};
 use crate::leadership::policy::Intent;
 use crate::leadership::task::{Resigned, resign};
 use crate::node::build::Running;
@@ -25,6 +26,7 @@ use crate::types::{
     NodeId, Term,
     block::{Block, BlockRef},
     error::{Accepted, ProposeError},
+    feed::{FeedItem, OnFull, StartAt, SubscribeError},
 };
 
 /// Settings of a node, as its TOML file says them.
@@ -107,6 +109,23 @@ impl From<Resigned> for Resignation {
     }
 }
 
+/// The blocks that this node applies, in log order, and the gaps between them. Dropped, it ends.
+pub struct Subscription(feed::Subscription);
+
+impl Subscription {
+    /// The next item; `None` behind the end. Safe to drop: no item is lost.
+    pub async fn next(&mut self) -> Option<FeedItem> {
+        self.0.next().await
+    }
+
+    pub fn into_stream(self) -> impl futures::Stream<Item = FeedItem> + Send {
+        futures::stream::unfold(self, |mut this| async {
+            let item = this.next().await?;
+            Some((item, this))
+        })
+    }
+}
+
 /// A running node.
 ///
 /// Dropped without [`Node::stop`]: its tasks are aborted as by a crash, which loses nothing that
@@ -150,6 +169,27 @@ impl Node {
     /// The highest block applied on this node.
     pub fn head(&self) -> Option<BlockRef> {
         self.running.reader.view().head.clone()
+    }
+
+    /// Follows the blocks that are applied on this node, leader or not.
+    ///
+    /// `buffer` blocks may wait to be taken, 1 to 10 000; `None`: `feed.buffer`. What does not fit is told
+    /// as a gap, and follows out of the kept history. Consensus never waits for a subscriber.
+    pub async fn subscribe(
+        &self,
+        from: StartAt,
+        buffer: Option<usize>,
+        on_full: OnFull,
+    ) -> Result<Subscription, SubscribeError> {
+        let request = Request {
+            start: from,
+            buffer,
+            on_full,
+            channel: Channel::Internal,
+            name: None,
+            may_be_pruned: false,
+        };
+        self.running.feed.subscribe(request).await.map(Subscription)
     }
 
     /// Hands leadership to the best placed voter. This node goes on running and may lead again.

@@ -131,7 +131,7 @@ fn present(raw: &RawValue) -> Option<&RawValue> {
 }
 
 /// At most [`NAME_BYTES_MAX`] bytes of it.
-fn short(text: &str) -> String {
+pub(crate) fn short(text: &str) -> String {
     text[..text.floor_char_boundary(NAME_BYTES_MAX)].to_owned()
 }
 
@@ -225,17 +225,6 @@ impl JsonSchema for Integer {
     }
 }
 
-impl Decode for String {
-    fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
-        let text = text(raw).ok_or_else(|| Fault::param(name, format!("{name} is not a string")))?;
-        Ok(text.into_owned())
-    }
-
-    fn schema(generator: &mut SchemaGenerator) -> Schema {
-        generator.subschema_for::<Self>()
-    }
-}
-
 impl Decode for bool {
     fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
         match raw.get() {
@@ -247,6 +236,30 @@ impl Decode for bool {
 
     fn schema(generator: &mut SchemaGenerator) -> Schema {
         generator.subschema_for::<bool>()
+    }
+}
+
+impl Decode for String {
+    fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
+        text(raw).map(Cow::into_owned).ok_or_else(|| Fault::param(name, format!("{name} is not a string")))
+    }
+
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Self>()
+    }
+}
+
+/// An object that is decoded later.
+impl Decode for Box<RawValue> {
+    fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
+        match raw.get().as_bytes() {
+            [b'{', ..] => Ok(raw.to_owned()),
+            _ => Err(Fault::param(name, format!("{name} is not an object"))),
+        }
+    }
+
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object" })
     }
 }
 

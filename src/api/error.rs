@@ -14,6 +14,7 @@ use crate::api::wire::{BlockRefJson, Hex};
 use crate::consensus::handle;
 use crate::store;
 use crate::types::error::{Certainty, ProposeError, Refusal};
+use crate::types::feed::SubscribeError;
 use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// How long a caller waits before it asks a node again that is starting, stopping or handing over.
@@ -358,6 +359,21 @@ fn says(refusal: Refusal) -> &'static str {
         Refusal::Gap => "the height lies ahead of the next one",
         Refusal::BadParent => "the parent hash is not that of the block before",
         Refusal::BadTimestamp => "the timestamp is not after the head's, or too far ahead of the clock",
+    }
+}
+
+impl From<SubscribeError> for Fault {
+    fn from(error: SubscribeError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubscribeError::Buffer => Self::param("buffer", message),
+            SubscribeError::Pruned { oldest_height } => {
+                store::ReadError::Pruned { oldest: Some(oldest_height) }.into()
+            }
+            SubscribeError::TooMany => Self::overloaded(RETRY_LATER_MS),
+            SubscribeError::Storage => ProposeError::Storage.into(),
+            SubscribeError::ShuttingDown => Self::shutting_down(),
+        }
     }
 }
 

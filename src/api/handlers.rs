@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::api::args::{Args, Consistency, Patience};
 use crate::api::error::Fault;
+use crate::api::sessions::Session;
 use crate::api::settings::Patch;
 use crate::api::status::ms;
 use crate::api::trace::Parent;
@@ -46,6 +47,8 @@ pub(crate) enum Transport {
 pub(crate) struct Call {
     pub(crate) api: Arc<Api>,
     pub(crate) transport: Transport,
+    /// The caller's WebSocket.
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) parent: Option<Parent>,
     /// Of a call that has a span.
     pub(crate) trace: Option<Arc<Traced>>,

@@ -25,7 +25,8 @@ use crate::api::metrics::{Rejected, SessionEnd};
 use crate::api::routes::{Access, Asked, Found};
 use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
 use crate::api::socket::Connection;
-use crate::api::{Api, body, envelope, routes, trace};
+use crate::api::sse::Goodbye;
+use crate::api::{Api, body, envelope, routes, sse, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -88,10 +89,16 @@ impl Front {
         };
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
+            let goodbye = match &found {
+                Found::Route(route, _) if route.path() == sse::PATH => sse_goodbye(reason),
+                Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
+            };
+            let version = request.version();
             body::refuse(request);
-            let mut answer = match is_rpc {
-                true => rpc_fault(&fault, reason),
-                false => plain_fault(&fault),
+            let mut answer = match goodbye {
+                Some(why) => sse::goodbye(version, why),
+                None if is_rpc => rpc_fault(&fault, reason),
+                None => plain_fault(&fault),
             };
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return answer;
@@ -108,7 +115,7 @@ impl Front {
                 // Those that propose begin their own.
                 let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
                 let traced = self.api.parts.instants.begin_call(caller, false);
-                let answer = (route.run)(Asked { front, request, tail }).await;
+                let answer = (route.run)(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
                 if let Some(traced) = traced {
                     let names = (route.label, route.path());
@@ -222,6 +229,7 @@ impl Front {
             .expect("a request of constant parts is one");
         request.extensions_mut().insert(Caller {
             transport: Transport::Http,
+            session: None,
             connection,
             parent: trace::from_headers(&head.headers),
         });
@@ -244,12 +252,16 @@ impl Front {
         self.take_tokens(&connection, 1)?;
         // A connection's whole life is no trace: its calls have their own.
         let parent = None;
-        let caller = Caller { transport: Transport::WebSocket, connection: connection.clone(), parent };
+        let session = Some(Arc::default());
+        let caller =
+            Caller { transport: Transport::WebSocket, session, connection: connection.clone(), parent };
         request.extensions_mut().insert(caller);
         if !is_upgrade_request(&request) {
             self.api.parts.metrics.reject(Rejected::Upgrade);
             return Ok(bad_upgrade("the Connection header does not name the upgrade"));
         }
+        // Subscribers that read slowly are told so, not cut off.
+        connection.be_patient();
         let mut service = self.rpc.service();
         let closed = service.on_session_closed();
         let answer = match service.call(request).await {
@@ -272,6 +284,25 @@ impl Front {
             api.parts.metrics.session_ended(end);
         });
         Ok(answer)
+    }
+}
+
+/// What a reader of the feed is told that would otherwise never come back; `None`: it must change something.
+fn sse_goodbye(reason: Rejected) -> Option<Goodbye> {
+    match reason {
+        Rejected::ShuttingDown => Some(Goodbye::ShuttingDown),
+        Rejected::Connections | Rejected::RateLimit => Some(Goodbye::Overloaded),
+        Rejected::Host
+        | Rejected::Origin
+        | Rejected::MediaType
+        | Rejected::BodyTooLarge
+        | Rejected::BodyTimeout
+        | Rejected::BodyBudget
+        | Rejected::Malformed
+        | Rejected::WithoutId
+        | Rejected::BatchTooLarge
+        | Rejected::Upgrade
+        | Rejected::NoRoute => None,
     }
 }
 

@@ -11,15 +11,18 @@ use hyper::body::Incoming;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::api::cluster::ClusterJson;
+use crate::api::feed::ItemJson;
 use crate::api::http::{Front, json};
+use crate::api::socket::Connection;
 use crate::api::status::StatusJson;
 use crate::api::wire::{Acknowledged, BlockAt, Leader};
-use crate::api::{blocks, body, cluster, handlers, probes, status, stream};
+use crate::api::{blocks, body, cluster, handlers, probes, sse, status, stream};
 
 /// One request on its way to a route.
 pub(crate) struct Asked {
     pub(crate) front: Arc<Front>,
     pub(crate) request: Request<Incoming>,
+    pub(crate) connection: Arc<Connection>,
     /// What stands for the route's `{…}`.
     pub(crate) tail: String,
 }
@@ -201,6 +204,53 @@ pub(crate) const ROUTES: &[Route] = &[
             Box::pin(async {
                 let (front, head, height) = asked.without_body();
                 blocks::get(&front, &head.headers, &height).await
+            })
+        },
+    },
+    Route {
+        label: "GET /v1/applied",
+        says: "Applied blocks as server-sent events: block, gap, caughtUp, end. The id of an event is the reader's \
+               position. A stream that is refused for now says why in its one event.",
+        open: Access::Clients,
+        params: &[
+            HttpParam {
+                name: "fromHeight",
+                place: "query",
+                says: "Begin with the first block at or above it.",
+            },
+            HttpParam {
+                name: "fromIndex",
+                place: "query",
+                says: "Begin with the first block at or behind it. Excludes fromHeight.",
+            },
+            HttpParam {
+                name: "maxItemBytes",
+                place: "query",
+                says: "An event that is larger comes without header and data; 0: every one is whole. Default 393216.",
+            },
+            HttpParam { name: "buffer", place: "query", says: "Blocks that may wait; default feed.buffer." },
+            HttpParam { name: "onFull", place: "query", says: "drop (default) or close." },
+            HttpParam { name: "name", place: "query", says: "One of feed.watched gets metrics of its own." },
+            HttpParam {
+                name: "Last-Event-ID",
+                place: "header",
+                says: "Go on behind this event; beats the query.",
+            },
+        ],
+        takes: None,
+        replies: &[Reply {
+            status: 200,
+            says: "Events, each with such an item as its data.",
+            media: "text/event-stream",
+            schema: Some(schema::<ItemJson>),
+        }],
+        errors: &[400, 410],
+        run: |asked| {
+            Box::pin(async {
+                // Readers that are slow are told so, not cut off.
+                asked.connection.be_patient();
+                let (front, head, _) = asked.without_body();
+                sse::applied(&front.api, &head).await
             })
         },
     },

@@ -25,9 +25,10 @@ use crate::api::args::Args;
 use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Call, Transport};
 use crate::api::metrics::Rejected;
+use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::trace::Parent;
-use crate::api::{Api, table, trace};
+use crate::api::{Api, subscriptions, table, trace};
 use crate::instants::proposal::Traced;
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
@@ -45,6 +46,8 @@ const ID_CHARS: usize = 16;
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) transport: Transport,
+    /// Of a WebSocket.
+    pub(crate) session: Option<Arc<Session>>,
     pub(crate) connection: Arc<Connection>,
     pub(crate) parent: Option<Parent>,
 }
@@ -103,9 +106,12 @@ impl Rpc {
 
 /// Every row of the table under its names.
 pub(crate) fn module(api: Arc<Api>) -> RpcModule<Arc<Api>> {
-    let mut module = RpcModule::new(api);
+    let mut module = RpcModule::new(api.clone());
     for method in table::METHODS {
         for name in method.names() {
+            if subscriptions::register(&mut module, &api, name) {
+                continue;
+            }
             module
                 .register_async_method(name, move |params, api, extensions| async move {
                     let answer = run(method, params.as_str(), Arc::clone(&api), &extensions);
@@ -135,6 +141,7 @@ async fn run(
     let call = Call {
         api,
         transport: caller.map_or(Transport::Http, |c| c.transport),
+        session: caller.and_then(|c| c.session.clone()),
         parent: caller.and_then(|c| c.parent),
         trace: extensions.get::<Arc<Traced>>().cloned(),
     };
@@ -195,7 +202,11 @@ where
             }
             let in_flight = this.api.parts.metrics.begin(&request.method);
             let (request, span) = CallSpan::begin(request, &this.api);
-            let answer = this.inner.call(request).await;
+            let has_socket = request.extensions.get::<Caller>().is_some_and(|c| c.session.is_some());
+            let answer = match !has_socket && subscriptions::needs_socket(&request.method) {
+                true => no_socket(request),
+                false => this.inner.call(request).await,
+            };
             in_flight.end(answer.as_error_code());
             if let Some(span) = span {
                 span.end(&this.api, answer.as_error_code());
@@ -214,6 +225,10 @@ where
             // In the order given, one after the other: who needs an order uses a batch.
             for entry in batch {
                 let answer = match entry {
+                    // The library would answer it twice.
+                    Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
+                        no_socket(request)
+                    }
                     Ok(BatchEntry::Call(mut request)) => {
                         if let Some(span) = &span {
                             request.extensions.insert(span.within());
@@ -252,6 +267,10 @@ where
         let inner = self.inner.clone();
         async move { inner.notification(notification).await }
     }
+}
+
+fn no_socket(request: Request<'_>) -> MethodResponse {
+    MethodResponse::error(request.id, ErrorObjectOwned::from(subscriptions::no_socket()))
 }
 
 /// The span of one call, while it is answered.

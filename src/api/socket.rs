@@ -27,6 +27,8 @@ use crate::api::accept::Slot;
 
 /// Longest time without headway of a write.
 const WRITE_MAX: Duration = Duration::from_secs(10);
+/// The same for a subscriber, which may stand still for a while: as long as its pings may stay unanswered.
+const WRITE_MAX_PATIENT: Duration = Duration::from_secs(300);
 /// TCP keep-alive finds a peer that is gone without a word: after 30 + 4 × 10 s.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -46,6 +48,7 @@ pub(crate) struct Connection {
     last_read_ms: AtomicU64,
     has_write_timed_out: AtomicBool,
     has_request: AtomicBool,
+    is_patient: AtomicBool,
     /// Calls by WebSocket under way, and bytes of their parameters.
     calls: AtomicUsize,
     call_bytes: AtomicUsize,
@@ -64,6 +67,7 @@ impl Connection {
             last_read_ms: AtomicU64::new(0),
             has_write_timed_out: AtomicBool::new(false),
             has_request: AtomicBool::new(false),
+            is_patient: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             call_bytes: AtomicUsize::new(0),
             reader: AtomicWaker::new(),
@@ -77,6 +81,11 @@ impl Connection {
 
     pub(crate) fn has_request(&self) -> bool {
         self.has_request.load(Ordering::Relaxed)
+    }
+
+    /// From the next write on a reader may stand still for longer.
+    pub(crate) fn be_patient(&self) {
+        self.is_patient.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn has_write_timed_out(&self) -> bool {
@@ -120,6 +129,7 @@ impl Drop for CallUnderWay {
 pub(crate) struct Socket {
     stream: Pin<Box<TimeoutStream<TcpStream>>>,
     connection: Arc<Connection>,
+    is_patient: bool,
 }
 
 impl Socket {
@@ -133,7 +143,15 @@ impl Socket {
         let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE_MAX));
-        Self { stream: Box::pin(stream), connection }
+        Self { stream: Box::pin(stream), connection, is_patient: false }
+    }
+
+    /// Before a write: how long it may take is known only once it is known what for.
+    fn adjust(&mut self) {
+        if !self.is_patient && self.connection.is_patient.load(Ordering::Relaxed) {
+            self.is_patient = true;
+            self.stream.as_mut().set_write_timeout_pinned(Some(WRITE_MAX_PATIENT));
+        }
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -170,6 +188,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.adjust();
         let written = self.stream.as_mut().poll_write(cx, buf);
         self.note(written)
     }
@@ -188,6 +207,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.adjust();
         let written = self.stream.as_mut().poll_write_vectored(cx, bufs);
         self.note(written)
     }

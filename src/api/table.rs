@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use crate::api::args::{Args, Consistency, Param, Patience};
 use crate::api::cluster::ClusterJson;
 use crate::api::error::Code;
+use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
 use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
@@ -16,7 +17,7 @@ use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{handlers, logging, openrpc, timeline};
+use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -69,6 +70,17 @@ const BY_LEADER: &[Code] = &[
     Code::Precondition,
     Code::Unavailable,
 ];
+
+const SUBSCRIBE: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
+
+/// An id; and the items that it names are in the document too.
+fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<ItemJson>();
+    schemars::json_schema!({
+        "type": "string",
+        "description": "The subscription's id; its items are #/components/schemas/FeedItem."
+    })
+}
 
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
@@ -233,6 +245,51 @@ pub(crate) const METHODS: &[Method] = &[
         run: handlers::block_provenance,
     },
     Method {
+        name: "block_subscribeApplied",
+        alias: None,
+        says: "Applied blocks, in log order, as block_applied; from a place in the history or from now on. What a \
+               slow reader misses is told as a gap and follows. WebSocket only.",
+        is_leader_only: false,
+        params: subscriptions::TOPICS[0].params,
+        result: subscription_schema,
+        errors: SUBSCRIBE,
+        example: (r#"{"fromHeight":1}"#, EXAMPLE_SUBSCRIPTION),
+        run: subscriptions::refuse,
+    },
+    Method {
+        name: "block_unsubscribeApplied",
+        alias: None,
+        says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
+        is_leader_only: false,
+        params: subscriptions::UNSUBSCRIBE_PARAMS,
+        result: schema::<bool>,
+        errors: LOCAL,
+        example: (EXAMPLE_UNSUBSCRIBE, "true"),
+        run: subscriptions::unsubscribe,
+    },
+    Method {
+        name: subscriptions::SUBSCRIBE,
+        alias: None,
+        says: "Subscribes to a topic; its items come as raft_subscription. WebSocket only.",
+        is_leader_only: false,
+        params: subscriptions::SUBSCRIBE_PARAMS,
+        result: subscription_schema,
+        errors: SUBSCRIBE,
+        example: (r#"{"topic":"applied","options":{"fromHeight":1}}"#, EXAMPLE_SUBSCRIPTION),
+        run: subscriptions::refuse,
+    },
+    Method {
+        name: subscriptions::UNSUBSCRIBE,
+        alias: None,
+        says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
+        is_leader_only: false,
+        params: subscriptions::UNSUBSCRIBE_PARAMS,
+        result: schema::<bool>,
+        errors: LOCAL,
+        example: (EXAMPLE_UNSUBSCRIBE, "true"),
+        run: subscriptions::unsubscribe,
+    },
+    Method {
         name: "block_timeline",
         alias: None,
         says: "Where the time of the block at a height went, on every node that remembers it.",
@@ -286,6 +343,9 @@ pub(crate) const METHODS: &[Method] = &[
         run: openrpc::methods,
     },
 ];
+
+const EXAMPLE_SUBSCRIPTION: &str = r#""Q3l9dNwq2kXvB7aT""#;
+const EXAMPLE_UNSUBSCRIBE: &str = r#"{"subscription":"Q3l9dNwq2kXvB7aT"}"#;
 
 const EXAMPLE_STATUS: &str = r#"{"clusterId":"demo","nodeId":1,"name":"node-1","version":"0.1.0","role":"leader","term":7,"leaderId":1,"fence":7,"ready":true,"paused":false,"blockers":[],"lastLogIndex":12,"committedIndex":12,"clusterCommittedIndex":12,"appliedIndex":12,"snapshotIndex":0,"purgedIndex":0,"applyLag":0,"compactionLag":12,"lease":{"valid":true,"remainingMs":160,"quorumAckAgeMs":15},"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"},"membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"peers":[{"nodeId":2,"matchedIndex":12,"lag":0,"lastAckAgeMs":15,"reachable":true}],"settingsDiffer":false,"addressDiffers":false,"uptimeMs":60000}"#;
 

@@ -173,22 +173,24 @@ pub(crate) struct HeadAt {
     pub(crate) index: LogIndex,
 }
 
-impl From<StoredBlock> for HeadAt {
-    fn from(b: StoredBlock) -> Self {
+impl From<&Block> for BlockHead {
+    fn from(b: &Block) -> Self {
         // Copies of the short fields: a slice would keep the content alive.
         let short = |bytes: &Bytes| Hex(Bytes::copy_from_slice(bytes));
         Self {
-            block: BlockHead {
-                height: b.block.height,
-                hash: short(&b.block.hash),
-                timestamp: Nanos(b.block.timestamp),
-                parent_hash: b.block.parent_hash.as_ref().map(short),
-                last_submitted_da_header_height: b.block.last_submitted_da_header_height,
-                last_submitted_da_data_height: b.block.last_submitted_da_data_height,
-            },
-            term: b.term,
-            index: b.index,
+            height: b.height,
+            hash: short(&b.hash),
+            timestamp: Nanos(b.timestamp),
+            parent_hash: b.parent_hash.as_ref().map(short),
+            last_submitted_da_header_height: b.last_submitted_da_header_height,
+            last_submitted_da_data_height: b.last_submitted_da_data_height,
         }
+    }
+}
+
+impl From<StoredBlock> for HeadAt {
+    fn from(b: StoredBlock) -> Self {
+        Self { block: (&b.block).into(), term: b.term, index: b.index }
     }
 }
 

@@ -97,18 +97,50 @@ impl Subscription {
                 continue;
             }
             match self.slot.take() {
-                Next::CaughtUp(caught_up) => return Some(self.caught_up(caught_up)),
-                Next::Block(live) => return Some(self.live(&live)),
-                Next::Missed(missed) => {
-                    self.next = Place::Index(missed.from);
-                    self.missed = Some(missed);
-                    self.reading = Reading::ToHead;
-                }
-                Next::Read => self.reading = Reading::ToHead,
-                Next::End(reason) => return Some(self.end(reason)),
                 Next::Wait => self.slot.changed().await,
+                next => match self.on(next) {
+                    Some(item) => return Some(item),
+                    None => continue,
+                },
             }
         }
+    }
+
+    fn on(&mut self, next: Next) -> Option<FeedItem> {
+        match next {
+            Next::CaughtUp(caught_up) => Some(self.caught_up(caught_up)),
+            Next::Block(live) => Some(self.live(&live)),
+            Next::Missed(missed) => {
+                self.next = Place::Index(missed.from);
+                self.missed = Some(missed);
+                self.reading = Reading::ToHead;
+                None
+            }
+            Next::Read => {
+                self.reading = Reading::ToHead;
+                None
+            }
+            Next::End(reason) => Some(self.end(reason)),
+            Next::Wait => None,
+        }
+    }
+
+    /// The next item where it is there already.
+    pub(crate) fn ready(&mut self) -> Option<FeedItem> {
+        if self.has_ended {
+            return None;
+        }
+        if let Some(reason) = self.slot.end_reason() {
+            return Some(self.end(reason));
+        }
+        if let Some(replayed) = self.page.pop_front() {
+            return Some(self.replayed(replayed));
+        }
+        if self.reading != Reading::No {
+            return None;
+        }
+        let next = self.slot.take();
+        self.on(next)
     }
 
     /// Everything up to it was handed over; a subscription that begins behind it misses nothing.

@@ -1,1 +1,167 @@
+//! What waits for one subscriber, case by case.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus::Registry;
+
+use crate::feed::backlog::{BYTES_MAX, Backlog, Missed, Next, Pushed};
+use crate::feed::live::Live;
+use crate::feed::metrics::Worst;
+use crate::instants::Instants;
+use crate::store::reader::replay::Place;
+use crate::store::tap::Told;
+use crate::types::LogIndex;
+use crate::types::block::Block;
+use crate::types::feed::{Applied, CaughtUp, EndReason, OnFull};
+
+fn live(index: LogIndex, n_bytes: usize) -> Arc<Live> {
+    let block = Block { height: index, data: Bytes::from(vec![0; n_bytes]), ..Block::default() };
+    let applied = Applied { term: 1, index, block, replayed: false, trace: None };
+    let instants = Arc::new(Instants::new(&Registry::new()).unwrap());
+    Arc::new(Live::new(applied, Instant::now(), instants))
+}
+
+fn told(index: LogIndex) -> Told {
+    Told { index, height: Some(index) }
+}
+
+/// Joined behind an index, and told so.
+fn joined(index: LogIndex, capacity: usize, on_full: OnFull) -> Backlog {
+    let mut backlog = Backlog::new(capacity, on_full);
+    assert!(backlog.join(Place::Index(index + 1), told(index)));
+    let Next::CaughtUp(at) = backlog.take() else { panic!("it is not told") };
+    assert_eq!(at, CaughtUp { height: Some(index), index });
+    backlog
+}
+
+fn push(backlog: &mut Backlog, index: LogIndex) -> Pushed {
+    backlog.push(&live(index, 0), told(index - 1))
+}
+
+#[track_caller]
+fn assert_next(backlog: &mut Backlog, index: LogIndex) {
+    match backlog.take() {
+        Next::Block(live) => assert_eq!(live.applied.index, index),
+        other => panic!("{other:?}, not block {index}"),
+    }
+}
+
+#[track_caller]
+fn assert_missed(backlog: &mut Backlog, want: Missed) {
+    match backlog.take() {
+        Next::Missed(missed) => assert_eq!(missed, want),
+        other => panic!("{other:?}, not {want:?}"),
+    }
+}
+
+#[test]
+fn one_block_more_than_fits_takes_all_into_the_gap() {
+    let mut backlog = joined(10, 2, OnFull::Drop);
+    assert_eq!(push(&mut backlog, 11), Pushed::Queued);
+    assert_eq!(push(&mut backlog, 12), Pushed::Queued);
+    assert_eq!(push(&mut backlog, 13), Pushed::Dropped { n: 3, is_new_gap: true });
+    assert_eq!(push(&mut backlog, 15), Pushed::Dropped { n: 1, is_new_gap: false });
+    assert_eq!((backlog.depth(), backlog.gap_entries(15)), (0, 5));
+    assert_missed(&mut backlog, Missed { from: 11, to: 15, dropped: 4 });
+    // It reads the store, and what is applied meanwhile too.
+    assert_eq!(push(&mut backlog, 16), Pushed::Passed);
+    backlog.replayed(13);
+    assert_eq!(backlog.gap_entries(16), 3);
+    assert!(backlog.join(Place::Index(17), told(16)));
+    backlog.repaired();
+    assert_eq!(backlog.gap_entries(16), 0);
+    assert_eq!(push(&mut backlog, 17), Pushed::Queued);
+    assert_next(&mut backlog, 17);
+    assert!(matches!(backlog.take(), Next::Wait));
+}
+
+#[test]
+fn a_gap_that_opens_during_a_repair_is_not_taken_for_repaired() {
+    let mut backlog = joined(10, 1, OnFull::Drop);
+    (11..=12).for_each(|i| drop(push(&mut backlog, i)));
+    assert_missed(&mut backlog, Missed { from: 11, to: 12, dropped: 2 });
+    assert!(backlog.join(Place::Index(12), told(12)), "block 12 is still to be read");
+    (13..=14).for_each(|i| drop(push(&mut backlog, i)));
+    backlog.replayed(12);
+    backlog.repaired();
+    assert_eq!(backlog.gap_entries(14), 2);
+    assert_missed(&mut backlog, Missed { from: 13, to: 14, dropped: 2 });
+}
+
+#[test]
+fn who_asked_for_it_is_closed_and_holds_nothing() {
+    let mut backlog = joined(10, 1, OnFull::Close);
+    assert_eq!(push(&mut backlog, 11), Pushed::Queued);
+    assert_eq!(push(&mut backlog, 12), Pushed::Closed { n: 2 });
+    assert_eq!(push(&mut backlog, 13), Pushed::Passed);
+    assert!(matches!(backlog.take(), Next::End(EndReason::Slow)));
+    assert_eq!(backlog.end(EndReason::ShuttingDown), 0);
+    assert!(matches!(backlog.take(), Next::End(EndReason::Slow)), "the first reason stays");
+    assert!(!backlog.join(Place::Index(14), told(13)));
+}
+
+#[test]
+fn bytes_bound_a_queue_too_but_one_block_always_fits() {
+    let mut backlog = joined(0, 100, OnFull::Drop);
+    let large = BYTES_MAX as usize;
+    assert_eq!(backlog.push(&live(1, large), told(0)), Pushed::Queued);
+    assert_eq!(backlog.push(&live(2, 0), told(1)), Pushed::Dropped { n: 2, is_new_gap: true });
+    assert_missed(&mut backlog, Missed { from: 1, to: 2, dropped: 2 });
+    assert!(backlog.join(Place::Index(3), told(2)));
+    let half = large / 2;
+    assert_eq!(backlog.push(&live(3, half - 2_000), told(2)), Pushed::Queued);
+    assert_eq!(backlog.push(&live(4, half), told(3)), Pushed::Queued);
+    assert_next(&mut backlog, 3);
+    assert_eq!(
+        backlog.push(&live(5, half - 2_000), told(4)),
+        Pushed::Queued,
+        "what was taken counts no more"
+    );
+}
+
+#[test]
+fn a_snapshot_is_a_gap_behind_what_waits_and_costs_nothing() {
+    let mut backlog = joined(10, 3, OnFull::Drop);
+    push(&mut backlog, 11);
+    assert!(backlog.installed(told(11), told(500)));
+    assert_eq!(push(&mut backlog, 501), Pushed::Passed, "it is read with the gap");
+    assert_eq!(backlog.gap_entries(501), 490);
+    assert_next(&mut backlog, 11);
+    assert_missed(&mut backlog, Missed { from: 12, to: 501, dropped: 0 });
+}
+
+#[test]
+fn a_beginning_ahead_is_waited_for() {
+    for (place, first) in [(Place::Index(14), 14), (Place::Height(14), 14)] {
+        let mut backlog = Backlog::new(3, OnFull::Drop);
+        assert!(!backlog.join(place, told(10)));
+        assert_eq!(push(&mut backlog, 11), Pushed::Passed);
+        assert!(!backlog.told(told(12)));
+        assert!(matches!(backlog.take(), Next::Wait));
+        assert_eq!(push(&mut backlog, first), Pushed::Queued);
+        let Next::CaughtUp(at) = backlog.take() else { panic!("it is not told") };
+        assert_eq!(at.index, 13);
+        assert_next(&mut backlog, 14);
+    }
+    // Entries that are no blocks get it there too.
+    let mut backlog = Backlog::new(3, OnFull::Drop);
+    backlog.join(Place::Index(14), told(10));
+    assert!(backlog.told(Told { index: 15, height: Some(10) }));
+    assert!(matches!(backlog.take(), Next::CaughtUp(CaughtUp { height: Some(10), index: 15 })));
+    // It came with a snapshot: there is something to read.
+    let mut backlog = Backlog::new(3, OnFull::Drop);
+    backlog.join(Place::Height(14), told(10));
+    assert!(!backlog.installed(told(10), told(20)));
+    assert!(matches!(backlog.take(), Next::Read));
+}
+
+#[test]
+fn the_worst_of_a_label_is_shown_with_its_own_capacity() {
+    let mut worst = Worst::default();
+    worst.add(0, 1_000, 0);
+    worst.add(4, 5, 7);
+    worst.add(3, 3, 9);
+    assert_eq!(format!("{worst:?}"), "Worst { n: 3, depth: 4, capacity: 5, gap: 9 }");
+}

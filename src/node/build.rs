@@ -20,6 +20,7 @@ use crate::consensus::{
     founding::{self, FoundingList},
     snapshots,
 };
+use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
@@ -46,6 +47,7 @@ pub(super) struct Running {
     pub(super) leadership: leadership::handle::Handle,
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
+    pub(super) feed: feed::Hub,
     pub(super) health: store::Health,
     pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
@@ -109,7 +111,11 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let observed = observe::begin(&settings, &registry, process.rejected).map_err(metrics_failed)?;
     let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
     let opening = Instant::now();
-    let opened = open_store(&settings, &registry, &instants).await?;
+    let mut opened = open_store(&settings, &registry, &instants).await?;
+    let source = Arc::new(opened.reader.clone());
+    let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
+        .map_err(metrics_failed)?;
+    opened.machine.set_tap(Arc::new(feed.clone()));
     let bound = Bound::bind(&settings).await?;
     observe::register_infos(&settings, &registry).map_err(metrics_failed)?;
 
@@ -187,6 +193,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     });
     let for_api = ForApi {
         reader: opened.reader.clone(),
+        feed: feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -259,6 +266,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         leadership,
         proposals,
         reader: opened.reader,
+        feed,
         health: opened.health,
         instants,
         servers,
@@ -289,6 +297,7 @@ fn api_parts(
         leadership: leadership.clone(),
         proposals: proposals.clone(),
         reader: opened.reader.clone(),
+        feed: opened.feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         settings_file: settings.settings.clone(),
@@ -306,6 +315,7 @@ fn api_parts(
 /// What the API needs of the store.
 struct ForApi {
     reader: store::Reader,
+    feed: feed::Hub,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,
@@ -406,6 +416,13 @@ fn proposals_config(settings: &config::Settings) -> proposals::Config {
         in_flight_bytes_max: settings.api.max_in_flight_bytes,
         reorder_window: settings.api.reorder_window,
         reorder_wait: settings.api.reorder_wait,
+    }
+}
+
+fn feed_config(settings: &config::Settings) -> feed::Config {
+    feed::Config {
+        buffer: usize::try_from(settings.feed.buffer).unwrap_or(usize::MAX),
+        watched: settings.feed.watched.clone(),
     }
 }
 

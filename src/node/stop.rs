@@ -42,6 +42,8 @@ pub(super) async fn stop(mut running: Running) {
             tracing::warn!(applied, last, "stopping before everything this leader appended is applied");
         }
     }
+    // Before the ports close: every subscriber is told that this is the end.
+    running.feed.stop();
     running.serving.cancel();
     running.servers.drain(SERVERS_WITHIN).await;
     // A store that failed may never let its last apply return.

@@ -9,3 +9,4 @@ mod snapshot;
 mod state;
 mod suite;
 mod support;
+mod tap;

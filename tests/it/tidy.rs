@@ -35,7 +35,8 @@ const MODULES: &[(&str, May)] = &[
     ("peer", May::Import(&["types", "raft", "store", "consensus", "instants", "telemetry"])),
     ("feed", May::Import(&["types", "store", "instants", "telemetry"])),
     ("audit", May::Import(&["types", "store", "telemetry"])),
-    ("leadership", May::Import(&["types", "consensus", "store", "audit", "telemetry"])),
+    // The commands it proposes and the view it judges are the machine's.
+    ("leadership", May::Import(&["types", "machine", "consensus", "store", "audit", "telemetry"])),
     ("proposals", May::Import(&["types", "machine", "consensus", "leadership", "instants", "telemetry"])),
     (
         "api",

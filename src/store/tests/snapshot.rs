@@ -15,7 +15,7 @@ use crate::store::tests::support::{
 use crate::store::{Opened, Snapshots};
 
 /// Sends a snapshot in chunks; `damage` may change one.
-fn send(
+pub(super) fn send(
     from: &SnapshotData,
     to: &Snapshots,
     damage: impl Fn(&str, u64, &mut Vec<u8>),
@@ -34,13 +34,13 @@ fn send(
     receiving.finish()
 }
 
-async fn install(opened: &mut Opened, data: SnapshotData) {
+pub(super) async fn install(opened: &mut Opened, data: SnapshotData) {
     let meta = meta_of(&data.manifest).unwrap();
     opened.machine.install_snapshot(&meta, data).await.unwrap();
 }
 
 /// A store with blocks 1 to `last`.
-async fn filled(dir: &Path, last: u64) -> Opened {
+pub(super) async fn filled(dir: &Path, last: u64) -> Opened {
     let mut opened = open(dir);
     commit(&mut opened, vec![membership(1, 0, &[1, 2, 3])]).await;
     commit(&mut opened, blocks(1, 1..=last, 300)).await;

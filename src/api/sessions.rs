@@ -1,0 +1,85 @@
+//! The subscriptions of one WebSocket, by their ids, whichever method made them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use tokio_util::sync::CancellationToken;
+
+/// One WebSocket.
+///
+/// A lock, held for a look-up: calls of one connection run at the same time.
+#[derive(Debug, Default)]
+pub(crate) struct Session(Mutex<HashMap<String, Ending>>);
+
+#[derive(Debug, Clone)]
+struct Ending {
+    is_wanted: CancellationToken,
+    has_ended: CancellationToken,
+}
+
+impl Session {
+    fn endings(&self) -> MutexGuard<'_, HashMap<String, Ending>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A subscription begins.
+    pub(crate) fn begin(self: &Arc<Self>, id: &str) -> Held {
+        let ending = Ending { is_wanted: CancellationToken::new(), has_ended: CancellationToken::new() };
+        self.endings().insert(id.to_owned(), ending.clone());
+        Held { session: self.clone(), id: id.to_owned(), ending }
+    }
+
+    /// Ends a subscription: nothing of it is sent from here on. False: there is none.
+    pub(crate) async fn end(&self, id: &str) -> bool {
+        let Some(ending) = self.endings().remove(id) else { return false };
+        ending.is_wanted.cancel();
+        ending.has_ended.cancelled().await;
+        true
+    }
+}
+
+/// A subscription's place in its session; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    session: Arc<Session>,
+    id: String,
+    ending: Ending,
+}
+
+impl Held {
+    /// Completes when the client unsubscribes.
+    pub(crate) async fn unsubscribed(&self) {
+        self.ending.is_wanted.cancelled().await;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.session.endings().remove(&self.id);
+        self.ending.has_ended.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_unsubscribe_is_answered_when_nothing_more_can_come() {
+        let session = Arc::new(Session::default());
+        let (first, second) = (session.begin("a"), session.begin("b"));
+        assert!(!session.end("c").await);
+        let mut ending = Box::pin(session.end("a"));
+        assert!(ending.as_mut().now_or_never().is_none(), "it is still being sent");
+        first.unsubscribed().await;
+        drop(first);
+        assert!(ending.await);
+        assert!(!session.end("a").await);
+        drop(second);
+        assert!(!session.end("b").await, "it had ended by itself");
+    }
+}
