@@ -13,7 +13,7 @@ use crate::api::settings::Patch;
 use crate::api::status::ms;
 use crate::api::trace::Parent;
 use crate::api::wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson};
-use crate::api::{Api, Parts, cluster, settings, status, trace};
+use crate::api::{Api, Parts, cluster, settings, status};
 use crate::consensus::handle::ConfigureError;
 use crate::instants::proposal::{Door, Traced};
 use crate::proposals::{Permit, Proposal};
