@@ -104,19 +104,23 @@ impl Command {
 
     /// The trace context beside a block. Only the head of the payload is looked at.
     pub(crate) fn carrier(&self) -> Option<Carrier> {
+        if self.kind != Kind::Block {
+            return None;
+        }
         let mut head: &[u8] = &self.payload;
-        while self.kind == Kind::Block {
+        loop {
             match decode_key(&mut head).ok()? {
                 (4, WireType::LengthDelimited) => {
                     let n = usize::try_from(decode_varint(&mut head).ok()?).ok()?;
                     return Carrier::from_bytes(head.get(..n)?);
                 }
-                (_, WireType::Varint) => drop(decode_varint(&mut head).ok()?),
+                (_, WireType::Varint) => {
+                    decode_varint(&mut head).ok()?;
+                }
                 // What stands behind it: there was none.
                 _ => return None,
             }
         }
-        None
     }
 
     /// Whether this binary can apply it.

@@ -155,6 +155,7 @@ impl Shared {
 }
 
 impl LogStore {
+    #[allow(dead_code, reason = "the tests ask the log itself")]
     pub(crate) fn stats(&self) -> LogStats {
         self.shared.stats()
     }

@@ -97,6 +97,7 @@ impl Shared {
         self.view.borrow().clone()
     }
 
+    #[allow(dead_code, reason = "a reader that waits for an index")]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.view.subscribe()
     }

@@ -85,6 +85,7 @@ struct Filters {
 
 impl Handle {
     /// The filter in force, as it was given.
+    #[allow(dead_code, reason = "the tests ask for it")]
     pub(crate) fn filter(&self) -> String {
         self.filters().in_force.clone()
     }

@@ -39,7 +39,7 @@ impl Carrier {
         bytes[0] = VERSION;
         bytes[1..17].copy_from_slice(&self.trace_id);
         bytes[17..25].copy_from_slice(&self.span_id);
-        bytes[25] = u8::from(self.is_sampled) * SAMPLED | u8::from(self.is_whole) * WHOLE;
+        bytes[25] = (u8::from(self.is_sampled) * SAMPLED) | (u8::from(self.is_whole) * WHOLE);
         bytes
     }
 
