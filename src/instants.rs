@@ -157,9 +157,11 @@ impl Instants {
         self.tell(Event::Applied(batch), n);
     }
 
-    /// The last subscriber of the feed took a block, or lost it.
+    /// The last subscriber of the feed took a block, or lost it; none: all of them read the store.
     pub(crate) fn delivered(&self, delivered: Delivered) {
-        self.stages.observe_delivered(delivered.ended.saturating_duration_since(delivered.started));
+        if 0 < delivered.subscribers {
+            self.stages.observe_delivered(delivered.ended.saturating_duration_since(delivered.started));
+        }
         if self.tracer.is_on() {
             self.tell(Event::Delivered(delivered), 1);
         }

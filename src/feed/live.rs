@@ -47,10 +47,6 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         let subscribers = *self.offered.get_mut();
-        // Those that read the store get it from there.
-        if subscribers == 0 {
-            return;
-        }
         let delivered = *self.taken.get_mut();
         let ended = Instant::now();
         let took = ended - self.applied_at;
@@ -61,6 +57,10 @@ impl Drop for Live {
             subscribers: subscribers.into(),
             delivered: delivered.into(),
         });
+        // Those that read the store get it from there.
+        if subscribers == 0 {
+            return;
+        }
         tracing::debug!(
             term = self.applied.term,
             index = self.applied.index,

@@ -16,7 +16,6 @@ use crate::api;
 use crate::config;
 use crate::consensus;
 use crate::consensus::{
-    core::Stopped,
     founding::{self, FoundingList},
     snapshots,
 };
@@ -27,7 +26,7 @@ use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, observe, parts};
+use crate::node::{StartError, addresses, observe, parts};
 use crate::peer;
 use crate::proposals;
 use crate::raft::NodeRecord;
@@ -117,11 +116,11 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));
     let bound = Bound::bind(&settings).await?;
-    register_infos(&settings, &registry).map_err(metrics_failed)?;
+    observe::register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
-        Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+        Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
@@ -229,7 +228,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
-    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft).run()));
+    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
     servers.spawn("stalls", never_fails(stalls.clone().sample(serving.clone())));
     let elections = Elections::register(&registry).map_err(metrics_failed)?;
@@ -243,7 +242,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     }
     let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
-    tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
+    tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(
         "api",
@@ -380,18 +379,6 @@ async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
         .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
 }
 
-fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
-    telemetry::info::register_info(
-        registry,
-        &settings.cluster.id,
-        settings.node.id,
-        &settings.node.name,
-        env!("CARGO_PKG_VERSION"),
-        env!("BLOCKRAFT_REVISION"),
-    )?;
-    telemetry::info::register_clock(registry)
-}
-
 fn identity(identity: &store::Identity) -> peer::Identity {
     peer::Identity {
         cluster_id: identity.cluster_id.clone(),
@@ -483,37 +470,4 @@ fn founding_list(settings: &config::Settings) -> FoundingList {
         list.entry(settings.node.id).or_insert_with(own);
     }
     FoundingList(list)
-}
-
-/// Where each other node may be dialled: as the membership says, then as this node's file does.
-fn addresses(settings: &config::Settings, members: &Members) -> BTreeMap<NodeId, Vec<String>> {
-    let mut addresses: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
-    let from_file = settings.cluster.peers.iter();
-    for member in members.nodes.values().chain(from_file) {
-        let is_named = members.nodes.is_empty() || members.nodes.contains_key(&member.node_id);
-        if member.node_id == settings.node.id || !is_named {
-            continue;
-        }
-        let known = addresses.entry(member.node_id).or_default();
-        if !known.contains(&member.peer_addr) {
-            known.push(member.peer_addr.clone());
-        }
-    }
-    addresses
-}
-
-/// Follows the membership, so that a moved member is dialled at its new address.
-async fn keep_addresses(
-    raft: consensus::handle::Handle,
-    settings: config::Settings,
-    kept: peer::Addresses,
-) -> Result<(), Stopped> {
-    let mut changes = raft.role_changes();
-    loop {
-        let newest = addresses(&settings, &raft.status().members);
-        if **kept.load() != newest {
-            kept.store(Arc::new(newest));
-        }
-        changes.next().await?;
-    }
 }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::config;
 use crate::consensus::Role;
 use crate::consensus::handle::Handle;
+use crate::feed;
 use crate::instants::event::Event;
 use crate::instants::stages::StageExemplars;
 use crate::instants::task::{Standing, Task};
@@ -16,6 +17,7 @@ use crate::leadership::ages::Ages;
 use crate::peer;
 use crate::proposals;
 use crate::telemetry::exemplars::Exemplars;
+use crate::telemetry::info;
 use crate::telemetry::names;
 use crate::telemetry::trace::counted::Rejected;
 use crate::telemetry::trace::export::{self, Service};
@@ -66,19 +68,35 @@ pub(super) fn begin(
     Ok(Observed { instants: Arc::new(instants), exemplars: Exemplars::default(), events })
 }
 
+/// Who this is, for the scraper.
+pub(super) fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
+    info::register_info(
+        registry,
+        &settings.cluster.id,
+        settings.node.id,
+        &settings.node.name,
+        env!("CARGO_PKG_VERSION"),
+        env!("BLOCKRAFT_REVISION"),
+    )?;
+    info::register_clock(registry)
+}
+
 /// The task that writes block spans.
-pub(super) fn span_task(observed: Observed, raft: &Handle) -> Task {
+pub(super) fn span_task(observed: Observed, raft: &Handle, feed: &feed::Hub) -> Task {
     let exemplars = StageExemplars::new(&observed.exemplars, &proposals::metrics::Ended::labels());
-    let standing = Arc::new(RaftStanding(raft.clone()));
+    let standing = Arc::new(NodeStanding { raft: raft.clone(), feed: feed.clone() });
     Task::new(observed.instants, standing, exemplars, observed.events)
 }
 
 /// How this node stands, for the spans of blocks.
-struct RaftStanding(Handle);
+struct NodeStanding {
+    raft: Handle,
+    feed: feed::Hub,
+}
 
-impl Standing for RaftStanding {
+impl Standing for NodeStanding {
     fn role(&self) -> &'static str {
-        match self.0.standing().0 {
+        match self.raft.standing().0 {
             Role::Leader => "leader",
             Role::Follower => "follower",
             Role::Candidate => "candidate",
@@ -88,16 +106,16 @@ impl Standing for RaftStanding {
     }
 
     fn peers(&self) -> Vec<NodeId> {
-        self.0.standing().1
+        self.raft.standing().1
     }
 
     fn subscribers(&self) -> u64 {
-        0
+        self.feed.subscribers() as u64
     }
 
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64> {
         // Theirs minus ours there.
-        self.0.peers().clock_offset_us(node_id).map(|us| -us)
+        self.raft.peers().clock_offset_us(node_id).map(|us| -us)
     }
 }
 

@@ -15,3 +15,4 @@ mod refusals;
 mod stop;
 mod support;
 mod tidy;
+mod traces;

@@ -42,6 +42,12 @@ struct Choice {
     timeout: Duration,
 }
 
+impl Choice {
+    fn is_tls(&self) -> bool {
+        self.shown.starts_with("https://")
+    }
+}
+
 /// `None`: nothing is exported.
 fn choose(config: &Config, variables: &Variables) -> Option<Choice> {
     let is_disabled =
@@ -112,19 +118,24 @@ fn grpc(choice: &Choice) -> Result<SpanExporter, StartError> {
     if let Some(endpoint) = &choice.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
-    if choice.shown.starts_with("https://") {
+    if choice.is_tls() {
         builder = builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots());
     }
     Ok(builder.build()?)
 }
 
 fn over_http(choice: &Choice) -> Result<SpanExporter, StartError> {
-    let mut builder = SpanExporter::builder()
+    let builder = SpanExporter::builder()
         .with_http()
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_http_client(http::Client::new(choice.timeout)?)
         .with_timeout(choice.timeout)
         .with_retry_policy(retries());
+    // A machine without root certificates may still export in the clear.
+    let mut builder = if choice.is_tls() {
+        builder.with_http_client(http::Client::with_tls(choice.timeout)?)
+    } else {
+        builder.with_http_client(http::Client::plain(choice.timeout))
+    };
     if let Some(endpoint) = &choice.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
