@@ -47,7 +47,8 @@ fn propose(api: &str, block: &Block, flags: &str, is_fast: bool) -> Value {
         assert_eq!(answer.status, 200, "{}", answer.text());
         return answer.json().expect("JSON");
     }
-    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "block_propose", "params": {"block": block.to_json()}});
+    let call =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "block_propose", "params": {"block": block.to_json()}});
     let headers = [("Content-Type", "application/json"), ("traceparent", parent.as_str())];
     let answer = conn.request("POST", "/", &headers, call.to_string().as_bytes());
     result_of(&answer.unwrap_or_else(|e| panic!("no answer: {e}"))).unwrap_or_else(|e| panic!("{e}"))
@@ -74,7 +75,9 @@ fn tree(receiver: &Receiver, trace: &str, leader: NodeId) -> Vec<Span> {
         ensure!(propose.node == leader.to_string());
         for s in &spans {
             let want = match s.name.as_str() {
-                "raft.queue" | "raft.commit" | "raft.append" | "raft.replicate" | "block.apply" => &propose.id,
+                "raft.queue" | "raft.commit" | "raft.append" | "raft.replicate" | "block.apply" => {
+                    &propose.id
+                }
                 "block.deliver" => {
                     let apply = spans.iter().find(|a| a.name == "block.apply" && a.node == s.node);
                     &apply.context("block.apply")?.id

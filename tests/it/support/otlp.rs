@@ -93,9 +93,8 @@ async fn serve(listener: std::net::TcpListener, spans: Arc<Mutex<Vec<Span>>>) {
         tokio::spawn(async move {
             let answer = hyper::service::service_fn(|request| answer(request, Arc::clone(&spans)));
             // A node that is killed breaks its connection.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), answer)
-                .await;
+            let _ =
+                auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
         });
     }
 }
