@@ -199,9 +199,7 @@ pub(crate) fn start(from_height: Option<u64>, from_index: Option<u64>) -> Result
         (None, None) => Ok(StartAt::Live),
         (Some(height), None) => Ok(StartAt::Height(height)),
         (None, Some(index)) => Ok(StartAt::Index(index)),
-        (Some(_), Some(_)) => {
-            Err(Fault::param("fromIndex", "fromHeight and fromIndex exclude each other"))
-        }
+        (Some(_), Some(_)) => Err(Fault::param("fromIndex", "fromHeight and fromIndex exclude each other")),
     }
 }
 

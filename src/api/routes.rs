@@ -205,7 +205,11 @@ pub(crate) const ROUTES: &[Route] = &[
                position. A stream that is refused for now says why in its one event.",
         open: Access::Clients,
         params: &[
-            HttpParam { name: "fromHeight", place: "query", says: "Begin with the first block at or above it." },
+            HttpParam {
+                name: "fromHeight",
+                place: "query",
+                says: "Begin with the first block at or above it.",
+            },
             HttpParam {
                 name: "fromIndex",
                 place: "query",

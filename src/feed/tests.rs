@@ -114,7 +114,11 @@ fn bytes_bound_a_queue_too_but_one_block_always_fits() {
     assert_eq!(backlog.push(&live(3, half - 2_000), told(2)), Pushed::Queued);
     assert_eq!(backlog.push(&live(4, half), told(3)), Pushed::Queued);
     assert_next(&mut backlog, 3);
-    assert_eq!(backlog.push(&live(5, half - 2_000), told(4)), Pushed::Queued, "what was taken counts no more");
+    assert_eq!(
+        backlog.push(&live(5, half - 2_000), told(4)),
+        Pushed::Queued,
+        "what was taken counts no more"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::feed::{Channel, Config, Subscription};
 use crate::instants::Instants;
 use crate::machine::Command;
 use crate::raft::Entry;
+use crate::store::Opened;
 use crate::store::reader::Reader;
 use crate::store::reader::replay::{Place, ReplayError};
 use crate::store::tap::{Tap, Tapped, Told};
@@ -16,7 +17,6 @@ use crate::store::tests::snapshot::{filled, install, send};
 use crate::store::tests::support::{
     blank, block, blocks, build_snapshot, close, command, commit, configured, folder, open, proposed,
 };
-use crate::store::Opened;
 use crate::types::feed::{CaughtUp, FeedItem, Gap, OnFull, Repair, StartAt, SubscribeError};
 use crate::types::proto::ConfigureCommand;
 use crate::types::settings::{ClusterSettings, Continuity};
@@ -65,8 +65,7 @@ async fn the_tap_is_told_of_new_blocks_alone_with_their_traces() {
     let (_guard, dir) = folder();
     let mut opened = open(&dir);
     let listener = listen(&mut opened);
-    let entries =
-        vec![blank(1, 0), traced(1, 1), proposed(1, 2, block(2, 10)), proposed(1, 3, block(2, 10))];
+    let entries = vec![blank(1, 0), traced(1, 1), proposed(1, 2, block(2, 10)), proposed(1, 3, block(2, 10))];
     commit(&mut opened, entries).await;
     commit(&mut opened, vec![blank(1, 4)]).await;
     let told = listener.told.lock().unwrap();
