@@ -3,5 +3,5 @@
 set -eu
 endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"
 endpoint="${endpoint%%,*}"
-curl -sS "http://$endpoint/v1/applied"
+curl -sSN --max-time 2 "http://$endpoint/v1/applied?fromHeight=1" || [ $? = 28 ]
 echo

@@ -6,7 +6,7 @@ use prost::Message;
 use crate::api::args::Decode;
 use crate::api::routes::Route;
 use crate::api::table::Method;
-use crate::api::{routes, table};
+use crate::api::{routes, sse, subscriptions, table};
 use crate::types::block::Block;
 use crate::types::proto::RaftBlockState;
 
@@ -22,7 +22,12 @@ const TO_THE_LEADER: &str = r#"endpoint="$(curl -sS "http://$endpoint/" -H 'Cont
 
 /// File name and content of every script, sorted by name.
 pub(crate) fn scripts() -> Vec<(String, String)> {
-    let mut scripts: Vec<(String, String)> = table::METHODS.iter().map(of_method).collect();
+    let mut scripts: Vec<(String, String)> = table::METHODS
+        .iter()
+        // curl speaks no WebSocket: `GET /v1/applied` shows the same feed.
+        .filter(|m| !subscriptions::needs_socket(m.name))
+        .map(of_method)
+        .collect();
     scripts.extend(routes::ROUTES.iter().map(of_route));
     scripts.sort();
     scripts
@@ -46,6 +51,10 @@ fn of_route(route: &Route) -> (String, String) {
     let path = route.path().replace("{height}", "1");
     let url = format!("\"http://$endpoint{path}\"");
     let command = match route.takes {
+        // A feed does not end by itself: 28 is curl's own time limit.
+        None if route.path() == sse::PATH => {
+            format!("curl -sSN --max-time 2 \"http://$endpoint{path}?fromHeight=1\" || [ $? = 28 ]")
+        }
         None => format!("curl -sS {url}"),
         Some(media) => {
             let message = message(route.path().ends_with("/stream"));

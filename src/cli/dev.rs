@@ -6,6 +6,7 @@
 mod board;
 pub(crate) mod child;
 mod demo;
+mod feed;
 pub(crate) mod folder;
 pub(crate) mod ports;
 mod screen;

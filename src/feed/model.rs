@@ -476,7 +476,8 @@ impl Subscriber {
             FeedItem::Gap(gap) => {
                 assert!(gap.from_index <= gap.to_index);
                 assert!(
-                    self.pos < gap.from_index || matches!(self.start, StartAt::Height(_)),
+                    // From index 0 on: `pos` says 0 before anything came.
+                    self.pos < gap.from_index || matches!(self.start, StartAt::Height(_) | StartAt::Index(0)),
                     "{} {:?}: a gap behind {}: {:#?}",
                     self.name,
                     self.start,

@@ -53,7 +53,11 @@ impl Subscription {
         let since = shared.told();
         let (next, reading, position) = match start {
             StartAt::Height(height) => (Place::Height(height), Reading::ToHead, None),
-            StartAt::Index(index) => (Place::Index(index), Reading::ToHead, index.checked_sub(1)),
+            // Index 0 founds the cluster: it is no block.
+            StartAt::Index(index) => {
+                let index = index.max(1);
+                (Place::Index(index), Reading::ToHead, Some(index - 1))
+            }
             StartAt::Live => {
                 let joined_at = shared.join_live(&slot);
                 (Place::Index(joined_at + 1), Reading::No, Some(joined_at))
@@ -179,7 +183,9 @@ impl Subscription {
         if let Some(last) = blocks.last() {
             self.next = Place::Index(last.stored.index + 1);
         }
-        let is_at_end = !has_more || blocks.len() < n_read;
+        // A page may end right where it joined, with more behind it: that is in the queue, and may be forgotten
+        // by the store before another look.
+        let is_at_end = !has_more || blocks.len() < n_read || is_behind(self.next, upto);
         let is_near = is_at_end && blocks.len() <= self.slot.capacity.div_ceil(2);
         self.page = blocks.into();
         match self.reading {

@@ -8,6 +8,7 @@ mod api;
 mod api_stream;
 mod cluster;
 mod contract;
+mod feed;
 mod metrics;
 mod peer_port;
 mod recovery;

@@ -8,6 +8,7 @@ pub(crate) mod checker;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod exposition;
+pub(crate) mod feed;
 pub(crate) mod http;
 pub(crate) mod logs;
 pub(crate) mod node;

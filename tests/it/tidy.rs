@@ -14,7 +14,6 @@ const LINES_MAX: usize = 500;
 const LONG_FILES: &[(&str, &str)] = &[
     ("src/api/http.rs", "the one table of what a request meets before its route; to be split by noun"),
     ("src/feed/model.rs", "one model of a subscriber, read from top to bottom"),
-    ("src/node/build.rs", "the one place where everything is put together"),
 ];
 /// Lines of `main.rs`.
 const MAIN_LINES_MAX: usize = 100;

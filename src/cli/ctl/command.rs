@@ -328,7 +328,7 @@ pub(crate) enum Snapshot {
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
     /// From this block on, those already applied first.
-    #[arg(long, value_name = "HEIGHT", conflicts_with = "from_index")]
+    #[arg(long, visible_alias = "from", value_name = "HEIGHT", conflicts_with = "from_index")]
     pub(crate) from_height: Option<Height>,
     /// From this log index on.
     #[arg(long, value_name = "INDEX")]

@@ -44,7 +44,10 @@ impl Position {
                 }
             }
             Self::Applied { next_index, .. } => {
-                let place = [&item["index"], &item["gap"]["toIndex"], &item["caughtUp"]["index"]];
+                let gap = &item["gap"];
+                // What is replayed follows the gap: behind it the rest would be lost with the connection.
+                let lost = if gap["repair"] == "pruned" { &gap["toIndex"] } else { &Value::Null };
+                let place = [&item["index"], lost, &item["caughtUp"]["index"]];
                 if let Some(index) = place.iter().find_map(|v| v.as_u64()) {
                     *next_index = Some(index + 1);
                 }
@@ -163,8 +166,12 @@ mod tests {
         assert_eq!(Value::Object(at.params()), json!({"fromHeight": 5}));
         at.moved(&json!({"block": {}, "index": 9}));
         assert_eq!(Value::Object(at.params()), json!({"fromIndex": 10}));
-        at.moved(&json!({"gap": {"fromIndex": 10, "toIndex": 12}}));
+        at.moved(&json!({"gap": {"fromIndex": 10, "toIndex": 12, "repair": "replay"}}));
+        assert_eq!(Value::Object(at.params()), json!({"fromIndex": 10}), "its blocks are still to come");
+        at.moved(&json!({"gap": {"fromIndex": 10, "toIndex": 12, "repair": "pruned"}}));
         assert_eq!(Value::Object(at.params()), json!({"fromIndex": 13}));
+        at.moved(&json!({"caughtUp": {"height": 9, "index": 20}}));
+        assert_eq!(Value::Object(at.params()), json!({"fromIndex": 21}));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::cli::dev::demo::News;
+use crate::cli::dev::feed::{Feed, Feeds};
 use crate::cli::dev::watch::Look;
 use crate::cli::units;
 use crate::client::wire::Status;
@@ -30,6 +31,7 @@ pub(crate) struct Row {
     /// How it ended.
     pub(crate) ended: Option<String>,
     pub(crate) status: Option<Status>,
+    pub(crate) feed: Option<Feed>,
 }
 
 /// Something that happened.
@@ -60,7 +62,7 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn new(nodes: impl IntoIterator<Item = (NodeId, String)>) -> Self {
-        let row = |(node_id, api)| Row { node_id, api, pid: None, ended: None, status: None };
+        let row = |(node_id, api)| Row { node_id, api, pid: None, ended: None, status: None, feed: None };
         Self {
             rows: nodes.into_iter().map(row).collect(),
             events: VecDeque::new(),
@@ -99,6 +101,7 @@ impl Board {
         row.pid = None;
         row.ended = Some(how.to_string());
         row.status = None;
+        row.feed = None;
         self.event(format!("node {node_id} {how}"))
     }
 
@@ -112,6 +115,12 @@ impl Board {
         let in_window = self.acks.iter().filter(|(at, _)| since(*at) <= RATE_WINDOW);
         let count: u64 = in_window.map(|(_, n)| n).sum();
         count as f64 / RATE_WINDOW.as_secs_f64()
+    }
+
+    pub(crate) fn feeds(&mut self, feeds: Feeds) {
+        for (row, feed) in self.rows.iter_mut().zip(feeds) {
+            row.feed = feed;
+        }
     }
 
     /// Returns what changed.

@@ -10,6 +10,7 @@ use std::{
 
 use crate::cli::ctl::render;
 use crate::cli::dev::board::{Board, Row};
+use crate::cli::dev::feed::Feed;
 use crate::cli::table::{Cell, Table, Tone};
 use crate::cli::{out, units};
 use crate::client::wire::Status;
@@ -163,12 +164,16 @@ pub(crate) fn frame(
 }
 
 fn nodes(board: &Board) -> Table {
-    let mut t = Table::new(&["NODE", "URL", "PID", "ROLE", "TERM", "HEAD", "APPLIED", "BEHIND", "UP"]);
+    let mut t =
+        Table::new(&["NODE", "URL", "PID", "ROLE", "TERM", "HEAD", "APPLIED", "BEHIND", "UP", "FEED"]);
     for row in &board.rows {
         let pid = row.pid.map_or("-".into(), |p| p.to_string());
         let mut cells: Vec<Cell> = vec![row.node_id.into(), format!("http://{}", row.api).into(), pid.into()];
         match (&row.status, &row.ended) {
-            (Some(s), _) => cells.extend(status(s)),
+            (Some(s), _) => {
+                cells.extend(status(s));
+                cells.push(feed(row.feed));
+            }
             (None, Some(ended)) => cells.push(Cell::new(ended.as_str(), Tone::Bad)),
             (None, None) => cells.push(Cell::new("does not answer", Tone::Warn)),
         }
@@ -194,6 +199,17 @@ fn status(s: &Status) -> [Cell; 6] {
         s.cluster_committed_index.saturating_sub(s.applied_index).into(),
         render::span(&s.uptime_ms.into()).into(),
     ]
+}
+
+/// Who follows the blocks applied there, and what that cost.
+fn feed(feed: Option<Feed>) -> Cell {
+    match feed {
+        None => "-".into(),
+        Some(Feed { subscribers, depth, dropped }) => {
+            let tone = if dropped == 0 { Tone::Plain } else { Tone::Warn };
+            Cell::new(format!("{subscribers} read, {depth} wait, {dropped} dropped"), tone)
+        }
+    }
 }
 
 /// Cuts a line to so many visible characters; colours count for nothing and are ended.
@@ -327,6 +343,14 @@ mod tests {
         let text = frame(&facts(), &board, 200, 40, false, Instant::now());
         assert!(!text.contains("101"), "{text}");
         assert!(text.contains("blockraft node --config /tmp/x/n1.toml    # starts node 1 again"), "{text}");
+    }
+
+    #[test]
+    fn a_frame_shows_the_feed() {
+        let mut board = board();
+        board.feeds(vec![None, Some(Feed { subscribers: 2, depth: 3, dropped: 41 })]);
+        let text = frame(&facts(), &board, 200, 40, false, Instant::now());
+        assert!(text.contains("2 read, 3 wait, 41 dropped"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::dev::board::Board;
 use crate::cli::dev::child::{self, Ended, Launch, Process};
 use crate::cli::dev::demo::{self, News};
+use crate::cli::dev::feed::{self, Feeds};
 use crate::cli::dev::folder::Folder;
 use crate::cli::dev::screen::{self, Facts, Screen};
 use crate::cli::dev::watch::{self, Look};
@@ -112,6 +113,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
 struct Inputs {
     ended: mpsc::UnboundedReceiver<Ended>,
     looks: mpsc::Receiver<Look>,
+    feeds: mpsc::Receiver<Feeds>,
     news: mpsc::Receiver<News>,
 }
 
@@ -123,11 +125,13 @@ async fn play(
 ) -> Result<u8, Failure> {
     let stop = CancellationToken::new();
     let (looks_tx, looks) = mpsc::channel(1);
+    let (feeds_tx, feeds) = mpsc::channel(1);
     let (news_tx, news) = mpsc::channel(NEWS_MAX);
-    let mut inputs = Inputs { ended, looks, news };
+    let mut inputs = Inputs { ended, looks, feeds, news };
     let outcome = match stage.begin() {
         Ok(()) => {
             tokio::spawn(watch::run(cluster.clone(), looks_tx, stop.clone()));
+            tokio::spawn(feed::run(cluster.clone(), feeds_tx, stop.clone()));
             let producer = (0 < args.produce)
                 .then(|| tokio::spawn(demo::run(cluster, args.produce, args.size, news_tx, stop.clone())));
             let outcome = stage.watch(&mut inputs, args.restart).await;
@@ -183,6 +187,7 @@ impl Stage {
                         self.tell(&text)?;
                     }
                 }
+                Some(feeds) = inputs.feeds.recv() => self.board.feeds(feeds),
                 Some(news) = inputs.news.recv() => {
                     if let Some(text) = self.board.news(news, Instant::now()) {
                         self.tell(&text)?;
