@@ -3,6 +3,8 @@
 //! Runs a cluster of one, so that it works alone: `cargo run --release --example sequencer`. For
 //! three machines give each its own file and list all three under `cluster.peers`.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to whoever runs it")]
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blockraft::{

@@ -12,10 +12,14 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::consensus;
+use crate::instants::Instants;
 use crate::leadership;
 use crate::proposals;
 use crate::store;
+use crate::telemetry;
+use crate::telemetry::exemplars::Exemplars;
 use crate::types::NodeId;
+use crate::types::position::LogPos;
 use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
@@ -33,6 +37,7 @@ pub(crate) mod handlers;
 pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod limit;
+pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod openrpc;
 pub(crate) mod probes;
@@ -46,6 +51,7 @@ pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod subscriptions;
 pub(crate) mod table;
+pub(crate) mod timeline;
 pub(crate) mod trace;
 pub(crate) mod wire;
 
@@ -105,6 +111,10 @@ pub(crate) struct Parts {
     pub(crate) last_exit: Option<String>,
     pub(crate) started: Instant,
     pub(crate) registry: Registry,
+    pub(crate) exemplars: Exemplars,
+    pub(crate) instants: Arc<Instants>,
+    /// `None` where the log is another program's.
+    pub(crate) log: Option<telemetry::log::Handle>,
     /// The API's own metrics, registered in `registry`.
     pub(crate) metrics: metrics::Metrics,
     pub(crate) probes: probes::Probes,
@@ -153,6 +163,13 @@ impl Api {
 pub(crate) fn status_json(parts: &Parts) -> Bytes {
     let status = status::of(parts);
     serde_json::to_vec(&status).expect("a status has string keys and finite numbers").into()
+}
+
+/// When an entry reached each stage on this node, as JSON; empty: it is not remembered. Also what other
+/// nodes are answered.
+pub(crate) fn timeline_json(parts: &Parts, pos: LogPos) -> Bytes {
+    let Some(own) = timeline::own(parts, pos) else { return Bytes::new() };
+    serde_json::to_vec(&own).expect("stages have string keys and finite numbers").into()
 }
 
 /// Serves the API until `stop`, then lets open requests end for a moment.

@@ -9,7 +9,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use crate::config::layers::{Source, Sources};
 use crate::config::values::Values;
 use crate::telemetry::log::Config as LogConfig;
-use crate::telemetry::traces::Config as TraceConfig;
+use crate::telemetry::trace::Config as TraceConfig;
 use crate::types::NodeId;
 use crate::types::member::Member;
 use crate::types::setting::Problem;

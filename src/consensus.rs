@@ -13,7 +13,11 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 
-use crate::types::{LogIndex, NodeId, Term, member::Members, position::Positions};
+use crate::types::{
+    LogIndex, NodeId, Term,
+    member::Members,
+    position::{LogPos, Positions},
+};
 
 /// What a future of a trait object is here.
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -47,6 +51,15 @@ pub(crate) trait Peers: Send + Sync + 'static {
     fn read_index(&self, leader_id: NodeId, within: Duration) -> BoxFuture<'_, Result<LogIndex, PeerError>>;
     /// What the node at the founding list's address shows.
     fn founding(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<FoundingState, PeerError>>;
+    /// When an entry reached each stage there, as JSON; empty: it is not remembered.
+    fn timeline(
+        &self,
+        node_id: NodeId,
+        pos: LogPos,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+    /// The other node's clock minus this one's, in microseconds, from round trips.
+    fn clock_offset_us(&self, node_id: NodeId) -> Option<i64>;
 }
 
 /// What this node answers to [`Peers`] of other nodes; supplied by `node`.
@@ -55,6 +68,8 @@ pub(crate) trait Answers: Send + Sync + 'static {
     /// `Err` says why there is none: not the leader, or no quorum.
     fn read_index(&self) -> BoxFuture<'_, Result<LogIndex, String>>;
     fn founding(&self) -> FoundingState;
+    /// When an entry reached each stage here, as JSON; empty: it is not remembered.
+    fn timeline(&self, pos: LogPos) -> Bytes;
     /// Whether this node would take leadership over when asked now; `Err` says why not (safety rule 14).
     fn may_take_over(&self) -> Result<(), String>;
     /// Whether this node may grant votes already (safety rule 16).

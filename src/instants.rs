@@ -1,143 +1,268 @@
-//! The ring of instants: when each entry of the recent log reached each stage on this node.
+//! When each entry of the recent log reached each stage on this node, and the spans of it.
 //!
-//! Written by whoever moves an entry on; read by the stage histograms, the block spans and the
-//! timeline, which therefore agree by construction. Knows no raft and no disk.
+//! [`ring`] is written by whoever moves an entry on; the stage histograms, the block spans and the
+//! timeline read it, and therefore agree by construction. Spans are built afterwards, by one [`task`].
+//! Knows no raft and no disk.
 
 use std::{
-    sync::Mutex,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use prometheus::{HistogramOpts, HistogramVec, Registry};
+use prometheus::{IntCounter, Registry};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::telemetry::buckets;
+use crate::instants::acks::Acks;
+use crate::instants::event::{Batch, Delivered, Event, Proposed, Served};
+use crate::instants::proposal::{Door, Traced};
+use crate::instants::ring::{Lost, Ring};
+use crate::instants::shape::SLOW;
+use crate::instants::stages::Stages;
+use crate::telemetry::trace::Tracer;
+use crate::telemetry::trace::sampling::{Bucket, Sampler, Sampling};
 use crate::types::position::LogPos;
+use crate::types::trace::{Carrier, Context};
+use crate::types::{LogIndex, NodeId, Term};
 
-/// Entries remembered. A power of two, by eye: a few seconds at full speed.
-const SLOTS: usize = 16_384;
+pub(crate) mod acks;
+mod audit;
+pub(crate) mod event;
+pub(crate) mod proposal;
+pub(crate) mod ring;
+mod shape;
+pub(crate) mod stages;
+pub(crate) mod task;
+pub(crate) mod timeline;
+mod tree;
 
-/// What an entry went through, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mark {
-    /// The proposal reached this node. Leader only.
-    Received,
-    /// It was handed to raft. Leader only.
-    Handed,
-    /// The log accepted it: readable, not yet durable.
-    Appended,
-    /// This node's own sync covers it.
-    Synced,
-    /// This node may apply it.
-    Committed,
-    /// Apply took it up.
-    ApplyStarted,
-    Applied,
+pub(crate) type Mark = ring::Mark;
+
+/// Batches and answers that wait for the span task: a second of them at full speed, by eye.
+const EVENTS_MAX: usize = 8_192;
+
+/// What spans are made with.
+pub(crate) struct Tracing {
+    pub(crate) tracer: Tracer,
+    pub(crate) sampler: Sampler,
+    pub(crate) cluster_id: String,
+    pub(crate) node_id: NodeId,
 }
 
-const MARKS: usize = 7;
-
-/// One entry's instants.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Timing {
-    at: [Option<Instant>; MARKS],
-}
-
-impl Timing {
-    pub(crate) fn at(&self, mark: Mark) -> Option<Instant> {
-        self.at[mark as usize]
-    }
-
-    fn between(&self, from: Mark, to: Mark) -> Option<Duration> {
-        Some(self.at(to)?.saturating_duration_since(self.at(from)?))
-    }
-}
-
-#[derive(Default)]
-struct Slot {
-    pos: LogPos,
-    timing: Timing,
-}
-
-/// A slot belongs to one (term, index); a mark for another entry takes it over.
 pub(crate) struct Instants {
-    /// Each lock guards one slot for a few stores; a task would cost a queue on the hot path.
-    slots: Vec<Mutex<Slot>>,
-    stages: [prometheus::Histogram; STAGES.len()],
-    deliver: prometheus::Histogram,
-    lost: prometheus::IntCounter,
+    ring: Ring,
+    acks: Acks,
+    stages: Stages,
+    lost: IntCounter,
+    tracer: Tracer,
+    sampler: Sampler,
+    cluster_id: String,
+    node_id: NodeId,
+    /// `None`: nobody builds spans.
+    events: Option<mpsc::Sender<Event>>,
+    /// Term that a block was last proposed in.
+    proposed_term: AtomicU64,
+    /// It was told that the sampler of the variables hides blocks.
+    told_hidden: AtomicBool,
+    /// What is always recorded has a bound of its own: a client that does everything wrong must not
+    /// cost more than one that does not. Locked for a few additions.
+    exceptions: Mutex<Bucket>,
 }
-
-/// Label of a stage, and the marks it lies between.
-const STAGES: [(&str, Mark, Mark); 5] = [
-    ("queue", Mark::Received, Mark::Handed),
-    ("append", Mark::Appended, Mark::Synced),
-    ("commit_wait", Mark::Handed, Mark::Committed),
-    ("apply_wait", Mark::Committed, Mark::ApplyStarted),
-    ("apply", Mark::ApplyStarted, Mark::Applied),
-];
 
 impl Instants {
+    /// Keeps instants and observes the stages; builds no spans.
     pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let stages = HistogramVec::new(
-            HistogramOpts::new(
-                "blockraft_raft_stage_seconds",
-                "Time an entry spent in each stage on this node.",
-            )
-            .buckets(buckets::stage()),
-            &["stage"],
-        )?;
-        registry.register(Box::new(stages.clone()))?;
-        // Comes with the peer spans; the series exists from the start.
-        let _ = stages.with_label_values(&["replicate"]);
-        let lost = prometheus::IntCounter::new(
+        let lost = IntCounter::new(
             "blockraft_telemetry_instants_lost_total",
             "Instants that found their slot taken by a newer entry.",
         )?;
         registry.register(Box::new(lost.clone()))?;
         Ok(Self {
-            slots: (0..SLOTS).map(|_| Mutex::new(Slot::default())).collect(),
-            stages: STAGES.map(|(name, ..)| stages.with_label_values(&[name])),
-            deliver: stages.with_label_values(&["deliver"]),
+            ring: Ring::new(),
+            acks: Acks::default(),
+            stages: Stages::new(registry)?,
             lost,
+            tracer: Tracer::off(),
+            sampler: Sampler::new(Sampling::none()),
+            cluster_id: String::new(),
+            node_id: 0,
+            events: None,
+            proposed_term: AtomicU64::new(0),
+            told_hidden: AtomicBool::new(false),
+            exceptions: Mutex::new(Bucket::new(0, 0, Instant::now())),
         })
+    }
+
+    /// The same with spans, and the events that the [`task::Task`] is to be given.
+    pub(crate) fn traced(self, tracing: Tracing) -> (Self, mpsc::Receiver<Event>) {
+        let Tracing { tracer, sampler, cluster_id, node_id } = tracing;
+        let (events, rx) = mpsc::channel(EVENTS_MAX);
+        let n = sampler.sampling().traces_per_second.max(1);
+        let exceptions = Mutex::new(Bucket::new(n, n, Instant::now()));
+        (Self { tracer, sampler, cluster_id, node_id, events: Some(events), exceptions, ..self }, rx)
+    }
+
+    /// Spans that are of no block.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// Remembers that an entry reached a stage. A mark for an entry older than the slot's is lost.
     pub(crate) fn mark(&self, pos: LogPos, mark: Mark, at: Instant) {
-        let mut slot = self.slot(pos);
-        if slot.pos != pos {
-            if pos < slot.pos {
+        match self.ring.mark(pos, mark, at) {
+            Ok(timing) if mark == Mark::Applied => self.stages.observe(&timing),
+            Ok(_) => {}
+            Err(Lost) => self.lost.inc(),
+        }
+    }
+
+    /// One synced write made these entries durable.
+    pub(crate) fn synced(&self, entries: &[LogPos], at: Instant, took: Duration) {
+        let sync = ring::Sync { took, entries: u32::try_from(entries.len()).unwrap_or(u32::MAX) };
+        for pos in entries {
+            if self.ring.synced(*pos, at, sync) == Err(Lost) {
                 self.lost.inc();
-                return;
-            }
-            *slot = Slot { pos, timing: Timing::default() };
-        }
-        slot.timing.at[mark as usize] = Some(at);
-        if mark == Mark::Applied {
-            let timing = slot.timing;
-            drop(slot);
-            for (histogram, (_, from, to)) in self.stages.iter().zip(STAGES) {
-                if let Some(took) = timing.between(from, to) {
-                    histogram.observe(took.as_secs_f64());
-                }
             }
         }
     }
 
-    /// The last subscriber took a block, or lost it, so long after it was applied.
-    pub(crate) fn delivered(&self, took: Duration) {
-        self.deliver.observe(took.as_secs_f64());
+    /// Another node acknowledged the `n_entries` up to `last`.
+    pub(crate) fn replicated(
+        &self,
+        node_id: NodeId,
+        last: LogPos,
+        n_entries: usize,
+        sent: Instant,
+        acknowledged: Instant,
+    ) {
+        self.acks.push(node_id, last, n_entries, sent, acknowledged);
+        self.stages.observe_replicated(n_entries, acknowledged.saturating_duration_since(sent));
     }
 
-    /// What is known of an entry; `None` once its slot was taken over.
-    pub(crate) fn get(&self, pos: LogPos) -> Option<Timing> {
-        let slot = self.slot(pos);
-        (slot.pos == pos).then_some(slot.timing)
+    /// Since when the newest entry with an index is in a stage, as far as it is remembered.
+    pub(crate) fn age(&self, index: LogIndex, mark: Mark) -> Option<Duration> {
+        Some(self.ring.at_index(index)?.at(mark)?.elapsed())
     }
 
-    fn slot(&self, pos: LogPos) -> std::sync::MutexGuard<'_, Slot> {
-        let slot = &self.slots[pos.index as usize % SLOTS];
-        // A panic while a slot was held leaves plain data behind: still fine to use.
-        slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Whether anybody reads what is told of applied blocks: else telling is spared.
+    pub(crate) fn wants_blocks(&self) -> bool {
+        self.events.is_some() && (self.tracer.is_on() || audit::is_read())
+    }
+
+    /// Blocks were applied and are published.
+    pub(crate) fn applied(&self, batch: Batch) {
+        let n = batch.blocks.len() as u64;
+        self.tell(Event::Applied(batch), n);
+    }
+
+    /// The last subscriber of the feed took a block, or lost it; none: all of them read the store.
+    pub(crate) fn delivered(&self, delivered: Delivered) {
+        if 0 < delivered.subscribers {
+            self.stages.observe_delivered(delivered.ended.saturating_duration_since(delivered.started));
+        }
+        if self.tracer.is_on() {
+            self.tell(Event::Delivered(delivered), 1);
+        }
+    }
+
+    /// Ids of a proposal that begins here.
+    pub(crate) fn begin(&self, caller: Option<Context>, door: Door) -> Arc<Traced> {
+        Arc::new(Traced::new(caller, door))
+    }
+
+    /// The ids of a call that has a span: a proposal, and any other whose caller asks for one.
+    pub(crate) fn begin_call(&self, caller: Option<Context>, is_proposal: bool) -> Option<Arc<Traced>> {
+        let is_asked = caller.is_some_and(|c| c.is_sampled);
+        if !self.tracer.is_on() || !(is_proposal || is_asked) {
+            return None;
+        }
+        let traced = self.begin(caller, Door::Call);
+        if !is_proposal {
+            traced.record();
+        }
+        Some(traced)
+    }
+
+    /// Decides once what is recorded of a block that is appended under `fence`; what rides in the log.
+    pub(crate) fn carrier(&self, traced: &Traced, fence: Term) -> [u8; Carrier::BYTES] {
+        let is_first = self.proposed_term.swap(fence, Ordering::Relaxed) != fence;
+        let verdict = self.sampler.decide(&traced.trace_id, traced.parent.is_some(), is_first);
+        traced.decide(verdict.is_whole);
+        if !verdict.is_sampled && self.sampler.sampling().is_explicit && self.tracer.is_on() {
+            self.tell_hidden();
+        }
+        Carrier {
+            trace_id: traced.trace_id,
+            span_id: traced.span_id,
+            is_sampled: verdict.is_sampled,
+            is_whole: verdict.is_whole,
+        }
+        .to_bytes()
+    }
+
+    fn tell_hidden(&self) {
+        if !self.told_hidden.swap(true, Ordering::Relaxed) {
+            tracing::warn!("OTEL_TRACES_SAMPLER hides blocks from the traces: they are tagged by no span");
+        }
+    }
+
+    /// A proposal was answered. The first answer counts: a caller that gave up had its own.
+    pub(crate) fn proposed(&self, traced: &Arc<Traced>, proposed: Proposed) {
+        if !self.tracer.is_on() || !traced.end() {
+            return;
+        }
+        let took = proposed.ended.saturating_duration_since(proposed.received);
+        let is_recorded = if proposed.is_error || SLOW <= took {
+            traced.is_recorded() || self.is_exception_recorded()
+        } else if traced.is_decided() {
+            traced.is_recorded()
+        } else {
+            // It never came to an entry of its own: a duplicate, or joined to another.
+            self.sampler.decide(&traced.trace_id, traced.parent.is_some(), false).is_whole
+        };
+        if is_recorded {
+            traced.record();
+            self.tell(Event::Proposed(Arc::clone(traced), proposed), 1);
+        }
+    }
+
+    /// A call was answered; after its proposal, where it made one.
+    pub(crate) fn served(&self, traced: &Arc<Traced>, served: Served) {
+        // Refused before it became a proposal.
+        let is_bare = !traced.has_ended() && served.error.is_some();
+        let is_recorded = traced.is_recorded() || is_bare && self.is_exception_recorded();
+        if is_recorded {
+            self.tell(Event::Served(Arc::clone(traced), Box::new(served)), 1);
+        }
+    }
+
+    /// Errors and slow entries are recorded whatever the ratio, unless the variables have the last word.
+    fn is_exception_recorded(&self) -> bool {
+        let mut exceptions = self.exceptions.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.sampler.sampling().is_explicit && exceptions.take(Instant::now())
+    }
+
+    /// Writes what is pending, for at most `within`.
+    pub(crate) async fn finish(&self, within: Duration) {
+        let Some(events) = &self.events else { return };
+        let (done_tx, done_rx) = oneshot::channel();
+        let finished = async {
+            if events.send(Event::Finish(done_tx)).await.is_ok() {
+                // An error says that the task ended.
+                let _ = done_rx.await;
+            }
+        };
+        let _ = tokio::time::timeout(within, finished).await;
+    }
+
+    /// Never waits: a full queue costs spans.
+    fn tell(&self, event: Event, n_spans: u64) {
+        if let Some(events) = &self.events
+            && events.try_send(event).is_err()
+        {
+            self.tracer.count_lost(n_spans);
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! asks it at every read, so nothing is ever cached. [`task`] makes a won election into a
 //! leadership, and gives it up on request. Knows nothing of HTTP, RocksDB or openraft.
 
+pub(crate) mod ages;
+pub(crate) mod elections;
 pub(crate) mod handle;
 pub(crate) mod metrics;
 pub(crate) mod policy;

@@ -3,8 +3,10 @@
 //! [`Node`] is the public library, for a sequencer in Rust that embeds the node. The binary runs the
 //! same thing by [`run::run`].
 
+mod addresses;
 mod answers;
 mod build;
+mod observe;
 mod parts;
 pub(crate) mod run;
 mod stop;

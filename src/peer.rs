@@ -31,9 +31,9 @@ mod snapshot;
 mod tests;
 mod wire;
 
-pub(crate) use asker::{Asker, Probed};
+pub(crate) use asker::Asker;
 pub(crate) use link::LinkState;
-pub(crate) use network::{Elections, Network};
+pub(crate) use network::Network;
 
 /// Addresses of each node, in the order to try them: its membership record, then this node's own
 /// `cluster.peers`. Looked up at each dial, never kept by a client (safety rule 21c).

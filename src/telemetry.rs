@@ -2,12 +2,11 @@
 
 pub(crate) mod buckets;
 pub(crate) mod encode;
-#[allow(dead_code, reason = "observed from once spans of blocks are exported")]
 pub(crate) mod exemplars;
 pub(crate) mod family;
 pub(crate) mod info;
 pub(crate) mod log;
+pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod runtime;
-#[allow(dead_code, reason = "started by the node once spans of blocks are exported")]
-pub(crate) mod traces;
+pub(crate) mod trace;

@@ -16,6 +16,7 @@ pub mod position;
 pub(crate) mod quantity;
 pub(crate) mod setting;
 pub mod settings;
+pub(crate) mod trace;
 
 /// A node's number, 1 to 2^53 − 1.
 pub type NodeId = u64;

@@ -18,7 +18,9 @@ use crate::api::http::{Front, is_media, json, plain_fault, plain_fault_as};
 use crate::api::metrics::Rejected;
 use crate::api::trace::Parent;
 use crate::api::wire::Acknowledged;
-use crate::api::{Api, args, body, handlers, settings, trace};
+use crate::api::{Api, args, body, handlers, routes, settings, trace};
+use crate::instants::Instants;
+use crate::instants::proposal::{Door, Traced};
 use crate::proposals::Proposal;
 use crate::types::block::Block;
 use crate::types::proto::RaftBlockState;
@@ -50,17 +52,13 @@ impl Terms {
             let is_right = (1..=u128::from(Patience::MS_MAX)).contains(&asked.as_millis());
             if is_right { Ok(asked) } else { Err("is not from 1ms to 30s") }
         })?;
-        Ok(Self { fence, timeout, parent: Parent::from_headers(headers) })
+        Ok(Self { fence, timeout, parent: trace::from_headers(headers) })
     }
 
-    pub(crate) fn proposal(&self, block: Block, received: Instant) -> Proposal {
-        Proposal {
-            block,
-            fence: self.fence,
-            timeout: self.timeout,
-            trace: trace::carrier(self.parent.as_ref()),
-            received,
-        }
+    /// One of the blocks of a stream.
+    pub(crate) fn streamed(&self, block: Block, received: Instant, instants: &Instants) -> Proposal {
+        let trace = Some(instants.begin(self.parent, Door::Other));
+        Proposal { block, fence: self.fence, timeout: self.timeout, trace, received }
     }
 }
 
@@ -112,11 +110,17 @@ pub(crate) async fn propose(front: Arc<Front>, request: Request<Incoming>) -> Re
         body::discard(&head.headers, incoming);
         return refused;
     }
-    match accept(api, &head.headers, incoming, received).await {
+    let instants = &api.parts.instants;
+    let traced = instants.begin(trace::from_headers(&head.headers), Door::Call);
+    let answer = match accept(api, &head.headers, incoming, received, &traced).await {
         Ok(acknowledged) => json(StatusCode::OK, to_vec(&acknowledged)),
         Err((Some(status), fault)) => plain_fault_as(status, &fault),
         Err((None, fault)) => plain_fault(&fault),
+    };
+    if instants.tracer().is_on() {
+        trace::http_ended(instants, &traced, routes::PROPOSE, answer.status().as_u16(), received);
     }
+    answer
 }
 
 async fn accept(
@@ -124,6 +128,7 @@ async fn accept(
     headers: &HeaderMap,
     incoming: Incoming,
     received: Instant,
+    traced: &Arc<Traced>,
 ) -> Result<Acknowledged, (Option<StatusCode>, Fault)> {
     let plain = |fault: Fault| (None, fault);
     let max = message_bytes_max(api);
@@ -156,7 +161,9 @@ async fn accept(
         None => api.parts.proposals.admit(message.len() as u64).map_err(|e| plain(e.into()))?,
     };
     let block = decode(message).map_err(plain)?;
-    let accepted = handlers::propose(api, terms.proposal(block, received), permit).await.map_err(plain)?;
+    let (fence, timeout, trace) = (terms.fence, terms.timeout, Some(Arc::clone(traced)));
+    let proposal = Proposal { block, fence, timeout, trace, received };
+    let accepted = handlers::propose(api, proposal, permit).await.map_err(plain)?;
     drop(room);
     Ok(accepted.into())
 }

@@ -13,8 +13,9 @@ use crate::api::settings::Patch;
 use crate::api::status::ms;
 use crate::api::trace::Parent;
 use crate::api::wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson};
-use crate::api::{Api, Parts, cluster, settings, status, trace};
+use crate::api::{Api, Parts, cluster, settings, status};
 use crate::consensus::handle::ConfigureError;
+use crate::instants::proposal::{Door, Traced};
 use crate::proposals::{Permit, Proposal};
 use crate::store::{ReadError, Reader};
 use crate::types::block::Block;
@@ -49,6 +50,8 @@ pub(crate) struct Call {
     /// The caller's WebSocket.
     pub(crate) session: Option<Arc<Session>>,
     pub(crate) parent: Option<Parent>,
+    /// Of a call that has a span.
+    pub(crate) trace: Option<Arc<Traced>>,
 }
 
 pub(crate) type Answer<'a> = BoxFuture<'a, Result<Box<RawValue>, Fault>>;
@@ -149,7 +152,8 @@ pub(crate) fn block_propose<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         let fence: Option<u64> = args.get("fence")?;
         let timeout: Option<Patience> = args.get("timeoutMs")?;
         let permit = call.api.parts.proposals.admit(block.payload_bytes())?;
-        let trace = trace::carrier(call.parent.as_ref());
+        let begun = || call.api.parts.instants.begin(call.parent, Door::Call);
+        let trace = Some(call.trace.clone().unwrap_or_else(begun));
         let proposal = Proposal { block, fence, timeout: timeout.map(|t| t.0), trace, received };
         let accepted = propose(&call.api, proposal, permit).await?;
         Ok(to_raw(&Acknowledged::from(accepted)))

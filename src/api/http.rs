@@ -26,8 +26,7 @@ use crate::api::routes::{Access, Asked, Found};
 use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
-use crate::api::trace::Parent;
-use crate::api::{Api, body, envelope, routes, sse};
+use crate::api::{Api, body, envelope, routes, sse, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -91,7 +90,7 @@ impl Front {
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
             let goodbye = match &found {
-                Found::Route(route, _) if route.path() == sse::PATH => sse_goodbye(reason),
+                Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason),
                 Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
             };
             let version = request.version();
@@ -112,8 +111,17 @@ impl Front {
                 let tail = tail.to_owned();
                 let front = self.clone();
                 let in_flight = self.api.parts.metrics.begin(route.label);
+                let started = Instant::now();
+                // Those that propose begin their own.
+                let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
+                let traced = self.api.parts.instants.begin_call(caller, false);
                 let answer = (route.run)(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
+                if let Some(traced) = traced {
+                    let names = (route.label, route.path());
+                    let status = answer.status().as_u16();
+                    trace::http_ended(&self.api.parts.instants, &traced, names, status, started);
+                }
                 answer
             }
             Found::OtherMethod(allowed) => {
@@ -223,7 +231,7 @@ impl Front {
             transport: Transport::Http,
             session: None,
             connection,
-            parent: Parent::from_headers(&head.headers),
+            parent: trace::from_headers(&head.headers),
         });
         match self.rpc.service().call(request).await {
             Ok(answer) => Ok(answer.map(Body::new)),
@@ -276,25 +284,6 @@ impl Front {
             api.parts.metrics.session_ended(end);
         });
         Ok(answer)
-    }
-}
-
-/// What a reader of the feed is told that would otherwise never come back; `None`: it must change something.
-fn sse_goodbye(reason: Rejected) -> Option<Goodbye> {
-    match reason {
-        Rejected::ShuttingDown => Some(Goodbye::ShuttingDown),
-        Rejected::Connections | Rejected::RateLimit => Some(Goodbye::Overloaded),
-        Rejected::Host
-        | Rejected::Origin
-        | Rejected::MediaType
-        | Rejected::BodyTooLarge
-        | Rejected::BodyTimeout
-        | Rejected::BodyBudget
-        | Rejected::Malformed
-        | Rejected::WithoutId
-        | Rejected::BatchTooLarge
-        | Rejected::Upgrade
-        | Rejected::NoRoute => None,
     }
 }
 

@@ -145,7 +145,7 @@ pub(crate) async fn metrics(parts: Arc<Parts>, headers: &HeaderMap) -> Response<
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let gathered = tokio::task::spawn_blocking(move || {
         look(&parts);
-        encode::encode(&parts.registry.gather(), None, Some(&accept))
+        encode::encode(&parts.registry.gather(), Some(&parts.exemplars), Some(&accept))
     });
     match gathered.await {
         Ok((content_type, body)) => Response::builder()

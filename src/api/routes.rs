@@ -85,6 +85,11 @@ impl Route {
         self.label.split(' ').nth(1).expect("a label ends with a path")
     }
 
+    /// Whether blocks come by it, each of which has a trace.
+    pub(crate) fn proposes(&self) -> bool {
+        self.takes.is_some()
+    }
+
     /// What stands for `{…}`, an empty string where there is none; `None`: another path.
     fn matches<'a>(&self, path: &'a str) -> Option<&'a str> {
         match self.path().split_once('{') {
@@ -122,6 +127,9 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+/// Label and path of the route that proposes one block.
+pub(crate) const PROPOSE: (&str, &str) = ("POST /v1/blocks", "/v1/blocks");
+
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
 const PROTOBUF: &str = "application/x-protobuf";
@@ -148,7 +156,7 @@ const fn ok(says: &'static str, media: &'static str) -> Reply {
 
 pub(crate) const ROUTES: &[Route] = &[
     Route {
-        label: "POST /v1/blocks",
+        label: PROPOSE.0,
         says: "Proposes a block given as protobuf: the fast path for one block at a time.",
         open: Access::Clients,
         params: &[FENCE, TIMEOUT, TRACEPARENT],

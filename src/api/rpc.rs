@@ -3,7 +3,7 @@
 //! [`Observe`] stands around every call, alone or in a batch, over HTTP and over WebSocket: it counts,
 //! measures and limits. The library's own `batch` would go past it.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
 
 use futures::FutureExt;
 use jsonrpsee::{
@@ -16,7 +16,7 @@ use jsonrpsee::{
         BatchRequestConfig, Methods, PingConfig, RandomStringIdProvider, Server, ServerConfig, ServerHandle,
         StopHandle, TowerServiceBuilder, middleware::rpc::RpcServiceBuilder, stop_channel,
     },
-    types::{ErrorObjectOwned, Request},
+    types::{ErrorObjectOwned, Id, Request},
 };
 use serde_json::value::RawValue;
 use tower::layer::util::{Identity, Stack};
@@ -28,7 +28,8 @@ use crate::api::metrics::Rejected;
 use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::trace::Parent;
-use crate::api::{Api, subscriptions, table};
+use crate::api::{Api, subscriptions, table, trace};
+use crate::instants::proposal::Traced;
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
 /// read.
@@ -142,6 +143,7 @@ async fn run(
         transport: caller.map_or(Transport::Http, |c| c.transport),
         session: caller.and_then(|c| c.session.clone()),
         parent: caller.and_then(|c| c.parent),
+        trace: extensions.get::<Arc<Traced>>().cloned(),
     };
     (method.run)(&call, args).await
 }
@@ -199,12 +201,16 @@ where
                 }
             }
             let in_flight = this.api.parts.metrics.begin(&request.method);
+            let (request, span) = CallSpan::begin(request, &this.api);
             let has_socket = request.extensions.get::<Caller>().is_some_and(|c| c.session.is_some());
             let answer = match !has_socket && subscriptions::needs_socket(&request.method) {
                 true => no_socket(request),
                 false => this.inner.call(request).await,
             };
             in_flight.end(answer.as_error_code());
+            if let Some(span) = span {
+                span.end(&this.api, answer.as_error_code());
+            }
             answer
         }
     }
@@ -215,6 +221,7 @@ where
             let limit = usize::try_from(this.api.config.max_body).unwrap_or(usize::MAX);
             let mut answers = BatchResponseBuilder::new_with_limit(limit);
             let mut has_notification = false;
+            let span = BatchSpan::begin(&batch, &this.api);
             // In the order given, one after the other: who needs an order uses a batch.
             for entry in batch {
                 let answer = match entry {
@@ -222,7 +229,12 @@ where
                     Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
                         no_socket(request)
                     }
-                    Ok(BatchEntry::Call(request)) => this.call(request).await,
+                    Ok(BatchEntry::Call(mut request)) => {
+                        if let Some(span) = &span {
+                            request.extensions.insert(span.within());
+                        }
+                        this.call(request).await
+                    }
                     Ok(BatchEntry::Notification(notification)) => {
                         has_notification = true;
                         this.notification(notification).await;
@@ -236,6 +248,9 @@ where
                 if let Err(too_large) = answers.append(answer) {
                     return too_large;
                 }
+            }
+            if let Some(span) = span {
+                span.end(&this.api);
             }
             if answers.is_empty() && has_notification {
                 return MethodResponse::notification();
@@ -256,6 +271,75 @@ where
 
 fn no_socket(request: Request<'_>) -> MethodResponse {
     MethodResponse::error(request.id, ErrorObjectOwned::from(subscriptions::no_socket()))
+}
+
+/// The span of one call, while it is answered.
+struct CallSpan<'a> {
+    traced: Arc<Traced>,
+    started: Instant,
+    method: Cow<'a, str>,
+    id: Id<'a>,
+    is_inner: bool,
+}
+
+/// What the calls of a traced batch stand below.
+#[derive(Debug, Clone, Copy)]
+struct Within(Parent);
+
+impl<'a> CallSpan<'a> {
+    fn begin(mut request: Request<'a>, api: &Api) -> (Request<'a>, Option<Self>) {
+        let within = request.extensions.get::<Within>().map(|w| w.0);
+        let caller = within.or_else(|| request.extensions.get::<Caller>()?.parent);
+        let is_proposal = request.method == table::PROPOSE;
+        let span = api.parts.instants.begin_call(caller, is_proposal).map(|traced| {
+            request.extensions.insert(Arc::clone(&traced));
+            let (method, id) = (request.method.clone(), request.id.clone());
+            Self { traced, started: Instant::now(), method, id, is_inner: within.is_some() }
+        });
+        (request, span)
+    }
+
+    fn end(self, api: &Api, code: Option<i32>) {
+        let id = match self.id {
+            Id::Null => None,
+            Id::Number(n) => Some(n.to_string()),
+            Id::Str(s) => Some(s.into_owned()),
+        };
+        let is_known = table::find(&self.method).is_some();
+        let rpc = trace::Rpc { method: &self.method, is_known, id, code, is_inner: self.is_inner };
+        rpc.ended(&api.parts.instants, &self.traced, self.started);
+    }
+}
+
+/// The span of a batch whose caller is traced.
+struct BatchSpan {
+    traced: Arc<Traced>,
+    started: Instant,
+    n_calls: usize,
+}
+
+impl BatchSpan {
+    fn begin(batch: &Batch<'_>, api: &Api) -> Option<Self> {
+        let calls: Vec<_> = batch
+            .iter()
+            .filter_map(|entry| match entry {
+                Ok(BatchEntry::Call(request)) => Some(request),
+                Ok(BatchEntry::Notification(_)) | Err(_) => None,
+            })
+            .collect();
+        let caller = calls.iter().find_map(|request| request.extensions.get::<Caller>()?.parent);
+        let traced = api.parts.instants.begin_call(caller, false)?;
+        Some(Self { traced, started: Instant::now(), n_calls: calls.len() })
+    }
+
+    fn within(&self) -> Within {
+        let span_id = self.traced.server.unwrap_or(self.traced.span_id);
+        Within(Parent { trace_id: self.traced.trace_id, span_id, is_sampled: true })
+    }
+
+    fn end(self, api: &Api) {
+        trace::batch_ended(&api.parts.instants, &self.traced, self.n_calls, self.started);
+    }
 }
 
 /// Codes of the library that a client may meet beside the table's.

@@ -192,14 +192,14 @@ impl Reader {
         }
         let proposals = &self.api.parts.proposals;
         let unknown = proposals::handle::unknown_of(&block);
-        let proposal = self.terms.proposal(block, received);
+        let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
         let deadline = received + proposals.timeout_of(&proposal);
         let mut outcome = proposals.submit(proposal, permit, &self.lane).await;
         self.n_taken += 1;
         // A refusal that is known at once keeps the block behind it from being taken.
-        let line = match outcome.try_recv() {
-            Ok(outcome) => Line::Done(outcome),
-            Err(_) => Line::Waiting(Waiting { outcome, deadline, unknown }),
+        let line = match try_outcome(&mut outcome) {
+            Some(outcome) => Line::Done(outcome),
+            None => Line::Waiting(Waiting { outcome, deadline, unknown }),
         };
         let is_refused = matches!(line, Line::Done(Err(_)));
         self.lines_tx.send(line).await.map_err(|_| Over)?;
@@ -231,6 +231,12 @@ impl Reader {
     }
 }
 
+/// An outcome that is there already. A receiver that was asked after its sender is gone must not be
+/// awaited any more, so an empty one is not asked.
+fn try_outcome(outcome: &mut oneshot::Receiver<Outcome>) -> Option<Outcome> {
+    if outcome.is_empty() { None } else { outcome.try_recv().ok() }
+}
+
 /// The half that writes: the answer's body.
 struct Lines {
     lines_rx: mpsc::Receiver<Line>,
@@ -256,9 +262,9 @@ impl Lines {
     fn poll_front(&mut self, front: Turn, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
         let mut waited = match front {
             Turn::Waited(waited) => waited,
-            Turn::New(mut waiting) => match waiting.outcome.try_recv() {
-                Ok(outcome) => return Poll::Ready(Some(outcome)),
-                Err(_) => (self.wait)(waiting),
+            Turn::New(mut waiting) => match try_outcome(&mut waiting.outcome) {
+                Some(outcome) => return Poll::Ready(Some(outcome)),
+                None => (self.wait)(waiting),
             },
         };
         let polled = waited.as_mut().poll(cx);

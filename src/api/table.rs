@@ -10,12 +10,14 @@ use crate::api::cluster::ClusterJson;
 use crate::api::error::Code;
 use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
+use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
 use crate::api::status::StatusJson;
+use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{handlers, openrpc, subscriptions};
+use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -81,6 +83,9 @@ fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
 }
 
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
+
+/// The method that proposes.
+pub(crate) const PROPOSE: &str = "block_propose";
 
 pub(crate) const METHODS: &[Method] = &[
     Method {
@@ -162,7 +167,7 @@ pub(crate) const METHODS: &[Method] = &[
         run: handlers::raft_configure,
     },
     Method {
-        name: "block_propose",
+        name: PROPOSE,
         alias: None,
         says: "Proposes a block; answers once it is committed and applied here. The same block again is a success.",
         is_leader_only: true,
@@ -285,6 +290,37 @@ pub(crate) const METHODS: &[Method] = &[
         run: subscriptions::unsubscribe,
     },
     Method {
+        name: "block_timeline",
+        alias: None,
+        says: "Where the time of the block at a height went, on every node that remembers it.",
+        is_leader_only: false,
+        params: &[HEIGHT],
+        result: schema::<TimelineJson>,
+        errors: BY_HEIGHT,
+        example: (
+            r#"{"height":1}"#,
+            r#"{"height":1,"term":7,"index":12,"traceId":"4bf92f3577b34da6a3ce929d0e0e4736","nodes":[{"nodeId":1,"role":"leader","clockOffsetUs":0,"stages":[{"stage":"queue","startUs":1700000000100000,"durationUs":40},{"stage":"replicate","peerId":2,"startUs":1700000000100050,"durationUs":310}]}]}"#,
+        ),
+        run: timeline::block_timeline,
+    },
+    Method {
+        name: "node_setLogFilter",
+        alias: None,
+        says: "Changes which lines this node logs, for good or for a while.",
+        is_leader_only: false,
+        params: &[
+            Param::required::<String>("filter", "As telemetry.log_filter."),
+            Param::optional::<u64>("forMs", "After it the last filter without a time holds again."),
+        ],
+        result: schema::<LogFilterJson>,
+        errors: LOCAL,
+        example: (
+            r#"{"filter":"info,blockraft::leadership=debug","forMs":600000}"#,
+            r#"{"filter":"info,blockraft::leadership=debug","previous":"info","untilMs":1700000600000}"#,
+        ),
+        run: logging::set_filter,
+    },
+    Method {
         name: "rpc.discover",
         alias: Some("rpc_discover"),
         says: "This document.",
@@ -318,7 +354,6 @@ const EXAMPLE_SETTINGS: &str = r#"{"settings":{"chain.continuity":"strict","chai
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
 
 /// The method of a name or an alias.
-#[cfg(test)]
 pub(crate) fn find(name: &str) -> Option<&'static Method> {
     METHODS.iter().find(|m| m.name == name || m.alias == Some(name))
 }

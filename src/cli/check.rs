@@ -5,6 +5,7 @@ use crate::cli::exit::{self, DONE, Failure};
 use crate::cli::out;
 use crate::config::Settings;
 use crate::config::warnings::{self, Limits};
+use crate::telemetry::trace::variables::complaints;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -22,7 +23,8 @@ pub(crate) fn run(args: &Args) -> u8 {
 
 fn check(args: &Args) -> Result<u8, Failure> {
     let loaded = args.config.load()?;
-    for warning in warnings::find(&loaded, Limits::of_this_process(), &environment()) {
+    let of_settings = warnings::find(&loaded, Limits::of_this_process());
+    for warning in of_settings.into_iter().chain(complaints(&environment())) {
         out::note(&format!("warning: {warning}"));
     }
     let text = if args.show { loaded.show() } else { summary(&loaded.settings) };

@@ -26,15 +26,17 @@ fn missing_in(cpuinfo: &str) -> Option<&'static str> {
     NEEDED.iter().find(|(flag, _)| !flags.split_whitespace().any(|f| f == *flag)).map(|(_, name)| *name)
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
-    use super::*;
-
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn an_old_processor_is_recognised() {
-        assert_eq!(missing_in("processor\t: 0\nflags\t\t: fpu sse4_2 pclmulqdq\n"), None);
-        assert_eq!(missing_in("flags\t\t: fpu sse4_1 pclmulqdq\n"), Some("SSE 4.2"));
-        assert_eq!(missing_in("flags\t\t: sse4_2\n"), Some("PCLMULQDQ"));
-        assert_eq!(missing_in("Features : neon\n"), None);
+        assert_eq!(
+            crate::cli::processor::missing_in("processor\t: 0\nflags\t\t: fpu sse4_2 pclmulqdq\n"),
+            None
+        );
+        assert_eq!(crate::cli::processor::missing_in("flags\t\t: fpu sse4_1 pclmulqdq\n"), Some("SSE 4.2"));
+        assert_eq!(crate::cli::processor::missing_in("flags\t\t: sse4_2\n"), Some("PCLMULQDQ"));
+        assert_eq!(crate::cli::processor::missing_in("Features : neon\n"), None);
     }
 }

@@ -376,7 +376,7 @@ const TELEMETRY: &[Key] = &[
         "telemetry.otlp_endpoint",
         Kind::Text(is_endpoint),
         Fallback::Absent { shown: "off", example: r#""http://127.0.0.1:4317""# },
-        "http://host:port",
+        "http://host:port or https://host:port",
         "Where traces are sent. OTEL_EXPORTER_OTLP_ENDPOINT wins.",
     ),
     key(
@@ -441,6 +441,7 @@ fn is_subscriber(text: &str) -> bool {
 
 fn is_endpoint(text: &str) -> bool {
     text.strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"))
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(' '))
 }
 

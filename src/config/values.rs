@@ -8,7 +8,7 @@ use crate::config::{
     Store, Telemetry, address, keys,
 };
 use crate::telemetry::log::Config as LogConfig;
-use crate::telemetry::traces::Config as TraceConfig;
+use crate::telemetry::trace::Config as TraceConfig;
 use crate::types::member::Member;
 use crate::types::setting::{Fallback, Given, Key, Value, default_name};
 use crate::types::settings::{self, ClusterSettings};

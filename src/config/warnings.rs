@@ -1,6 +1,6 @@
 //! What is allowed and unwise, on this machine: told by `check` and at start, never refused.
 
-use std::{ffi::OsString, fs, time::Duration};
+use std::{fs, time::Duration};
 
 use crate::config::{Loaded, Settings, rules};
 use crate::types::quantity::{format_duration, format_size};
@@ -43,13 +43,12 @@ impl Limits {
 }
 
 /// All warnings, a sentence each.
-pub(crate) fn find(loaded: &Loaded, limits: Limits, env: &[(OsString, OsString)]) -> Vec<String> {
+pub(crate) fn find(loaded: &Loaded, limits: Limits) -> Vec<String> {
     let settings = &loaded.settings;
     let mut found = Vec::new();
     warn_of_limits(settings, limits, &mut found);
     warn_of_cluster(settings, &mut found);
     warn_of_times(settings, &mut found);
-    warn_of_telemetry(env, &mut found);
     let differing = ClusterSettings::default().differing(&settings.settings);
     if !differing.is_empty() {
         found.push(format!(
@@ -135,67 +134,5 @@ fn warn_of_times(settings: &Settings, found: &mut Vec<String>) {
             format_duration(stop),
             format_duration(STOP_LIMIT),
         ));
-    }
-}
-
-/// The exporter takes wrong values in silence: everything is sent then, or nothing.
-fn warn_of_telemetry(env: &[(OsString, OsString)], found: &mut Vec<String>) {
-    for (name, value) in env {
-        let Some(name) = name.to_str().filter(|n| n.starts_with("OTEL_")) else { continue };
-        let Some(value) = value.to_str() else {
-            found.push(format!("{name} is not UTF-8, and ignored"));
-            continue;
-        };
-        if let Some(rule) = wrong_otel(name, value) {
-            found.push(format!("{name}={value:?} is wrong, and would be ignored in silence: {rule}"));
-        }
-    }
-    found.sort();
-}
-
-fn wrong_otel(name: &str, value: &str) -> Option<&'static str> {
-    const SAMPLERS: [&str; 6] = [
-        "always_on",
-        "always_off",
-        "traceidratio",
-        "parentbased_always_on",
-        "parentbased_always_off",
-        "parentbased_traceidratio",
-    ];
-    // An empty variable is an unset one.
-    if value.is_empty() {
-        return None;
-    }
-    let is_ms = value.parse::<u64>().is_ok_and(|ms| 0 < ms);
-    let of_exporter =
-        name.strip_prefix("OTEL_EXPORTER_OTLP_TRACES_").or_else(|| name.strip_prefix("OTEL_EXPORTER_OTLP_"));
-    match (name, of_exporter) {
-        ("OTEL_TRACES_SAMPLER", _) if !SAMPLERS.contains(&value) => {
-            Some("always_on, always_off, traceidratio, or one of them with parentbased_ before it")
-        }
-        ("OTEL_TRACES_SAMPLER_ARG", _) if !value.parse().is_ok_and(|r: f64| (0.0..=1.0).contains(&r)) => {
-            Some("a number from 0 to 1")
-        }
-        ("OTEL_TRACES_EXPORTER", _) if !["otlp", "none"].contains(&value) => Some("otlp or none"),
-        ("OTEL_SDK_DISABLED", _) if !["true", "false"].contains(&value.to_ascii_lowercase().as_str()) => {
-            Some("true or false")
-        }
-        ("OTEL_BSP_SCHEDULE_DELAY" | "OTEL_BSP_MAX_QUEUE_SIZE" | "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", _)
-            if !is_ms =>
-        {
-            Some("a whole number above 0")
-        }
-        (_, Some("TIMEOUT")) if !is_ms => Some("milliseconds, a whole number above 0 without a unit"),
-        (_, Some("ENDPOINT")) if !value.starts_with("http://") => Some(
-            "http://host:port; without a scheme nothing is sent, and TLS is not available in this version",
-        ),
-        (_, Some("PROTOCOL")) if !["grpc", "http/protobuf"].contains(&value) => Some("grpc or http/protobuf"),
-        (_, Some("COMPRESSION")) if value != "none" => Some("none: compression is not compiled in"),
-        (_, Some("HEADERS")) | ("OTEL_RESOURCE_ATTRIBUTES", _)
-            if value.split(',').any(|pair| !pair.trim().is_empty() && !pair.contains('=')) =>
-        {
-            Some("name=value, separated by commas")
-        }
-        _ => None,
     }
 }

@@ -60,8 +60,6 @@ pub(crate) trait Core: Send + Sync + 'static {
     fn transfer_leader(&self, to: NodeId) -> BoxFuture<'_, Result<(), Stopped>>;
     /// Whether this node may stand for election by its timer.
     fn set_may_stand(&self, may: bool);
-    /// Whether this node, leading, sends heartbeats.
-    fn set_heartbeats(&self, on: bool);
     /// Returns when everything this node knew as committed before it started is applied.
     fn wait_for_recovery(&self, within: Duration) -> BoxFuture<'_, bool>;
     fn shutdown(&self) -> BoxFuture<'_, ()>;
@@ -127,10 +125,6 @@ where
 
     fn set_may_stand(&self, may: bool) {
         self.runtime_config().elect(may);
-    }
-
-    fn set_heartbeats(&self, on: bool) {
-        self.runtime_config().heartbeat(on);
     }
 
     fn wait_for_recovery(&self, within: Duration) -> BoxFuture<'_, bool> {

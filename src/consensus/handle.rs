@@ -164,6 +164,11 @@ impl Handle {
         self.shared.memory.leader_heard(term, leader_id, Instant::now());
     }
 
+    /// Since the last message of any leader.
+    pub(crate) fn heard_age(&self) -> Option<Duration> {
+        self.shared.memory.heard_age()
+    }
+
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether
     /// the node holds a membership.
     pub(crate) async fn started(&self) -> Result<bool, Stopped> {
@@ -295,6 +300,19 @@ impl Handle {
     /// Another node's `raft_status`, as JSON.
     pub(crate) async fn peer_status(&self, node_id: NodeId) -> Result<Bytes, PeerError> {
         self.shared.peers.status(node_id, self.shared.send_timeout).await
+    }
+
+    /// When an entry reached each stage on another node, as JSON.
+    pub(crate) async fn peer_timeline(&self, node_id: NodeId, pos: LogPos) -> Result<Bytes, PeerError> {
+        self.shared.peers.timeline(node_id, pos, self.shared.send_timeout).await
+    }
+
+    /// raft's own role and the other members; a shorter look than [`Handle::status`].
+    pub(crate) fn standing(&self) -> (Role, Vec<NodeId>) {
+        let server = self.shared.core.server_metrics();
+        let server = server.borrow_watched();
+        let others = server.membership_config.membership().nodes().map(|(id, _)| *id);
+        (status::role_of(server.state), others.filter(|id| *id != self.shared.node_id).collect())
     }
 
     /// The API address of a member, as the membership names it.

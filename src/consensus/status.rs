@@ -34,6 +34,11 @@ struct Heard {
 }
 
 impl Memory {
+    /// Since the last message of any leader.
+    pub(crate) fn heard_age(&self) -> Option<Duration> {
+        Some(self.heard()?.at.elapsed())
+    }
+
     /// An append or a heartbeat of that leader was handled.
     pub(crate) fn leader_heard(&self, term: Term, leader_id: NodeId, at: Instant) {
         let mut heard = self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -51,6 +56,16 @@ impl Memory {
     }
 }
 
+pub(crate) fn role_of(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}
+
 /// The status out of one metrics value.
 pub(crate) fn read(
     m: &Metrics,
@@ -61,14 +76,7 @@ pub(crate) fn read(
 ) -> Status {
     let is_running = m.running_state.is_ok();
     let members = members_of(&m.membership_config);
-    let role = match m.state {
-        _ if !is_running => Role::Stopped,
-        ServerState::Leader => Role::Leader,
-        ServerState::Follower => Role::Follower,
-        ServerState::Candidate => Role::Candidate,
-        ServerState::Learner => Role::Learner,
-        ServerState::Shutdown => Role::Stopped,
-    };
+    let role = if is_running { role_of(m.state) } else { Role::Stopped };
     let index = |id: &Option<crate::raft::LogId>| id.as_ref().map_or(0, |id| id.index());
     let committed = index(&m.local_committed);
     let positions = Positions {

@@ -135,6 +135,11 @@ impl Hub {
         Subscription::begin(self.shared.clone(), slot, request.start, request.may_be_pruned).await
     }
 
+    /// How many there are; a look under the lock.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.shared.state().slots.len()
+    }
+
     /// Ends every subscription, and those that are asked for later.
     pub(crate) fn stop(&self) {
         let mut state = self.shared.state();

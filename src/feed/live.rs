@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use crate::instants::Instants;
+use crate::instants::event::Delivered;
 use crate::types::feed::Applied;
+use crate::types::position::LogPos;
 
 /// What a block costs beside its payload, by eye.
 const OVERHEAD_BYTES: u64 = 512;
@@ -45,18 +47,26 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         let subscribers = *self.offered.get_mut();
+        let delivered = *self.taken.get_mut();
+        let ended = Instant::now();
+        let took = ended - self.applied_at;
+        self.instants.delivered(Delivered {
+            pos: LogPos { term: self.applied.term, index: self.applied.index },
+            started: self.applied_at,
+            ended,
+            subscribers: subscribers.into(),
+            delivered: delivered.into(),
+        });
         // Those that read the store get it from there.
         if subscribers == 0 {
             return;
         }
-        let took = self.applied_at.elapsed();
-        self.instants.delivered(took);
         tracing::debug!(
             term = self.applied.term,
             index = self.applied.index,
             height = self.applied.block.height,
             subscribers,
-            delivered = *self.taken.get_mut(),
+            delivered,
             took_us = took.as_micros() as u64,
             "block delivered"
         );

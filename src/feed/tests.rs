@@ -80,10 +80,14 @@ fn one_block_more_than_fits_takes_all_into_the_gap() {
 #[test]
 fn a_gap_that_opens_during_a_repair_is_not_taken_for_repaired() {
     let mut backlog = joined(10, 1, OnFull::Drop);
-    (11..=12).for_each(|i| drop(push(&mut backlog, i)));
+    (11..=12).for_each(|i| {
+        let _ = push(&mut backlog, i);
+    });
     assert_missed(&mut backlog, Missed { from: 11, to: 12, dropped: 2 });
     assert!(backlog.join(Place::Index(12), told(12)), "block 12 is still to be read");
-    (13..=14).for_each(|i| drop(push(&mut backlog, i)));
+    (13..=14).for_each(|i| {
+        let _ = push(&mut backlog, i);
+    });
     backlog.replayed(12);
     backlog.repaired();
     assert_eq!(backlog.gap_entries(14), 2);

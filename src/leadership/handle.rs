@@ -151,6 +151,16 @@ impl Handle {
         self.memory().asked = Some((Instant::now(), cause));
     }
 
+    /// The leader asked this node to take over just now.
+    pub(super) fn was_asked(&self) -> bool {
+        self.memory().asked.is_some_and(|(at, _)| at.elapsed() < TRANSFER_WITHIN)
+    }
+
+    /// Since when the log's sync in progress runs.
+    pub(super) fn sync_in_progress(&self) -> Option<Duration> {
+        self.shared.health.sync_in_progress()
+    }
+
     /// Why a leadership that begins now begins.
     pub(super) fn cause(&self) -> LeadershipCause {
         match self.memory().asked.take() {

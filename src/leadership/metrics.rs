@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::consensus::{Role, Status};
+use crate::leadership::ages::{Ages, lag_seconds};
 use crate::leadership::handle::{Handle, Leadership};
 use crate::types::{LogIndex, position::Positions, proto::LeadershipCause};
 
@@ -122,6 +123,7 @@ struct Gauges {
     apply_lag: IntGauge,
     apply_lag_max: IntGauge,
     behind: IntGauge,
+    oldest_wait: Gauge,
     compaction_lag: IntGauge,
     log_entries: IntGauge,
     members: IntGaugeVec,
@@ -131,6 +133,7 @@ struct Gauges {
     // Leader only.
     peer_matched: IntGaugeVec,
     peer_lag: IntGaugeVec,
+    peer_lag_seconds: GaugeVec,
     peer_ack_age: GaugeVec,
     quorum_ack_age: Gauge,
     lease_remaining: Gauge,
@@ -141,6 +144,7 @@ struct Gauges {
 /// mixing their values; it is held for the copy alone.
 pub(crate) struct RaftCollector {
     handle: Handle,
+    ages: Arc<dyn Ages>,
     descs: Vec<Desc>,
     gauges: Mutex<Gauges>,
     heartbeat_timeout: Duration,
@@ -149,6 +153,7 @@ pub(crate) struct RaftCollector {
 impl RaftCollector {
     pub(crate) fn register(
         handle: Handle,
+        ages: Arc<dyn Ages>,
         settings: &ExportedSettings,
         registry: &Registry,
     ) -> prometheus::Result<()> {
@@ -157,7 +162,7 @@ impl RaftCollector {
         let all = gauges.everywhere().into_iter().chain(gauges.leader_only());
         let descs = all.flat_map(|c| c.desc().into_iter().cloned()).collect();
         let gauges = Mutex::new(gauges);
-        registry.register(Box::new(Self { handle, descs, gauges, heartbeat_timeout }))
+        registry.register(Box::new(Self { handle, ages, descs, gauges, heartbeat_timeout }))
     }
 }
 
@@ -201,6 +206,10 @@ impl Gauges {
                 "raft_behind_entries",
                 "Entries the cluster committed and this node has not applied.",
             )?,
+            oldest_wait: float(
+                "raft_apply_oldest_wait_seconds",
+                "Age of the oldest entry that is committed and not applied here; 0: there is none.",
+            )?,
             compaction_lag: gauge(
                 "raft_compaction_lag_entries",
                 "Entries applied since the newest snapshot.",
@@ -230,6 +239,13 @@ impl Gauges {
                 "Entries of the leader's log a peer is not known to hold.",
                 "peer_id",
             )?,
+            peer_lag_seconds: GaugeVec::new(
+                Opts::new(
+                    "blockraft_raft_peer_replication_lag_seconds",
+                    "Age, by the leader's clock, of the oldest entry a peer is not known to hold.",
+                ),
+                &["peer_id"],
+            )?,
             peer_ack_age: GaugeVec::new(
                 Opts::new(
                     "blockraft_raft_peer_last_ack_age_seconds",
@@ -252,7 +268,14 @@ impl Gauges {
         })
     }
 
-    fn set(&self, status: &Status, now: &Leadership, facts: &Facts, heartbeat_timeout: Duration) {
+    fn set(
+        &self,
+        status: &Status,
+        now: &Leadership,
+        facts: &Facts,
+        ages: &dyn Ages,
+        heartbeat_timeout: Duration,
+    ) {
         let flag = |gauge: &IntGauge, on: bool| gauge.set(i64::from(on));
         // Until the core has run once its metrics mean nothing, and the zeros stay.
         if !status.is_started {
@@ -272,6 +295,8 @@ impl Gauges {
         self.apply_lag.set(signed(p.apply_lag()));
         self.apply_lag_max.set(signed(facts.apply_lag_max.max(p.apply_lag())));
         self.behind.set(signed(p.behind()));
+        let waits = (p.applied < p.committed).then(|| ages.since_committed(p.applied + 1)).flatten();
+        self.oldest_wait.set(waits.unwrap_or_default().as_secs_f64());
         self.compaction_lag.set(signed(p.compaction_lag()));
         self.log_entries.set(signed(log_entries(p)));
         flag(&self.joint, status.members.joint);
@@ -280,12 +305,19 @@ impl Gauges {
         }
         self.members.with_label_values(&["voter"]).set(status.members.voters.len() as i64);
         self.members.with_label_values(&["learner"]).set(status.members.learners.len() as i64);
-        self.set_leader_only(status, now, heartbeat_timeout);
+        self.set_leader_only(status, now, ages, heartbeat_timeout);
     }
 
-    fn set_leader_only(&self, status: &Status, now: &Leadership, heartbeat_timeout: Duration) {
+    fn set_leader_only(
+        &self,
+        status: &Status,
+        now: &Leadership,
+        ages: &dyn Ages,
+        heartbeat_timeout: Duration,
+    ) {
         self.peer_matched.reset();
         self.peer_lag.reset();
+        self.peer_lag_seconds.reset();
         self.peer_ack_age.reset();
         let Some(peers) = &status.peers else { return };
         for peer in peers {
@@ -293,6 +325,8 @@ impl Gauges {
             if let Some(matched) = peer.matched {
                 self.peer_matched.with_label_values(&[&id]).set(signed(matched));
                 self.peer_lag.with_label_values(&[&id]).set(signed(peer.lag));
+                let lag = lag_seconds(matched, status.positions.last, ages);
+                self.peer_lag_seconds.with_label_values(&[&id]).set(lag.as_secs_f64());
             }
             if let Some(age) = peer.ack_age {
                 self.peer_ack_age.with_label_values(&[&id]).set(age.as_secs_f64());
@@ -332,6 +366,7 @@ impl Gauges {
             &self.apply_lag,
             &self.apply_lag_max,
             &self.behind,
+            &self.oldest_wait,
             &self.compaction_lag,
             &self.log_entries,
             &self.members,
@@ -348,6 +383,7 @@ impl Gauges {
         vec![
             &self.peer_matched,
             &self.peer_lag,
+            &self.peer_lag_seconds,
             &self.peer_ack_age,
             &self.quorum_ack_age,
             &self.lease_remaining,
@@ -382,7 +418,7 @@ impl Collector for RaftCollector {
         let now = self.handle.of(&status);
         let facts = self.handle.facts();
         let gauges = self.gauges.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        gauges.set(&status, &now, &facts, self.heartbeat_timeout);
+        gauges.set(&status, &now, &facts, &*self.ages, self.heartbeat_timeout);
         gauges.collect(status.role, status.role == Role::Leader)
     }
 }

@@ -26,8 +26,8 @@ pub(crate) mod record;
 pub(crate) mod rules;
 
 pub(crate) use crate::machine::apply::{
-    record::{LoadError, settings_from_proto, settings_to_proto},
-    rules::{carrier_trace_id, check_successor, same_block},
+    record::{LoadError, settings_to_proto},
+    rules::{check_successor, same_block},
 };
 
 /// Leaderships the state keeps.

@@ -5,13 +5,13 @@ use std::{fmt, time::Instant};
 use bytes::{Bytes, BytesMut};
 use prost::{
     Message,
-    encoding::{WireType, encode_key, encode_varint},
+    encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
 
-use crate::types::{NodeId, block::Block, proto};
+use crate::types::{NodeId, block::Block, proto, trace::Carrier};
 
-/// Length of a trace carrier: version, trace id, span id, flags.
-pub(crate) const CARRIER_BYTES: usize = 1 + 16 + 8 + 1;
+/// Length of a trace carrier.
+pub(crate) const CARRIER_BYTES: usize = Carrier::BYTES;
 
 /// What a command asks for. The number stands in the log: it is never given to another kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +102,27 @@ impl Command {
         Self::new(Kind::Configure, encode(command))
     }
 
+    /// The trace context beside a block. Only the head of the payload is looked at.
+    pub(crate) fn carrier(&self) -> Option<Carrier> {
+        if self.kind != Kind::Block {
+            return None;
+        }
+        let mut head: &[u8] = &self.payload;
+        loop {
+            match decode_key(&mut head).ok()? {
+                (4, WireType::LengthDelimited) => {
+                    let n = usize::try_from(decode_varint(&mut head).ok()?).ok()?;
+                    return Carrier::from_bytes(head.get(..n)?);
+                }
+                (_, WireType::Varint) => {
+                    decode_varint(&mut head).ok()?;
+                }
+                // What stands behind it: there was none.
+                _ => return None,
+            }
+        }
+    }
+
     /// Whether this binary can apply it.
     pub(crate) fn is_known(&self) -> bool {
         !matches!(self.kind, Kind::Unknown(_)) && self.version == 1
@@ -123,5 +144,25 @@ impl fmt::Debug for Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_carrier_is_read_from_the_head_of_the_payload() {
+        let carrier = Carrier { trace_id: [7; 16], span_id: [9; 8], is_sampled: true, is_whole: false };
+        let block = Block { height: 5, hash: Bytes::from_static(b"h"), ..Block::default() };
+        let with = |trace| Command::block(block.clone(), u64::MAX, 1, 1 << 41, trace);
+        assert_eq!(with(Some(carrier.to_bytes())).carrier(), Some(carrier));
+        assert_eq!(with(None).carrier(), None);
+        assert_eq!(Command::leadership(&proto::LeadershipCommand::default()).carrier(), None);
+        let whole = with(Some(carrier.to_bytes())).payload;
+        for n in 0..whole.len().min(60) {
+            let cut = Command::new(Kind::Block, whole.slice(..n)).carrier();
+            assert!(cut.is_none() || cut == Some(carrier), "cut at {n}");
+        }
     }
 }

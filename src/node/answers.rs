@@ -10,7 +10,9 @@ use bytes::Bytes;
 use crate::api;
 use crate::consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle};
 use crate::leadership;
-use crate::types::{LogIndex, NodeId, Term, proto::LeadershipCause};
+use crate::types::position::LogPos;
+use crate::types::proto::LeadershipCause;
+use crate::types::{LogIndex, NodeId, Term};
 
 /// Answers out of the parts, which are all there before the first question is.
 pub(super) struct NodeAnswers {
@@ -49,6 +51,13 @@ impl Answers for NodeAnswers {
         let status = self.raft.status();
         let has_data = status.term != 0 || status.members.version != 0 || !status.members.nodes.is_empty();
         FoundingState { list_hash: self.list_hash, has_data }
+    }
+
+    fn timeline(&self, pos: LogPos) -> Bytes {
+        match self.api.get() {
+            Some(parts) => api::timeline_json(parts, pos),
+            None => Bytes::new(),
+        }
     }
 
     fn may_take_over(&self) -> Result<(), String> {

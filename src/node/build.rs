@@ -16,21 +16,25 @@ use crate::api;
 use crate::config;
 use crate::consensus;
 use crate::consensus::{
-    core::Stopped,
     founding::{self, FoundingList},
     snapshots,
 };
 use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
+use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
-use crate::node::{StartError, answers::NodeAnswers, parts, tasks::Tasks};
+use crate::node::answers::NodeAnswers;
+use crate::node::tasks::Tasks;
+use crate::node::{StartError, addresses, observe, parts};
 use crate::peer;
 use crate::proposals;
 use crate::raft::NodeRecord;
 use crate::store;
 use crate::telemetry;
-use crate::types::{NodeId, member::Members};
+use crate::telemetry::trace::counted::Rejected;
+use crate::types::NodeId;
+use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
@@ -44,6 +48,7 @@ pub(super) struct Running {
     pub(super) reader: store::Reader,
     pub(super) feed: feed::Hub,
     pub(super) health: store::Health,
+    pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
     pub(super) servers: Tasks,
     /// What ends with raft.
@@ -88,34 +93,39 @@ pub(crate) struct Process {
     pub(crate) registry: Registry,
     /// Log output, where its filter can be changed.
     pub(crate) log: Option<telemetry::log::Handle>,
+    /// Spans that a collector refused, where the log's subscriber reads of them.
+    pub(crate) rejected: Rejected,
 }
 
 impl Process {
     /// For a node inside another program, which has its own log output.
     pub(super) fn embedded() -> Self {
-        Self { registry: Registry::new(), log: None }
+        Self { registry: Registry::new(), log: None, rejected: Rejected::default() }
     }
 }
 
 /// Opens, binds, builds and starts. Whatever fails first is told, and nothing is left running.
 pub(super) async fn start(settings: config::Settings, process: Process) -> Result<Running, StartError> {
     let registry = process.registry;
-    let instants = Arc::new(Instants::new(&registry).map_err(metrics_failed)?);
+    let observed = observe::begin(&settings, &registry, process.rejected).map_err(metrics_failed)?;
+    let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
+    let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
     let source = Arc::new(opened.reader.clone());
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));
     let bound = Bound::bind(&settings).await?;
-    register_infos(&settings, &registry).map_err(metrics_failed)?;
+    observe::register_infos(&settings, &registry).map_err(metrics_failed)?;
 
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
-        Arc::new(ArcSwap::from_pointee(addresses(&settings, &Members::default())));
+        Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
+        instants: Arc::clone(&instants),
     };
     let network = peer::Network::new(
         peer::Config::new(
@@ -156,7 +166,9 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     );
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
-    RaftCollector::register(leadership.clone(), &exported(&settings), &registry).map_err(metrics_failed)?;
+    let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));
+    RaftCollector::register(leadership.clone(), ages, &exported(&settings), &registry)
+        .map_err(metrics_failed)?;
     let counters = Counters::new(&registry).map_err(metrics_failed)?;
     let chain = Arc::new(parts::Chain(opened.reader.clone()));
     let (proposals, proposals_task) = proposals::task::start(
@@ -164,6 +176,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         raft.clone(),
         leadership.clone(),
         chain,
+        Arc::clone(&instants),
         &registry,
     )
     .map_err(metrics_failed)?;
@@ -182,6 +195,9 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         feed: feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
+        instants: Arc::clone(&instants),
+        exemplars,
+        log: process.log,
         last_exit: (opened.last_exit.cause != store::exit::Cause::First)
             .then(|| format!("{}: {}", opened.last_exit.cause.label(), opened.last_exit.text)),
     };
@@ -212,9 +228,21 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
+    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
+    let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
+    servers.spawn("stalls", never_fails(stalls.clone().sample(serving.clone())));
+    let elections = Elections::register(&registry).map_err(metrics_failed)?;
+    let tracer = instants.tracer().clone();
+    let rounds = observe::candidacies(&network);
+    tasks.spawn("elections", elections::run(leadership.clone(), rounds, elections, stalls, tracer.clone()));
+    if has_data {
+        let last_exit = opened.last_exit.cause.label().to_owned();
+        tasks
+            .spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
+    }
     let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
-    tasks.spawn("addresses", keep_addresses(raft.clone(), settings.clone(), addresses));
+    tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(
         "api",
@@ -223,8 +251,6 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     if let Some(listener) = bound.metrics {
         servers.spawn("metrics", never_fails(api::serve_metrics(listener, api_parts, serving.clone())));
     }
-    let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
-    servers.spawn("stalls", never_fails(stalls.sample(serving.clone())));
     tracing::info!(
         cluster_id = settings.cluster.id,
         node_id = settings.node.id,
@@ -241,6 +267,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader,
         feed,
         health: opened.health,
+        instants,
         servers,
         tasks,
         serving,
@@ -276,6 +303,9 @@ fn api_parts(
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),
         registry: registry.clone(),
+        exemplars: opened.exemplars.clone(),
+        instants: Arc::clone(&opened.instants),
+        log: opened.log.clone(),
         metrics: api::metrics::Metrics::register(registry).map_err(metrics_failed)?,
         probes: api::probes::Probes::default(),
     })
@@ -287,6 +317,9 @@ struct ForApi {
     feed: feed::Hub,
     health: store::Health,
     snapshots: store::Snapshots,
+    instants: Arc<Instants>,
+    exemplars: telemetry::exemplars::Exemplars,
+    log: Option<telemetry::log::Handle>,
     /// How the process before this one ended; `None` before the first.
     last_exit: Option<String>,
 }
@@ -344,18 +377,6 @@ async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(addr)
         .await
         .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
-}
-
-fn register_infos(settings: &config::Settings, registry: &Registry) -> prometheus::Result<()> {
-    telemetry::info::register_info(
-        registry,
-        &settings.cluster.id,
-        settings.node.id,
-        &settings.node.name,
-        env!("CARGO_PKG_VERSION"),
-        env!("BLOCKRAFT_REVISION"),
-    )?;
-    telemetry::info::register_clock(registry)
 }
 
 fn identity(identity: &store::Identity) -> peer::Identity {
@@ -449,37 +470,4 @@ fn founding_list(settings: &config::Settings) -> FoundingList {
         list.entry(settings.node.id).or_insert_with(own);
     }
     FoundingList(list)
-}
-
-/// Where each other node may be dialled: as the membership says, then as this node's file does.
-fn addresses(settings: &config::Settings, members: &Members) -> BTreeMap<NodeId, Vec<String>> {
-    let mut addresses: BTreeMap<NodeId, Vec<String>> = BTreeMap::new();
-    let from_file = settings.cluster.peers.iter();
-    for member in members.nodes.values().chain(from_file) {
-        let is_named = members.nodes.is_empty() || members.nodes.contains_key(&member.node_id);
-        if member.node_id == settings.node.id || !is_named {
-            continue;
-        }
-        let known = addresses.entry(member.node_id).or_default();
-        if !known.contains(&member.peer_addr) {
-            known.push(member.peer_addr.clone());
-        }
-    }
-    addresses
-}
-
-/// Follows the membership, so that a moved member is dialled at its new address.
-async fn keep_addresses(
-    raft: consensus::handle::Handle,
-    settings: config::Settings,
-    kept: peer::Addresses,
-) -> Result<(), Stopped> {
-    let mut changes = raft.role_changes();
-    loop {
-        let newest = addresses(&settings, &raft.status().members);
-        if **kept.load() != newest {
-            kept.store(Arc::new(newest));
-        }
-        changes.next().await?;
-    }
 }

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use crate::consensus::{BoxFuture, snapshots};
+use crate::instants::Instants;
 use crate::machine::apply::View;
 use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
@@ -89,6 +90,7 @@ pub(super) struct Notices {
     pub(super) reader: store::Reader,
     pub(super) health: store::Health,
     pub(super) leadership: Arc<std::sync::OnceLock<crate::leadership::Handle>>,
+    pub(super) instants: Arc<Instants>,
 }
 
 impl peer::Notices for Notices {
@@ -102,6 +104,10 @@ impl peer::Notices for Notices {
 
     fn hash_mark(&self) -> Option<HashMark> {
         self.reader.view().hash_mark.map(|(index, hash)| HashMark { index, hash })
+    }
+
+    fn replicated(&self, node_id: NodeId, r: peer::Replicated) {
+        self.instants.replicated(node_id, r.last, r.n_entries, r.sent, r.acknowledged);
     }
 
     fn handed_over(&self, handover: &peer::Handover) {

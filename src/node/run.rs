@@ -24,7 +24,8 @@ const FATAL_WITHIN: Duration = Duration::from_millis(800);
 /// `until` completes when somebody else wants it to end, such as a parent that is gone.
 pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + Send + 'static) -> u8 {
     let registry = Registry::new();
-    let (log, lines) = match telemetry::log::start(&settings.telemetry.log, &registry) {
+    let rejected = telemetry::trace::counted::Rejected::default();
+    let (log, lines) = match telemetry::log::start(&settings.telemetry.log, &registry, &rejected) {
         Ok(started) => started,
         Err(error) => return refuse(&StartError { exit_code: 2, message: error.to_string() }),
     };
@@ -35,7 +36,7 @@ pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + 
                 return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") });
             }
         };
-    let code = runtime.block_on(live(settings, Process { registry, log: Some(log) }, until));
+    let code = runtime.block_on(live(settings, Process { registry, log: Some(log), rejected }, until));
     // What is left are reads that nobody waits for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     lines.flush(LOG_WITHIN);

@@ -1,9 +1,16 @@
 //! The way out: withdraw, drain, resign, flush, close; each step bounded (design 11).
 
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::leadership::{policy::Intent, task::resign};
 use crate::node::build::{Running, SERVERS_WITHIN};
+
+/// The spans of what ended last are built so long. By eye: five times what the task gathers for.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
+/// And exported, while the store closes (design 11).
+const EXPORTED_WITHIN: Duration = Duration::from_millis(500);
 
 /// Stops a node. Durable on return: every acknowledged block is on this disk.
 pub(super) async fn stop(mut running: Running) {
@@ -26,7 +33,7 @@ pub(super) async fn stop(mut running: Running) {
         Err(error) => tracing::warn!(%error, "no resignation: raft has stopped"),
     }
     if let Some(last) = led_to {
-        let poll = (raft.shutdown_timeout / 4).min(std::time::Duration::from_millis(50));
+        let poll = (raft.shutdown_timeout / 4).min(Duration::from_millis(50));
         while running.raft.status().positions.applied < last && Instant::now() < drain_until {
             sleep(poll).await;
         }
@@ -43,7 +50,13 @@ pub(super) async fn stop(mut running: Running) {
     if timeout(raft_shutdown, running.raft.core().shutdown()).await.is_err() {
         tracing::warn!("raft did not stop in time");
     }
+    running.instants.finish(WRITTEN_WITHIN).await;
     running.tasks.stop().await;
-    running.close().await;
+    let tracer = running.instants.tracer().clone();
+    let exported = tokio::task::spawn_blocking(move || tracer.shut_down(EXPORTED_WITHIN));
+    let (_, exported) = tokio::join!(running.close(), exported);
+    if exported.is_err() {
+        tracing::error!("the exporter of traces panicked");
+    }
     tracing::info!(took_ms = started.elapsed().as_millis() as u64, "stopped");
 }

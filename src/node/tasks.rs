@@ -21,12 +21,12 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     /// Starts a task in a span of its name.
-    pub(crate) fn spawn<E: fmt::Display>(
+    pub(crate) fn spawn<E>(
         &mut self,
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) where
-        E: 'static,
+        E: fmt::Display + 'static,
     {
         let span = tracing::debug_span!("task", name);
         self.set.spawn(async move { (name, task.await.map_err(|e| e.to_string())) }.instrument(span));

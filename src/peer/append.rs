@@ -45,6 +45,15 @@ pub(super) struct LogConnection {
     next_id: u64,
 }
 
+/// What a client keeps between two streams.
+#[derive(Default)]
+pub(super) struct Home {
+    log: Option<LogConnection>,
+    /// The last thing heard was an acknowledgement. Until then one request is sent at a time: a node
+    /// that refuses, or a network that breaks, costs one and not a window at each try.
+    is_proven: bool,
+}
+
 /// Why a stream ended before its input did.
 #[derive(Debug, thiserror::Error)]
 enum AppendError {
@@ -94,8 +103,9 @@ pub(super) struct Answers<'a, S> {
     shared: Arc<Shared>,
     target: NodeId,
     metrics: Arc<PeerMetrics>,
-    /// The client's: taken while the stream runs, put back when nothing is outstanding.
-    home: &'a mut Option<LogConnection>,
+    /// The client's. The connection is taken while the stream runs, put back when nothing is
+    /// outstanding.
+    home: &'a mut Home,
     log: Option<LogConnection>,
     input: S,
     input_ended: bool,
@@ -117,15 +127,10 @@ impl<'a, S> Answers<'a, S>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        target: NodeId,
-        home: &'a mut Option<LogConnection>,
-        input: S,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, target: NodeId, home: &'a mut Home, input: S) -> Self {
         let addrs = shared.addresses_of(target);
         // One to an address the node no longer has is of no use.
-        let log = home.take().filter(|log| log.addrs == addrs);
+        let log = home.log.take().filter(|log| log.addrs == addrs);
         Self {
             metrics: shared.metrics_of(target),
             shared,
@@ -148,7 +153,8 @@ where
     fn has_room(&self, bytes: usize) -> bool {
         let config = &self.shared.config;
         self.pending.is_empty()
-            || (self.pending.len() < config.window_requests_max
+            || (self.home.is_proven
+                && self.pending.len() < config.window_requests_max
                 && self.pending_bytes + bytes <= config.window_bytes_max)
     }
 
@@ -250,6 +256,7 @@ where
         let outcome = convert::append_answer_from_proto(&answer)?;
         self.metrics.answered(Rpc::Append, pending.sent.elapsed());
         check_range(&pending, &outcome)?;
+        self.home.is_proven = true;
         if let Ok(Some(last)) = &outcome
             && 0 < pending.n_entries
         {
@@ -363,6 +370,7 @@ where
             Poll::Ready(Err(e)) => {
                 this.stage = Stage::Ended;
                 this.log = None;
+                this.home.is_proven = false;
                 this.metrics.failed(Rpc::Append, e.label());
                 Poll::Ready(Some(Err(unreachable_node(&e))))
             }
@@ -374,7 +382,7 @@ where
 impl<S> Drop for Answers<'_, S> {
     fn drop(&mut self) {
         if self.pending.is_empty() {
-            *self.home = self.log.take();
+            self.home.log = self.log.take();
         }
     }
 }

@@ -6,17 +6,14 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers};
-use crate::peer::{
-    Incarnation, dial, hello,
-    link::CallError,
-    metrics::Rpc,
-    network::{Shared, decode},
-    wire::WireError,
-};
-use crate::types::{
-    LogIndex, NodeId,
-    proto::{self, FrameKind},
-};
+use crate::peer::link::CallError;
+use crate::peer::metrics::Rpc;
+use crate::peer::network::{Shared, decode};
+use crate::peer::wire::WireError;
+use crate::peer::{Incarnation, dial, hello};
+use crate::types::position::LogPos;
+use crate::types::proto::{self, FrameKind};
+use crate::types::{LogIndex, NodeId};
 
 /// Asks. Cheap to clone.
 #[derive(Clone)]
@@ -26,6 +23,7 @@ pub(crate) struct Asker {
 
 /// Who listens at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
 pub(crate) struct Probed {
     pub(crate) cluster_id: String,
     pub(crate) epoch: u64,
@@ -41,6 +39,7 @@ impl Asker {
     }
 
     /// Whoever listens there says who it is, and is not admitted (safety rule 8).
+    #[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
     pub(crate) async fn probe(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
         let asked = async {
@@ -64,6 +63,7 @@ impl Asker {
 
     /// One round trip. `Ok` proves that the node is reached at the addresses in force when it was
     /// asked, and is who it should be (safety rule 21c).
+    #[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
     pub(crate) async fn ping(&self, node_id: NodeId, within: Duration) -> Result<(), PeerError> {
         let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
         let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
@@ -75,11 +75,11 @@ impl Asker {
         node_id: NodeId,
         rpc: Rpc,
         kinds: (FrameKind, FrameKind),
+        question: Bytes,
         within: Duration,
     ) -> Result<M, PeerError> {
         let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
-        let frame =
-            link.call(rpc, kinds.0, Bytes::new(), within).await.map_err(|e| peer_error(node_id, e))?;
+        let frame = link.call(rpc, kinds.0, question, within).await.map_err(|e| peer_error(node_id, e))?;
         decode(frame, kinds.1).map_err(|e: WireError| PeerError::Unreachable { node_id, why: e.to_string() })
     }
 }
@@ -97,7 +97,8 @@ impl Peers for Asker {
     fn status(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<Bytes, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::Status, FrameKind::StatusAnswer);
-            let answer: proto::StatusAnswer = self.ask(node_id, Rpc::Status, kinds, within).await?;
+            let answer: proto::StatusAnswer =
+                self.ask(node_id, Rpc::Status, kinds, Bytes::new(), within).await?;
             Ok(answer.json)
         })
     }
@@ -105,7 +106,8 @@ impl Peers for Asker {
     fn read_index(&self, leader_id: NodeId, within: Duration) -> BoxFuture<'_, Result<LogIndex, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::ReadIndex, FrameKind::ReadIndexAnswer);
-            let answer: proto::ReadIndexAnswer = self.ask(leader_id, Rpc::ReadIndex, kinds, within).await?;
+            let answer: proto::ReadIndexAnswer =
+                self.ask(leader_id, Rpc::ReadIndex, kinds, Bytes::new(), within).await?;
             Ok(answer.index)
         })
     }
@@ -113,12 +115,34 @@ impl Peers for Asker {
     fn founding(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<FoundingState, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::Founding, FrameKind::FoundingAnswer);
-            let answer: proto::FoundingAnswer = self.ask(node_id, Rpc::Founding, kinds, within).await?;
+            let answer: proto::FoundingAnswer =
+                self.ask(node_id, Rpc::Founding, kinds, Bytes::new(), within).await?;
             let list_hash = answer.list_hash.as_ref().try_into().map_err(|_| PeerError::Unreachable {
                 node_id,
                 why: "its founding hash is malformed".into(),
             })?;
             Ok(FoundingState { list_hash, has_data: answer.has_data })
         })
+    }
+
+    fn timeline(
+        &self,
+        node_id: NodeId,
+        pos: LogPos,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<Bytes, PeerError>> {
+        Box::pin(async move {
+            let kinds = (FrameKind::Timeline, FrameKind::TimelineAnswer);
+            let entry = proto::LogId { term: pos.term, index: pos.index };
+            let question = Bytes::from(entry.encode_to_vec());
+            let answer: proto::TimelineAnswer =
+                self.ask(node_id, Rpc::Timeline, kinds, question, within).await?;
+            Ok(answer.json)
+        })
+    }
+
+    fn clock_offset_us(&self, node_id: NodeId) -> Option<i64> {
+        let seconds = self.shared.metrics_of(node_id).clock_offset()?;
+        Some((seconds * 1e6) as i64)
     }
 }

@@ -21,7 +21,7 @@ use prost::Message;
 
 use crate::peer::{
     HashMark,
-    append::{self, LogConnection},
+    append::{self, Home},
     convert,
     link::CallError,
     metrics::{Direction, Rpc},
@@ -47,13 +47,12 @@ pub(crate) struct Client {
     shared: Arc<Shared>,
     target: NodeId,
     traffic: Traffic,
-    /// Kept between streams.
-    log: Option<LogConnection>,
+    home: Home,
 }
 
 impl Client {
     pub(super) fn new(shared: Arc<Shared>, target: NodeId, traffic: Traffic) -> Self {
-        Self { shared, target, traffic, log: None }
+        Self { shared, target, traffic, home: Home::default() }
     }
 
     async fn call(
@@ -122,7 +121,7 @@ impl NetStreamAppend<TypeConfig> for Client {
     {
         let answers: BoxStream<'s, AppendResult> = match self.traffic {
             Traffic::Log => {
-                Box::pin(append::Answers::new(Arc::clone(&self.shared), self.target, &mut self.log, input))
+                Box::pin(append::Answers::new(Arc::clone(&self.shared), self.target, &mut self.home, input))
             }
             Traffic::Heartbeat => {
                 let client = &*self;

@@ -17,17 +17,16 @@ use crate::peer::{
     Handover,
     clock::unix_ns,
     convert,
-    hello::Connection,
+    hello::{Connection, refused_by_dialler},
     metrics::{Direction, Rpc},
     server::Context,
     session::{self, Answer, check_sender, stopped, unsupported},
     wire::{self, Frame, WireError},
 };
 use crate::raft::{SnapshotData, TypeConfig};
-use crate::types::{
-    LogIndex, NodeId,
-    proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps},
-};
+use crate::types::position::LogPos;
+use crate::types::proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps};
+use crate::types::{LogIndex, NodeId};
 
 /// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
 /// eye: 20 a second over every patience there is.
@@ -77,6 +76,9 @@ where
                     let frame = frame?;
                     let id = frame.id;
                     if let Err(e) = self.on_frame(frame) {
+                        if matches!(e, WireError::Closed) {
+                            return Err(e);
+                        }
                         let error = wire::error(ErrorCode::Malformed, e.to_string());
                         self.connection.outbox.put(FrameKind::Error, id, &error);
                         self.connection.outbox.flush().await?;
@@ -98,6 +100,7 @@ where
         let context = self.context;
         let peer_id = self.connection.peer_id;
         match frame.kind() {
+            Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
             Some(FrameKind::Ping) => self.pong(id, received_at_ns),
             Some(FrameKind::Append) => {
                 let request = convert::append_from_proto(frame.decode()?)?;
@@ -121,6 +124,7 @@ where
             Some(FrameKind::Status) => self.ask_node(id, Box::pin(status(context, id))),
             Some(FrameKind::ReadIndex) => self.ask_node(id, Box::pin(read_index(context, id))),
             Some(FrameKind::Founding) => self.founding(id),
+            Some(FrameKind::Timeline) => self.timeline(id, frame.decode()?),
             _ => self.connection.outbox.put(FrameKind::Error, id, &unsupported(&frame)),
         }
         Ok(())
@@ -153,6 +157,12 @@ where
             not_member_version: self.context.shared.not_member(self.connection.peer_id).unwrap_or(0),
         };
         self.connection.outbox.put(FrameKind::Pong, id, &pong);
+    }
+
+    fn timeline(&mut self, id: u64, entry: proto::LogId) {
+        let pos = LogPos { term: entry.term, index: entry.index };
+        let json = self.context.answers.timeline(pos);
+        self.connection.outbox.put(FrameKind::TimelineAnswer, id, &proto::TimelineAnswer { json });
     }
 
     fn founding(&mut self, id: u64) {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::peer::{
     Receiving,
-    hello::Connection,
+    hello::{Connection, refused_by_dialler},
     network::{Shared, lock},
     server::Context,
     session::{stopped, unsupported},
@@ -168,6 +168,9 @@ async fn read_offer(shared: &Shared, connection: &mut Connection) -> Result<Offe
     let patience = shared.config.snapshot_timeout;
     let frame = tokio::time::timeout(patience, connection.reader.next()).await;
     let frame = frame.map_err(|_| WireError::Stalled(patience))??;
+    if frame.kind() == Some(FrameKind::Refusal) {
+        return Err(refused_by_dialler(shared, connection.peer_id, frame).into());
+    }
     if frame.kind() != Some(FrameKind::SnapshotOffer) {
         return Err(Ended::Refused(unsupported(&frame)));
     }

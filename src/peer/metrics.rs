@@ -49,6 +49,7 @@ labels! {
         Status => "status",
         ReadIndex => "read_index",
         Founding => "founding",
+        Timeline => "timeline",
         Ping => "ping",
     }
 }
@@ -104,7 +105,12 @@ impl Rpc {
                 Reason::Busy,
                 Reason::NotMember,
             ],
-            Self::Transfer | Self::Status | Self::ReadIndex | Self::Founding | Self::Ping => &[
+            Self::Transfer
+            | Self::Status
+            | Self::ReadIndex
+            | Self::Founding
+            | Self::Timeline
+            | Self::Ping => &[
                 Reason::NoAddress,
                 Reason::Connect,
                 Reason::Closed,
@@ -317,6 +323,11 @@ impl PeerMetrics {
         if let Some(gauge) = &self.connected {
             gauge.set(i64::from(is_connected));
         }
+    }
+
+    /// `None` before the first round trip.
+    pub(super) fn clock_offset(&self) -> Option<f64> {
+        self.clock_offset.as_ref().map(Gauge::get).filter(|seconds| *seconds != 0.0)
     }
 
     pub(super) fn set_clock_offset(&self, seconds: f64) {

@@ -16,7 +16,7 @@ use prost::Message;
 use crate::peer::{
     control::Control,
     convert,
-    hello::{Connection, Topic, wire_reason},
+    hello::{Connection, Topic, refused_by_dialler, wire_reason},
     install,
     metrics::Rpc,
     server::Context,
@@ -131,6 +131,9 @@ where
 
     fn on_frame(&mut self, frame: Frame) -> Result<(), WireError> {
         let (id, bytes) = (frame.id, frame.payload.len());
+        if frame.kind() == Some(FrameKind::Refusal) {
+            return Err(refused_by_dialler(&self.context.shared, self.connection.peer_id, frame));
+        }
         if frame.kind() != Some(FrameKind::Append) {
             let error = unsupported(&frame);
             self.connection.outbox.put(FrameKind::Error, id, &error);
@@ -160,6 +163,7 @@ where
     /// Says why, if the other side still listens; the connection ends with the same error.
     async fn refuse(mut self, id: u64, error: WireError) -> Result<(), WireError> {
         let code = match &error {
+            WireError::Closed => return Err(error),
             WireError::Corrupt(_) => ErrorCode::Corrupt,
             _ => ErrorCode::Malformed,
         };

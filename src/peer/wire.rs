@@ -127,9 +127,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             if let Some(frame) = self.decode()? {
                 return Poll::Ready(Ok(frame));
             }
-            if self.buf.capacity() - self.buf.len() < READ_BYTES / 4 {
-                self.buf.reserve(READ_BYTES);
-            }
+            self.make_room();
             match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.buf) {
                 Poll::Ready(Ok(0)) if !self.is_partial => return Poll::Ready(Err(WireError::Closed)),
                 Poll::Ready(Ok(0)) => {
@@ -144,6 +142,15 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Poll::Pending if self.is_partial => return self.stall.poll(cx).map(Err),
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+
+    /// The codec makes room for a whole frame as soon as it knows its length: growing the buffer then
+    /// would only copy what is there of it.
+    fn make_room(&mut self) {
+        let room = self.buf.capacity() - self.buf.len();
+        if room == 0 || (room < READ_BYTES / 4 && self.buf.len() < READ_BYTES) {
+            self.buf.reserve(READ_BYTES);
         }
     }
 

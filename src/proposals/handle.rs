@@ -10,12 +10,14 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::machine::command::CARRIER_BYTES;
-use crate::proposals::{Config, metrics::Metrics};
-use crate::types::{
-    block::Block,
-    error::{Accepted, ProposeError},
-};
+use crate::instants::Instants;
+use crate::instants::event::Proposed;
+use crate::instants::proposal::{Door, Traced};
+use crate::proposals::Config;
+use crate::proposals::metrics::{Ended, Metrics};
+use crate::types::Height;
+use crate::types::block::Block;
+use crate::types::error::{Accepted, ProposeError};
 
 pub(crate) type Answer = Result<Accepted, ProposeError>;
 
@@ -29,8 +31,8 @@ pub(crate) struct Proposal {
     pub(crate) fence: Option<u64>,
     /// `None`: `api.propose_timeout`.
     pub(crate) timeout: Option<Duration>,
-    /// Trace context to carry in the log; `None`: one is made.
-    pub(crate) trace: Option<[u8; CARRIER_BYTES]>,
+    /// The trace it belongs to; `None`: one of its own.
+    pub(crate) trace: Option<Arc<Traced>>,
     pub(crate) received: Instant,
 }
 
@@ -58,6 +60,8 @@ pub(super) struct Queued {
 /// Somebody who waits for an answer, and the room the proposal takes.
 pub(super) struct Waiter {
     pub(super) tx: oneshot::Sender<Answer>,
+    pub(super) trace: Arc<Traced>,
+    height: Height,
     received: Instant,
     permit: Permit,
     lane: Option<Lane>,
@@ -73,7 +77,7 @@ impl Waiter {
         if let (Err(_), Some(lane)) = (&answer, &self.lane) {
             lane.is_closed.store(true, Ordering::Release);
         }
-        self.permit.shared.metrics.ended(&answer, self.received.elapsed());
+        self.permit.shared.ended(&answer, &self.trace, self.height, self.received);
         // A caller that went away gave up its answer, not the proposal.
         let _ = self.tx.send(answer);
     }
@@ -98,9 +102,33 @@ impl Drop for Permit {
 pub(super) struct Shared {
     config: Config,
     pub(super) metrics: Metrics,
+    pub(super) instants: Arc<Instants>,
     count: AtomicUsize,
     bytes: AtomicU64,
     drained: Notify,
+}
+
+impl Shared {
+    /// Counts, times and traces an answer.
+    fn ended(&self, answer: &Answer, trace: &Arc<Traced>, height: Height, received: Instant) {
+        let ended = Instant::now();
+        self.metrics.ended(answer, ended.saturating_duration_since(received));
+        if !self.instants.tracer().is_on() {
+            return;
+        }
+        let Some(outcome) = Ended::of(answer) else { return };
+        let at = answer.as_ref().ok();
+        let proposed = Proposed {
+            height,
+            received,
+            ended,
+            outcome: outcome.label(),
+            is_error: answer.is_err(),
+            term: at.map(|a| a.term),
+            index: at.map(|a| a.index),
+        };
+        self.instants.proposed(trace, proposed);
+    }
 }
 
 /// Cheap to clone.
@@ -111,12 +139,17 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(config: Config, metrics: Metrics) -> (Self, mpsc::Receiver<Queued>) {
+    pub(super) fn new(
+        config: Config,
+        metrics: Metrics,
+        instants: Arc<Instants>,
+    ) -> (Self, mpsc::Receiver<Queued>) {
         // As many as may be in flight: a permit is held by each, so the queue never fills first.
         let (queue, rx) = mpsc::channel(config.in_flight_max.max(1));
         let shared = Shared {
             config,
             metrics,
+            instants,
             count: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
             drained: Notify::new(),
@@ -145,10 +178,14 @@ impl Handle {
     /// Proposes a block and waits for its verdict. Dropping the future does not take the proposal
     /// back: its outcome is then unknown.
     pub(crate) async fn propose(&self, proposal: Proposal, permit: Permit) -> Answer {
-        let (timeout, received) = (self.timeout_of(&proposal), proposal.received);
+        let (timeout, received, height) =
+            (self.timeout_of(&proposal), proposal.received, proposal.block.height);
         let unknown = unknown_of(&proposal.block);
+        let trace = self.trace_of(&proposal);
+        let proposal = Proposal { trace: Some(Arc::clone(&trace)), ..proposal };
         let rx = self.enqueue(proposal, permit, None).await;
-        self.await_answer(rx, received + timeout, unknown).await
+        let late = |answer: &Answer| self.shared.ended(answer, &trace, height, received);
+        wait(rx, received + timeout, unknown, late).await
     }
 
     /// Enters a block in the order of the calls, without waiting for its verdict. Missing
@@ -170,16 +207,9 @@ impl Handle {
         deadline: Instant,
         unknown: ProposeError,
     ) -> Answer {
-        match tokio::time::timeout_at(deadline.into(), rx).await {
-            Ok(Ok(answer)) => answer,
-            // The reply was dropped with the core: nobody knows.
-            Ok(Err(_)) => Err(lost(unknown)),
-            Err(_) => {
-                let answer = Err(unknown);
-                self.shared.metrics.ended(&answer, self.shared.config.propose_timeout);
-                answer
-            }
-        }
+        let timeout = self.shared.config.propose_timeout;
+        // Its span is written when it lands.
+        wait(rx, deadline, unknown, |answer| self.shared.metrics.ended(answer, timeout)).await
     }
 
     /// As [`Handle::await_answer`], for [`Handle::submit`]; none: an earlier block of the lane was
@@ -200,6 +230,11 @@ impl Handle {
         proposal.timeout.unwrap_or(self.shared.config.propose_timeout)
     }
 
+    fn trace_of(&self, proposal: &Proposal) -> Arc<Traced> {
+        let own = || self.shared.instants.begin(None, Door::Other);
+        proposal.trace.clone().unwrap_or_else(own)
+    }
+
     async fn enqueue(
         &self,
         proposal: Proposal,
@@ -208,7 +243,8 @@ impl Handle {
     ) -> oneshot::Receiver<Answer> {
         let (tx, rx) = oneshot::channel();
         let may_wait = lane.is_none();
-        let answer = Waiter { tx, received: proposal.received, permit, lane };
+        let (trace, height) = (self.trace_of(&proposal), proposal.block.height);
+        let answer = Waiter { tx, trace, height, received: proposal.received, permit, lane };
         if let Err(mpsc::error::SendError(queued)) =
             self.queue.send(Queued { proposal, may_wait, answer }).await
         {
@@ -229,6 +265,24 @@ impl Handle {
                 return;
             }
             drained.await;
+        }
+    }
+}
+
+async fn wait(
+    rx: oneshot::Receiver<Answer>,
+    deadline: Instant,
+    unknown: ProposeError,
+    late: impl FnOnce(&Answer),
+) -> Answer {
+    match tokio::time::timeout_at(deadline.into(), rx).await {
+        Ok(Ok(answer)) => answer,
+        // The reply was dropped with the core: nobody knows.
+        Ok(Err(_)) => Err(lost(unknown)),
+        Err(_) => {
+            let answer = Err(unknown);
+            late(&answer);
+            answer
         }
     }
 }

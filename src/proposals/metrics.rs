@@ -50,6 +50,18 @@ impl Ended {
         (Self::Unknown, "unknown"),
     ];
 
+    pub(crate) fn labels() -> [&'static str; Self::ALL.len()] {
+        Self::ALL.map(|(_, label)| label)
+    }
+
+    pub(crate) fn label(self) -> &'static str {
+        Self::ALL
+            .iter()
+            .find(|(ended, _)| *ended == self)
+            .map(|(_, label)| *label)
+            .expect("every outcome is listed")
+    }
+
     /// `None` for what is no proposal at all: a malformed block is counted where it is parsed.
     pub(crate) fn of(result: &Result<Accepted, ProposeError>) -> Option<Self> {
         Some(match result {

@@ -10,26 +10,19 @@ use bytes::Bytes;
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
-use crate::consensus::{
-    self,
-    handle::{WriteError, Written},
-};
+use crate::consensus;
+use crate::consensus::handle::{WriteError, Written};
+use crate::instants::Instants;
 use crate::leadership;
-use crate::machine::{
-    Command, Outcome,
-    command::{CARRIER_BYTES, Origin},
-};
-use crate::proposals::{
-    Chain, Config,
-    handle::{Answer, Handle, Proposal, Queued, Waiter},
-    metrics::Metrics,
-    order::{Flights, Next, decide},
-};
-use crate::types::{
-    Height, NodeId,
-    block::Block,
-    error::{ProposeError, Refusal},
-};
+use crate::machine::command::Origin;
+use crate::machine::{Command, Outcome};
+use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter};
+use crate::proposals::metrics::Metrics;
+use crate::proposals::order::{Flights, Next, decide};
+use crate::proposals::{Chain, Config};
+use crate::types::block::Block;
+use crate::types::error::{ProposeError, Refusal};
+use crate::types::{Height, NodeId};
 
 /// Proposals taken from the queue at once. By eye: what apply answers in one batch.
 const BATCH_MAX: usize = 1_024;
@@ -51,6 +44,7 @@ pub(crate) struct Task {
     raft: consensus::handle::Handle,
     leadership: leadership::handle::Handle,
     chain: Arc<dyn Chain>,
+    instants: Arc<Instants>,
     queue: mpsc::Receiver<Queued>,
     flights: Flights<Waiters>,
     /// Heights that apply answered; drained at each turn. Held for a push or a swap.
@@ -64,14 +58,16 @@ pub(crate) fn start(
     raft: consensus::handle::Handle,
     leadership: leadership::handle::Handle,
     chain: Arc<dyn Chain>,
+    instants: Arc<Instants>,
     registry: &Registry,
 ) -> prometheus::Result<(Handle, Task)> {
-    let (handle, queue) = Handle::new(config.clone(), Metrics::new(registry)?);
+    let (handle, queue) = Handle::new(config.clone(), Metrics::new(registry)?, Arc::clone(&instants));
     let task = Task {
         config,
         raft,
         leadership,
         chain,
+        instants,
         queue,
         flights: Flights::new(),
         landed: Arc::default(),
@@ -241,7 +237,7 @@ impl Task {
         let Queued { proposal, answer, .. } = queued;
         let block = proposal.block;
         let proposed_at_ms = now_ns() / 1_000_000;
-        let carrier = proposal.trace.unwrap_or_else(new_carrier);
+        let carrier = self.instants.carrier(&answer.trace, fence);
         let mut command =
             Command::block(block.clone(), fence, self.config.node_id, proposed_at_ms, Some(carrier));
         command.origin = Some(Origin { received: proposal.received, handed: Instant::now() });
@@ -357,13 +353,4 @@ async fn sleep_until(deadline: Option<Instant>) {
 fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A trace context of this block's own: version 1, random ids, sampled.
-fn new_carrier() -> [u8; CARRIER_BYTES] {
-    let mut carrier = [0; CARRIER_BYTES];
-    rand::fill(&mut carrier[1..CARRIER_BYTES - 1]);
-    carrier[0] = 1;
-    carrier[CARRIER_BYTES - 1] = 1;
-    carrier
 }

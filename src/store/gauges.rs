@@ -23,6 +23,8 @@ struct Gauges {
     bytes: IntGaugeVec,
     pending: IntGaugeVec,
     oldest_wait: Gauge,
+    log_bytes: IntGauge,
+    log_oldest_age: Gauge,
 }
 
 pub(super) fn register(
@@ -53,6 +55,14 @@ pub(super) fn register(
             "blockraft_raft_log_sync_oldest_wait_seconds",
             "Age of the log sync in progress; 0: none is.",
         )?,
+        log_bytes: IntGauge::new(
+            "blockraft_raft_log_bytes",
+            "Stored bytes of the entries that are not purged.",
+        )?,
+        log_oldest_age: Gauge::new(
+            "blockraft_raft_log_oldest_age_seconds",
+            "Time since the oldest entry that is not purged was proposed, or came here; 0: there is none.",
+        )?,
     };
     gauges.min_free.set(min_free as i64);
     registry.register(Box::new(gauges))
@@ -65,12 +75,18 @@ impl Collector for Gauges {
         desc.extend(self.bytes.desc());
         desc.extend(self.pending.desc());
         desc.extend(self.oldest_wait.desc());
+        desc.extend(self.log_bytes.desc());
+        desc.extend(self.log_oldest_age.desc());
         desc
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.free.set(self.health.get().free_bytes as i64);
         self.oldest_wait.set(self.health.sync_in_progress().map_or(0.0, |d| d.as_secs_f64()));
+        if let Some(log) = self.log.upgrade() {
+            self.log_bytes.set(log.stats().bytes as i64);
+            self.log_oldest_age.set(log.oldest_age().unwrap_or_default().as_secs_f64());
+        }
         let log = self.log.upgrade().and_then(|l| l.db().ok());
         self.set("log", log.as_deref(), &LOG_FAMILIES);
         let state = self.state.upgrade().and_then(|s| s.published());
@@ -80,6 +96,8 @@ impl Collector for Gauges {
         families.extend(self.bytes.collect());
         families.extend(self.pending.collect());
         families.extend(self.oldest_wait.collect());
+        families.extend(self.log_bytes.collect());
+        families.extend(self.log_oldest_age.collect());
         families
     }
 }

@@ -27,6 +27,7 @@ use crate::store::metrics::Metrics;
 use crate::store::rocks::Db;
 use crate::types::{LogIndex, position::LogPos};
 
+pub(crate) mod age;
 pub(crate) mod open;
 pub(crate) mod queue;
 pub(crate) mod read;
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) instants: Arc<Instants>,
+    oldest: age::Oldest,
 }
 
 impl Shared {
@@ -84,6 +86,7 @@ impl Shared {
             health,
             metrics,
             instants,
+            oldest: age::Oldest::new(),
         })
     }
 
@@ -152,6 +155,7 @@ impl Shared {
 }
 
 impl LogStore {
+    #[allow(dead_code, reason = "the tests ask the log itself")]
     pub(crate) fn stats(&self) -> LogStats {
         self.shared.stats()
     }

@@ -1,15 +1,19 @@
 //! The metrics of the store.
 
+use std::time::Instant;
+
 use prometheus::{
     Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
 
 use crate::machine::apply::Outcome;
-use crate::telemetry::buckets;
+use crate::telemetry::trace::{Clock, Span, Tracer, int, text};
+use crate::telemetry::{buckets, names};
 use crate::types::Height;
 use crate::types::block::BlockRef;
 use crate::types::error::Refusal;
+use crate::types::position::LogPos;
 
 /// The intervals at which a block's fingerprint is exported.
 pub(crate) const CHECKPOINTS: [u64; 3] = [64, 4096, 262_144];
@@ -66,6 +70,7 @@ pub(crate) struct SnapshotMetrics {
     pub(crate) bytes: IntGauge,
     pub(crate) last_success: Gauge,
     pub(crate) retained: IntGauge,
+    tracer: Tracer,
 }
 
 /// Makes a metric and registers it.
@@ -117,7 +122,7 @@ impl Builder<'_> {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry, tracer: Tracer) -> prometheus::Result<Self> {
         let b = Builder(registry);
         let apply_seconds = b.histograms(
             "blockraft_raft_apply_seconds",
@@ -166,7 +171,7 @@ impl Metrics {
                 "cause",
             )?,
             blocks: BlockMetrics::new(&b)?,
-            snapshots: SnapshotMetrics::new(&b)?,
+            snapshots: SnapshotMetrics::new(&b, tracer)?,
         };
         for db in DBS {
             for op in ERROR_OPS {
@@ -268,7 +273,7 @@ impl BlockMetrics {
 }
 
 impl SnapshotMetrics {
-    fn new(b: &Builder<'_>) -> prometheus::Result<Self> {
+    fn new(b: &Builder<'_>, tracer: Tracer) -> prometheus::Result<Self> {
         let seconds = |name: &str, help: &str| b.histograms(name, help, "outcome", buckets::snapshot());
         let metrics = Self {
             seconds: [
@@ -298,6 +303,7 @@ impl SnapshotMetrics {
                 "When the newest snapshot was made; 0: there is none.",
             )?,
             retained: b.gauge("blockraft_raft_snapshots_retained", "Snapshots kept on disk.")?,
+            tracer,
         };
         for outcome in OUTCOMES {
             for op in OPS {
@@ -319,6 +325,24 @@ impl SnapshotMetrics {
         if let Some((_, histogram)) = self.seconds.iter().find(|(name, _)| *name == op) {
             histogram.with_label_values(&[outcome]).observe(seconds);
         }
+    }
+
+    /// Writes the span of a snapshot operation that ends now; `pos` is where the snapshot ends.
+    pub(crate) fn trace(
+        &self,
+        name: &'static str,
+        outcome: &'static str,
+        began: Instant,
+        pos: Option<LogPos>,
+    ) {
+        let clock = Clock::now();
+        let mut span = Span::own(name, clock.at(began), clock.at(Instant::now()));
+        span.attributes.push(text(names::OUTCOME, outcome));
+        if let Some(LogPos { term, index }) = pos {
+            span.attributes.extend([int(names::TERM, term), int(names::INDEX, index)]);
+        }
+        span.error = (outcome != "ok").then(|| outcome.into());
+        self.tracer.record(span);
     }
 
     pub(crate) fn set_running(&self, op: &str, is_running: bool) {

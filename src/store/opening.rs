@@ -34,7 +34,7 @@ pub(super) fn open(
     if let Some(identity) = &found {
         identity.check(data_dir, who)?;
     }
-    let metrics = Arc::new(Metrics::new(registry)?);
+    let metrics = Arc::new(Metrics::new(registry, instants.tracer().clone())?);
     let health = Health::new();
     let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
 

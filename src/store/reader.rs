@@ -61,6 +61,7 @@ impl Reader {
     }
 
     /// Changes with every batch.
+    #[allow(dead_code, reason = "a reader that waits for an index")]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.state.watch()
     }

@@ -126,10 +126,12 @@ impl Snapshots {
     }
 
     /// Newest first.
+    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
         self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
     }
 
+    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
         self.stored().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
     }

@@ -33,6 +33,7 @@ pub(crate) mod install;
 pub(crate) mod prune;
 pub(crate) mod recent;
 pub(crate) mod table;
+mod told;
 
 /// Blocks whose time of application is remembered: a little more than the default history.
 const APPLIED_AT_MAX: usize = 16_384;
@@ -96,6 +97,7 @@ impl Shared {
         self.view.borrow().clone()
     }
 
+    #[allow(dead_code, reason = "a reader that waits for an index")]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
         self.view.subscribe()
     }

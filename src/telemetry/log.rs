@@ -3,14 +3,21 @@
 //! A line never waits: it goes through the bounded queue of [`lines`] to a thread of its own.
 //! [`layer`] makes the part of a subscriber that writes; who builds the subscriber installs it.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::{
+    io::IsTerminal,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use prometheus::Registry;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
-use crate::telemetry::log::{
-    filter::WrongFilter,
-    lines::{Lines, Sender},
+use crate::telemetry::{
+    log::{
+        filter::WrongFilter,
+        lines::{Lines, Sender},
+    },
+    trace::counted::Rejected,
 };
 
 pub(crate) mod filter;
@@ -64,23 +71,71 @@ pub(crate) enum StartError {
 #[derive(Clone)]
 pub(crate) struct Handle {
     reload: reload::Handle<EnvFilter, tracing_subscriber::Registry>,
-    /// The text of the filter in force. Held only to read or replace it: a task for one text would be more.
-    text: Arc<std::sync::Mutex<String>>,
+    /// Held only to read or replace it: a task for two texts would be more.
+    filters: Arc<Mutex<Filters>>,
+}
+
+struct Filters {
+    in_force: String,
+    /// What a filter with a time gives way to: the last one without.
+    lasting: String,
+    /// Rises with every change: a timer acts only on the filter that it was set for.
+    generation: u64,
 }
 
 impl Handle {
     /// The filter in force, as it was given.
+    #[allow(dead_code, reason = "the tests ask for it")]
     pub(crate) fn filter(&self) -> String {
-        self.text.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.filters().in_force.clone()
     }
 
     /// Replaces the filter; the previous one comes back. Refused when wrong: the old one stays.
     pub(crate) fn set_filter(&self, text: &str) -> Result<String, WrongFilter> {
+        let (previous, _) = self.replace(text, true)?;
+        Ok(previous)
+    }
+
+    /// The same for a while, on the runtime this is called on.
+    pub(crate) fn set_filter_for(&self, text: &str, while_: Duration) -> Result<String, WrongFilter> {
+        let (previous, generation) = self.replace(text, false)?;
+        let handle = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(while_).await;
+            handle.give_way(generation);
+        });
+        Ok(previous)
+    }
+
+    fn give_way(&self, generation: u64) {
+        let lasting = {
+            let filters = self.filters();
+            if filters.generation != generation {
+                return;
+            }
+            filters.lasting.clone()
+        };
+        // It was in force before, so it parses.
+        if self.set_filter(&lasting).is_ok() {
+            tracing::info!(filter = lasting, "the time of a log filter is over");
+        }
+    }
+
+    fn replace(&self, text: &str, is_lasting: bool) -> Result<(String, u64), WrongFilter> {
         let filter = filter::parse(text)?;
-        let mut current = self.text.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut filters = self.filters();
         // The only error is that the subscriber is gone, and with it all lines.
         let _ = self.reload.reload(filter);
-        Ok(std::mem::replace(&mut *current, text.to_owned()))
+        filters.generation += 1;
+        if is_lasting {
+            filters.lasting = text.to_owned();
+        }
+        let previous = std::mem::replace(&mut filters.in_force, text.to_owned());
+        Ok((previous, filters.generation))
+    }
+
+    fn filters(&self) -> MutexGuard<'_, Filters> {
+        self.filters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,8 +159,9 @@ fn layer(config: &Config, registry: &Registry) -> Result<(BoxedLayer, Handle, Li
     } else {
         Box::new(json_layer(sender).with_filter(filter))
     };
-    let text = Arc::new(std::sync::Mutex::new(config.filter.clone()));
-    Ok((written, Handle { reload, text }, lines))
+    let (in_force, lasting) = (config.filter.clone(), config.filter.clone());
+    let filters = Arc::new(Mutex::new(Filters { in_force, lasting, generation: 0 }));
+    Ok((written, Handle { reload, filters }, lines))
 }
 
 fn json_layer(sender: Sender) -> impl Layer<tracing_subscriber::Registry> + Send + Sync {
@@ -116,20 +172,14 @@ fn json_layer(sender: Sender) -> impl Layer<tracing_subscriber::Registry> + Send
         .with_writer(sender)
 }
 
-/// Installs the log for the whole process.
-pub(crate) fn start(config: &Config, registry: &Registry) -> Result<(Handle, Lines), StartError> {
-    start_with(config, registry, Vec::new())
-}
-
-/// The same, with other layers beside it, such as those of traces.
-pub(crate) fn start_with(
+/// The layer, and the one that reads what the exporter of traces says, installed for the whole process.
+pub(crate) fn start(
     config: &Config,
     registry: &Registry,
-    mut others: Vec<BoxedLayer>,
+    rejected: &Rejected,
 ) -> Result<(Handle, Lines), StartError> {
     let (layer, handle, lines) = layer(config, registry)?;
-    others.push(layer);
-    tracing_subscriber::registry().with(others).try_init()?;
+    tracing_subscriber::registry().with(layer).with(rejected.layer()).try_init()?;
     Ok((handle, lines))
 }
 

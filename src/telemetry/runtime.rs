@@ -1,14 +1,14 @@
-//! Stalls of the process: what a short sleep overslept.
+//! Stalls of the process, and jumps of its wall clock: what a short sleep overslept.
 //!
 //! Shows stolen CPU, a stopped process and a blocked runtime alike. [`Stalls::sample`] is a task;
-//! who explains an election asks [`Stalls::recent`].
+//! who explains an election asks [`Stalls::recent`] and [`Stalls::recent_jump_ms`].
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use prometheus::{Counter, Registry};
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 const SLEEP: Duration = Duration::from_millis(100);
 /// What a busy machine oversleeps at times without harm, by eye.
 const TOLERATED: Duration = Duration::from_millis(50);
+/// What a clock that is slewed is put right by in one sleep is far below it.
+const JUMP_MS_MIN: i64 = 50;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +29,9 @@ pub(crate) struct Stalls {
     /// long it was. Two atomics that may be read apart: this is a hint for people.
     ended_ms: Arc<AtomicU64>,
     length_ms: Arc<AtomicU64>,
+    /// Of the last jump: when it was seen, as above, and how far the wall clock went.
+    jumped_ms: Arc<AtomicU64>,
+    jump_ms: Arc<AtomicI64>,
     started: Instant,
 }
 
@@ -37,16 +42,27 @@ impl Stalls {
             "Seconds that sleeps of 100 ms overslept beyond 50 ms: stolen CPU, a stopped process, a blocked runtime.",
         )?;
         registry.register(Box::new(seconds.clone()))?;
-        Ok(Self { seconds, ended_ms: Arc::default(), length_ms: Arc::default(), started: Instant::now() })
+        Ok(Self {
+            seconds,
+            ended_ms: Arc::default(),
+            length_ms: Arc::default(),
+            jumped_ms: Arc::default(),
+            jump_ms: Arc::default(),
+            started: Instant::now(),
+        })
     }
 
     /// Runs until `stop`.
     pub(crate) async fn sample(self, stop: CancellationToken) {
         loop {
-            let before = Instant::now();
+            let (before, wall_before) = (Instant::now(), SystemTime::now());
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(SLEEP) => self.note(before.elapsed()),
+                () = tokio::time::sleep(SLEEP) => {
+                    let slept = before.elapsed();
+                    self.note(slept);
+                    self.note_jump(signed_ms(wall_before, SystemTime::now()) - whole_ms(slept) as i64);
+                }
             }
         }
     }
@@ -58,6 +74,20 @@ impl Stalls {
             self.length_ms.store(whole_ms(over), Ordering::Relaxed);
             self.ended_ms.store(whole_ms(self.started.elapsed()) + 1, Ordering::Relaxed);
         }
+    }
+
+    fn note_jump(&self, ms: i64) {
+        if JUMP_MS_MIN <= ms.abs() {
+            self.jump_ms.store(ms, Ordering::Relaxed);
+            self.jumped_ms.store(whole_ms(self.started.elapsed()) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// How far the wall clock went by itself, if it did within `window`; negative: backwards.
+    pub(crate) fn recent_jump_ms(&self, window: Duration) -> Option<i64> {
+        let seen = Duration::from_millis(self.jumped_ms.load(Ordering::Relaxed).checked_sub(1)?);
+        let age = self.started.elapsed().saturating_sub(seen);
+        (age <= window).then(|| self.jump_ms.load(Ordering::Relaxed))
     }
 
     /// The last stall that ended within `window`: how long it was.
@@ -72,6 +102,13 @@ fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn signed_ms(from: SystemTime, to: SystemTime) -> i64 {
+    match to.duration_since(from) {
+        Ok(ahead) => whole_ms(ahead) as i64,
+        Err(back) => -(whole_ms(back.duration()) as i64),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +121,14 @@ mod tests {
         stalls.note(Duration::from_millis(650));
         assert!((stalls.seconds.get() - 0.5).abs() < 1e-9);
         assert_eq!(stalls.recent(Duration::from_secs(60)), Some(Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_told_of() {
+        let stalls = Stalls::register(&Registry::new()).expect("a fresh registry");
+        stalls.note_jump(3);
+        assert_eq!(stalls.recent_jump_ms(Duration::from_secs(60)), None);
+        stalls.note_jump(-7_000);
+        assert_eq!(stalls.recent_jump_ms(Duration::from_secs(60)), Some(-7_000));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::types::{Height, LogIndex, Term, block::Block};
+use crate::types::{Height, LogIndex, Term, block::Block, trace::Carrier};
 
 /// Where a subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,12 +125,9 @@ pub struct TraceContext {
 impl TraceContext {
     /// Out of a carrier of version 1: version, trace id, span id, flags.
     pub(crate) fn from_carrier(carrier: &[u8]) -> Option<Self> {
-        let [1, rest @ ..] = carrier else { return None };
-        let (trace_id, rest) = rest.split_first_chunk()?;
-        let (span_id, rest) = rest.split_first_chunk()?;
-        let [flags] = rest else { return None };
-        let context = Self { trace_id: *trace_id, span_id: *span_id, flags: *flags };
-        context.is_valid().then_some(context)
+        let carrier = Carrier::from_bytes(carrier)?;
+        let (trace_id, span_id) = (carrier.trace_id, carrier.span_id);
+        Some(Self { trace_id, span_id, flags: carrier.is_sampled.into() })
     }
 
     /// Of a block of the history: its span is forgotten, and stands for itself by half of its trace's

@@ -81,8 +81,9 @@ pub(crate) fn format_duration(value: Duration) -> String {
     }
     // "µs" is only read, never written.
     let mut units = UNITS_OF_TIME.iter().rev().filter(|(name, _)| name.is_ascii());
-    let (name, scale) =
-        units.find(|(_, scale)| nanos % u128::from(*scale) == 0).expect("every value is a multiple of 1 ns");
+    let (name, scale) = units
+        .find(|(_, scale)| nanos.is_multiple_of(u128::from(*scale)))
+        .expect("every value is a multiple of 1 ns");
     format!("{}{name}", nanos / u128::from(*scale))
 }
 

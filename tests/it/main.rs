@@ -16,3 +16,4 @@ mod refusals;
 mod stop;
 mod support;
 mod tidy;
+mod traces;

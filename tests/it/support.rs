@@ -12,6 +12,7 @@ pub(crate) mod feed;
 pub(crate) mod http;
 pub(crate) mod logs;
 pub(crate) mod node;
+pub(crate) mod otlp;
 pub(crate) mod ports;
 pub(crate) mod rpc;
 pub(crate) mod stream;

@@ -11,7 +11,11 @@ use std::{
 
 /// Lines of a file. Longer ones are named with the reason.
 const LINES_MAX: usize = 500;
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] = &[
+    ("src/api/http.rs", "the one table of what a request meets before its route; to be split by noun"),
+    ("src/feed/model.rs", "one model of a subscriber, read from top to bottom"),
+    ("src/node/build.rs", "the one place where everything is put together"),
+];
 /// Lines of `main.rs`.
 const MAIN_LINES_MAX: usize = 100;
 
@@ -35,7 +39,8 @@ const MODULES: &[(&str, May)] = &[
     ("peer", May::Import(&["types", "raft", "store", "consensus", "instants", "telemetry"])),
     ("feed", May::Import(&["types", "store", "instants", "telemetry"])),
     ("audit", May::Import(&["types", "store", "telemetry"])),
-    ("leadership", May::Import(&["types", "consensus", "store", "audit", "telemetry"])),
+    // The commands it proposes and the view it judges are the machine's.
+    ("leadership", May::Import(&["types", "machine", "consensus", "store", "audit", "telemetry"])),
     ("proposals", May::Import(&["types", "machine", "consensus", "leadership", "instants", "telemetry"])),
     (
         "api",

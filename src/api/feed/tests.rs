@@ -20,7 +20,7 @@ fn applied(n_bytes: usize) -> Applied {
 }
 
 fn message(item: FeedItem, max_bytes: u64) -> Value {
-    let raw = write(item, max_bytes, |item| handlers::to_raw(item), |raw| raw.get().len());
+    let raw = write(item, max_bytes, handlers::to_raw, |raw| raw.get().len());
     serde_json::from_str(raw.get()).unwrap()
 }
 

@@ -401,7 +401,7 @@ mod tests {
     fn planned(line: &str) -> Call {
         let words = std::iter::once("ctl").chain(line.split_whitespace());
         let command = Line::try_parse_from(words).expect("well-formed").command;
-        plan(command, "op").ok().expect("a call")
+        plan(command, "op").unwrap_or_else(|_| panic!("a call"))
     }
 
     #[test]

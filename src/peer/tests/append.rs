@@ -122,6 +122,21 @@ async fn acknowledge(connection: &mut Connection, id: u64, request: &AppendEntri
     connection.outbox.flush().await.unwrap();
 }
 
+/// One request, acknowledged: from here on the window is open.
+async fn prove(client: &mut Client, rx: &mut mpsc::Receiver<Connection>) -> Connection {
+    let (input, _) = counted([request(1, 1)]);
+    let mut answers = client.stream_append(input, option()).await.unwrap();
+    let receiving = async {
+        let mut connection = log_connection(rx).await;
+        let (id, request) = receive(&mut connection).await;
+        acknowledge(&mut connection, id, &request).await;
+        connection
+    };
+    let (answer, connection) = in_time("an answer", async { tokio::join!(answers.next(), receiving) }).await;
+    answer.unwrap().unwrap().unwrap();
+    connection
+}
+
 #[tokio::test]
 async fn answers_come_in_order_and_the_stream_ends_with_the_last() {
     let (addr, mut rx) = receiver().await;
@@ -161,10 +176,10 @@ async fn no_more_requests_are_taken_than_the_window_has_room_for() {
     for (bytes, n_expected) in [(1_000_000, 4), (100, 64), (5_000_000, 1)] {
         let (addr, mut rx) = receiver().await;
         let (_bare, mut client) = sender(config(), addr).await;
+        let mut connection = prove(&mut client, &mut rx).await;
         let (input, taken) = counted((1..=100).map(move |index| request(index, bytes)));
         let mut answers = client.stream_append(input, option()).await.unwrap();
         let receiving = async {
-            let mut connection = log_connection(&mut rx).await;
             let mut held = Vec::new();
             for _ in 0..n_expected {
                 held.push(receive(&mut connection).await);
@@ -190,14 +205,49 @@ async fn no_more_requests_are_taken_than_the_window_has_room_for() {
 }
 
 #[tokio::test]
+async fn after_an_error_one_request_goes_until_it_is_acknowledged() {
+    let (addr, mut rx) = receiver().await;
+    let (_bare, mut client) = sender(config(), addr).await;
+    drop(prove(&mut client, &mut rx).await);
+    // Long enough for the end to arrive: the next stream dials.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for refuses in [true, true, false] {
+        let (input, taken) = counted((1..=5).map(|index| request(index, 10)));
+        let mut answers = client.stream_append(input, option()).await.unwrap();
+        let receiving = async {
+            let mut connection = log_connection(&mut rx).await;
+            let (id, request) = receive(&mut connection).await;
+            if refuses {
+                let full = crate::peer::wire::error(proto::ErrorCode::Storage, "the disk is full");
+                connection.outbox.put(FrameKind::Error, id, &full);
+                connection.outbox.flush().await.unwrap();
+            } else {
+                assert_eq!(taken.load(Ordering::SeqCst), 1);
+                acknowledge(&mut connection, id, &request).await;
+                for _ in 0..4 {
+                    receive(&mut connection).await;
+                }
+            }
+            connection
+        };
+        let answering = async {
+            let answer = answers.next().await.unwrap();
+            assert_eq!(answer.is_err(), refuses);
+            let _ = tokio::time::timeout(Duration::from_millis(200), answers.next()).await;
+        };
+        in_time("an answer", async { tokio::join!(receiving, answering) }).await;
+    }
+}
+
+#[tokio::test]
 async fn a_large_request_behind_small_ones_waits_for_its_room() {
     let (addr, mut rx) = receiver().await;
     let (_bare, mut client) = sender(config(), addr).await;
+    let mut connection = prove(&mut client, &mut rx).await;
     let sizes = [100, 100, 6_000_000, 100];
     let (input, taken) = counted((1..=4).zip(sizes).map(|(index, bytes)| request(index, bytes)));
     let mut answers = client.stream_append(input, option()).await.unwrap();
     let receiving = async {
-        let mut connection = log_connection(&mut rx).await;
         let small = [receive(&mut connection).await, receive(&mut connection).await];
         let more = tokio::time::timeout(Duration::from_millis(100), connection.reader.next()).await;
         assert!(more.is_err(), "it does not fit beside the others");
@@ -270,10 +320,10 @@ async fn a_missing_answer_times_out() {
 async fn a_stream_given_up_with_answers_outstanding_takes_its_connection_along() {
     let (addr, mut rx) = receiver().await;
     let (_bare, mut client) = sender(config(), addr).await;
+    let mut connection = prove(&mut client, &mut rx).await;
     let (input, _) = counted((1..=2).map(|index| request(index, 10)));
     let mut answers = client.stream_append(input, option()).await.unwrap();
     let receiving = async {
-        let mut connection = log_connection(&mut rx).await;
         let (id, request) = receive(&mut connection).await;
         receive(&mut connection).await;
         acknowledge(&mut connection, id, &request).await;

@@ -111,6 +111,21 @@ async fn another_incarnation_is_refused_by_whoever_remembers() {
 }
 
 #[tokio::test]
+async fn a_dialler_that_refuses_says_why() {
+    for purpose in [Purpose::Log, Purpose::Control, Purpose::Snapshot] {
+        let node = Node::start(1, quick()).await;
+        node.bare.set_address(2, &["127.0.0.1:1".into()]);
+        let dialler = Bare::new(identity(2), quick());
+        dialler.incarnations.known.lock().unwrap().insert(1, [9; 16]);
+        dialler.set_address(1, &[node.addr.to_string()]);
+        assert!(dial(dialler.shared(), 1, purpose).await.is_err());
+        let counted = || node.bare.errors("2", "hello", "incarnation") == 1.0;
+        eventually("the other side counts it too", counted).await;
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn an_incarnation_that_cannot_be_stored_is_not_admitted() {
     let (_answerer, addr) = welcoming(identity(2)).await;
     let dialler = Bare::new(identity(1), quick());

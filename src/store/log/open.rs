@@ -226,12 +226,11 @@ fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), Rea
 
 /// A log that ends before its watermark, or does not hold what the watermark names, lost something.
 pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result<(), OpenError> {
-    if let Some(marked) = &mark.vote {
-        if !contents.vote.is_some_and(|v| may_follow(&v, marked)) {
-            let what =
-                format!("the log's vote is {:?}, older than {marked:?}, which was saved", contents.vote);
-            return Err(OpenError::damage(dir, what));
-        }
+    if let Some(marked) = &mark.vote
+        && !contents.vote.is_some_and(|v| may_follow(&v, marked))
+    {
+        let what = format!("the log's vote is {:?}, older than {marked:?}, which was saved", contents.vote);
+        return Err(OpenError::damage(dir, what));
     }
     let Some(marked) = mark.last else { return Ok(()) };
     let index = marked.pos.index;

@@ -11,7 +11,6 @@ use prost::Message;
 use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::oneshot;
 
-use crate::instants::Mark;
 use crate::raft::convert::vote_to_proto;
 use crate::raft::{TypeConfig, Vote, storage_error};
 use crate::store::codec::{self, Edge, KEY_BYTES};
@@ -92,8 +91,8 @@ impl Writer {
             return false;
         }
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
-        let last = match self.write_synced(&mut group) {
-            Ok(last) => last,
+        let (last, took) = match self.write_synced(&mut group) {
+            Ok(written) => written,
             Err(Failed::Sync(what)) => {
                 self.shared.health.set_fatal(Fatal::SyncFailed { what: what.clone() });
                 self.fail(group, &what);
@@ -106,12 +105,12 @@ impl Writer {
         if 0 < n_entries {
             self.shared.metrics.sync_batch_entries.observe(n_entries as f64);
         }
-        self.report(group);
+        self.report(group, took);
         true
     }
 
     /// Writes until it is durable or has failed for good. A full disk is neither.
-    fn write_synced(&mut self, group: &mut Group) -> Result<Option<Edge>, Failed> {
+    fn write_synced(&mut self, group: &mut Group) -> Result<(Option<Edge>, Duration), Failed> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
         let mut is_blocked = false;
@@ -129,7 +128,7 @@ impl Writer {
                     if is_blocked {
                         self.shared.health.set_blocked(Database::Log, false);
                     }
-                    return Ok(last);
+                    return Ok((last, took));
                 }
                 Err(error) => error,
             };
@@ -198,14 +197,12 @@ impl Writer {
         (batch, last, first)
     }
 
-    fn report(&self, group: Group) {
+    fn report(&self, group: Group, took: Duration) {
         let last_seq = group.last_seq;
         let mut reports = Reports::default();
         group.ops.into_iter().for_each(|op| reports.add(op));
         let now = Instant::now();
-        for pos in &reports.synced {
-            self.shared.instants.mark(*pos, Mark::Synced, now);
-        }
+        self.shared.instants.synced(&reports.synced, now, took);
         self.shared.set_synced_index(self.last.map_or(0, |e| e.pos.index));
         self.shared.tail().evict(last_seq);
         self.shared.synced.send_replace(last_seq);

@@ -19,6 +19,7 @@ use crate::store::snapshot::{
 };
 use crate::store::state::apply::unix_ms;
 use crate::store::state::db::{StateDb, StateError};
+use crate::telemetry::names;
 use crate::types::position::LogPos;
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
 
@@ -82,6 +83,10 @@ impl Builder {
     /// The snapshot that was built or exists; when building failed, the newest before it.
     async fn finish(&mut self) -> Option<Snapshot> {
         let source = std::mem::replace(&mut self.source, Source::Existing);
+        let pos = match &source {
+            Source::Checkpoint { expected, .. } => expected.as_ref().map(pos_of),
+            Source::Existing | Source::Failed(_) => None,
+        };
         let result = match source {
             Source::Existing => return self.snapshots.current(),
             Source::Failed(error) => Err(error),
@@ -97,11 +102,13 @@ impl Builder {
         match result {
             Ok(data) => {
                 metrics.snapshots.count("build", "ok", seconds);
+                metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "ok", self.began, pos);
                 let meta = meta_of(&data.manifest).expect("a manifest of our own is whole");
                 Some(Snapshot { meta, snapshot: data })
             }
             Err(error) => {
                 metrics.snapshots.count("build", "failed", seconds);
+                metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "failed", self.began, pos);
                 metrics.error("state", "snapshot");
                 tracing::warn!(error = %error, "no snapshot was built; the next one is tried when it is due");
                 self.snapshots.current()

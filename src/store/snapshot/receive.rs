@@ -58,6 +58,7 @@ impl Snapshots {
 }
 
 impl Receiving {
+    #[allow(dead_code, reason = "the tests ask for it")]
     pub(crate) fn manifest(&self) -> &SnapshotManifest {
         &self.manifest
     }

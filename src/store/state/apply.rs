@@ -23,6 +23,7 @@ use crate::store::rocks::{self, WriteError};
 use crate::store::state::StateMachine;
 use crate::store::state::db::{self, Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb, height_key};
 use crate::store::state::table::{Changes, Overlay};
+use crate::store::state::told::Told;
 use crate::store::tap::Tapped;
 use crate::types::{LogIndex, position::LogPos, proto};
 
@@ -37,7 +38,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 struct Applied {
     changes: Changes,
     outcomes: Vec<Outcome>,
-    /// What each entry took, but for its share of the write.
+    /// What each entry took; its share of the write is added once that is known.
     took: Vec<Duration>,
     membership: Option<bytes::Bytes>,
 }
@@ -81,7 +82,8 @@ impl StateMachine {
     async fn apply_batch(&mut self, entries: &[Entry]) -> Vec<Outcome> {
         let last = pos_of(&entries[entries.len() - 1].log_id);
         self.log.await_synced(last).await;
-        let applied = match self.run_machine(entries) {
+        let started = Instant::now();
+        let mut applied = match self.run_machine(entries) {
             Ok(applied) => applied,
             Err(e) => {
                 self.metrics.error("state", "read");
@@ -96,12 +98,13 @@ impl StateMachine {
         let began = Instant::now();
         self.write(&applied, &record).await;
         let share = began.elapsed() / entries.len() as u32;
-        for (entry, took) in entries.iter().zip(&applied.took) {
-            self.metrics.apply_seconds(kind_of(entry)).observe((*took + share).as_secs_f64());
+        for (entry, took) in entries.iter().zip(&mut applied.took) {
+            *took += share;
+            self.metrics.apply_seconds(kind_of(entry)).observe(took.as_secs_f64());
         }
         self.applied = Some(last);
         self.floor = applied.changes.floor;
-        self.publish(entries, &applied);
+        self.publish(entries, &applied, started);
         self.pruner.pruned_to(self.floor, &self.db, &self.metrics);
         applied.outcomes
     }
@@ -187,13 +190,13 @@ impl StateMachine {
         }
     }
 
-    fn publish(&self, entries: &[Entry], applied: &Applied) {
+    fn publish(&self, entries: &[Entry], applied: &Applied, started: Instant) {
         let now = Instant::now();
         for entry in entries {
             self.instants.mark(pos_of(&entry.log_id), Mark::Applied, now);
         }
-        let mut tapped = Vec::new();
         let unix_ms = unix_ms();
+        let (mut rows, mut tapped) = (Vec::new(), Vec::new());
         for (height, row, block) in applied.changes.blocks() {
             self.shared.remember_applied(height, unix_ms);
             let row = proto::BlockRow::decode(row.clone()).expect("a row of our own decodes");
@@ -213,11 +216,19 @@ impl StateMachine {
                 block: block.clone(),
                 command: payload_at(entries, row.index),
             });
+            rows.push((height, row));
         }
         let view = self.machine.view();
-        if !tapped.is_empty() {
+        if !rows.is_empty() {
             self.metrics.blocks.set_head(view.head.as_ref());
             self.metrics.blocks.set_applied_at(unix_ms);
+        }
+        // Before anybody else learns of the batch: what they tell of it comes after it.
+        if self.instants.wants_blocks() {
+            let Applied { outcomes, took, .. } = applied;
+            let replay_upto = self.replay_upto;
+            let told = Told { entries, outcomes, took, rows: &rows, replay_upto, started, applied: now };
+            self.instants.applied(told.batch());
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));
         // Last: whoever is told can read it.

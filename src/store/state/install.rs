@@ -16,6 +16,7 @@ use crate::store::snapshot::Snapshots;
 use crate::store::state::StateMachine;
 use crate::store::state::db::{self, Loaded, StateDb, StateError};
 use crate::store::state::prune::Pruner;
+use crate::telemetry::names;
 use crate::types::position::LogPos;
 
 /// How long an install that met a full disk waits before it is tried again.
@@ -70,6 +71,7 @@ impl StateMachine {
             self.metrics.error("state", "snapshot");
             if !error.is_no_space() {
                 self.metrics.snapshots.count("install", "failed", began.elapsed().as_secs_f64());
+                self.metrics.snapshots.trace(names::span::SNAPSHOT_INSTALL, "failed", began, expected);
                 let what = format!("snapshot {} cannot be installed: {error}", snapshot.manifest.id);
                 return self.stand_still(Fatal::WriteFailed { db: "state", what }).await;
             }
@@ -86,6 +88,7 @@ impl StateMachine {
         self.take_over(db, loaded);
         self.snapshots.installed(&snapshot.manifest.id);
         self.metrics.snapshots.count("install", "ok", began.elapsed().as_secs_f64());
+        self.metrics.snapshots.trace(names::span::SNAPSHOT_INSTALL, "ok", began, expected);
         self.metrics.snapshots.set_running("install", false);
     }
 

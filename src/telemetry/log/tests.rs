@@ -42,8 +42,8 @@ fn logged(filter: &str, act: impl FnOnce(&Handle)) -> Vec<Value> {
     let output = Shared::default();
     let (sender, lines) = lines::start(output.clone(), &Registry::new()).expect("a thread");
     let (layer, reload) = reload::Layer::new(filter::parse(filter).expect("a filter"));
-    let text = Arc::new(Mutex::new(filter.to_owned()));
-    let handle = Handle { reload, text };
+    let filters = Filters { in_force: filter.to_owned(), lasting: filter.to_owned(), generation: 0 };
+    let handle = Handle { reload, filters: Arc::new(Mutex::new(filters)) };
     let subscriber = tracing_subscriber::registry().with(json_layer(sender).with_filter(layer));
     tracing::subscriber::with_default(subscriber, || act(&handle));
     lines.flush(LIMIT);
@@ -99,6 +99,28 @@ fn the_filter_is_changed_while_running() {
         tracing::error!("hidden too");
     });
     assert_eq!(lines.iter().map(|l| &l["message"]).collect::<Vec<_>>(), ["shown"]);
+}
+
+#[test]
+fn a_filter_for_a_while_gives_way_to_the_last_one_without_a_time() {
+    logged("info", |handle| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            let moment = Duration::from_millis(20);
+            assert_eq!(handle.set_filter_for("debug", LIMIT), Ok("info".to_owned()));
+            assert_eq!(handle.set_filter_for("trace", moment), Ok("debug".to_owned()));
+            let until = tokio::time::Instant::now() + LIMIT;
+            while handle.filter() == "trace" && tokio::time::Instant::now() < until {
+                tokio::time::sleep(moment).await;
+            }
+            assert_eq!(handle.filter(), "info");
+            // The timer of a filter that is not in force any more changes nothing.
+            assert_eq!(handle.set_filter_for("debug", moment), Ok("info".to_owned()));
+            assert_eq!(handle.set_filter("warn"), Ok("debug".to_owned()));
+            tokio::time::sleep(5 * moment).await;
+            assert_eq!(handle.filter(), "warn");
+        });
+    });
 }
 
 /// An output whose every write waits for a word.

@@ -84,24 +84,36 @@ pub(crate) fn provenance(answer: &Value, is_colored: bool) -> Shown {
     t.render(is_colored).into()
 }
 
+/// A waterfall of all nodes, each put right by how far its clock is from that of the node asked.
 pub(crate) fn timeline(answer: &Value, is_colored: bool) -> Shown {
     // By eye: leaves room for the other columns on 100 characters.
-    const BAR: u64 = 40;
+    const BAR: i64 = 40;
     let nodes = list(answer, "nodes");
-    let stages = || nodes.iter().flat_map(|n| list(n, "stages").iter());
-    let start = |s: &Value| s["startUs"].as_i64().unwrap_or(0);
-    let first = stages().map(start).min().unwrap_or(0);
-    let end = stages().map(|s| start(s) + s["durationUs"].as_i64().unwrap_or(0)).max().unwrap_or(first);
-    let whole = (end - first).max(1) as u64;
+    let offset = |n: &Value| n["clockOffsetUs"].as_i64().unwrap_or(0);
+    let start = |n: &Value, s: &Value| s["startUs"].as_i64().unwrap_or(0) - offset(n);
+    let took = |s: &Value| s["durationUs"].as_i64().unwrap_or(0).max(0);
+    let bounds = || {
+        let of_node = |n: &'_ Value| -> Vec<(i64, i64)> {
+            list(n, "stages").iter().map(|s| (start(n, s), start(n, s) + took(s))).collect()
+        };
+        nodes.iter().flat_map(of_node)
+    };
+    let first = bounds().map(|(from, _)| from).min().unwrap_or(0);
+    let end = bounds().map(|(_, to)| to).max().unwrap_or(first);
+    let whole = (end - first).max(1);
     let mut t = Table::new(&["NODE", "STAGE", "FROM", "TOOK", ""]);
     for n in nodes {
         for s in list(n, "stages") {
-            let (from, took) = ((start(s) - first) as u64, s["durationUs"].as_u64().unwrap_or(0));
-            let blanks = (from * BAR / whole) as usize;
-            let bar = ((took * BAR).div_ceil(whole)).max(1) as usize;
+            let (from, took) = (start(n, s) - first, took(s));
+            let blanks = usize::try_from(from * BAR / whole).unwrap_or(0);
+            let bar = usize::try_from((took * BAR + whole - 1) / whole).unwrap_or(0).max(1);
+            let stage = match &s["peerId"] {
+                Value::Null => text(&s["stage"]),
+                peer => format!("{} to {}", text(&s["stage"]), text(peer)),
+            };
             t.row([
                 format!("{} {}", text(&n["nodeId"]), text(&n["role"])).into(),
-                text(&s["stage"]).into(),
+                stage.into(),
                 format!("{from} µs").into(),
                 format!("{took} µs").into(),
                 format!("{}{}", " ".repeat(blanks), "█".repeat(bar)).into(),
@@ -109,12 +121,15 @@ pub(crate) fn timeline(answer: &Value, is_colored: bool) -> Shown {
         }
     }
     let head = format!(
-        "block {} · term {} · index {}\n",
+        "block {} · term {} · index {} · {whole} µs · trace {}\n",
         text(&answer["height"]),
         text(&answer["term"]),
-        text(&answer["index"])
+        text(&answer["index"]),
+        text(&answer["traceId"])
     );
-    (head + &t.render(is_colored)).into()
+    let unmeasured = nodes.iter().any(|n| n["clockOffsetUs"].is_null());
+    let note = if unmeasured { "a clock was not compared yet: its node's times may be off\n" } else { "" };
+    (head + &t.render(is_colored) + note).into()
 }
 
 /// `block propose`.
@@ -199,12 +214,12 @@ mod tests {
     #[test]
     fn a_timeline_is_drawn_to_scale() {
         let answer = json!({"height": 7, "term": 2, "index": 9, "nodes": [
-            {"nodeId": 1, "role": "leader", "stages": [{"stage": "sync", "startUs": 100, "durationUs": 100}, {"stage": "apply", "startUs": 200, "durationUs": 100}]}]});
+            {"nodeId": 1, "role": "leader", "clockOffsetUs": 0, "stages": [
+                {"stage": "sync", "startUs": 100, "durationUs": 100}, {"stage": "apply", "startUs": 200, "durationUs": 100}]},
+            {"nodeId": 2, "role": "follower", "clockOffsetUs": 5000, "stages": [{"stage": "apply", "startUs": 5200, "durationUs": 100}]}]});
         let shown = timeline(&answer, false).text;
         assert!(shown.contains(&format!("sync   0 µs    100 µs  {}\n", "█".repeat(20))), "{shown}");
-        assert!(
-            shown.contains(&format!("apply  100 µs  100 µs  {}{}\n", " ".repeat(20), "█".repeat(20))),
-            "{shown}"
-        );
+        let apply = format!("apply  100 µs  100 µs  {}{}\n", " ".repeat(20), "█".repeat(20));
+        assert_eq!(shown.matches(&apply).count(), 2, "a clock that is ahead is put right: {shown}");
     }
 }

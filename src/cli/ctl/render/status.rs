@@ -229,6 +229,7 @@ NODE        API             ROLE                    TERM  HEAD  APPLIED  BEHIND 
         ] {
             assert!(shown.contains(want), "{want} in {shown}");
         }
-        assert!(!shown.contains("\nrole  "), "{shown}");
+        // Once as what it is, and not among the reasons too.
+        assert_eq!(shown.matches("\nrole  ").count(), 1, "{shown}");
     }
 }

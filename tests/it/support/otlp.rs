@@ -1,0 +1,163 @@
+//! A collector of traces on loopback: OTLP over gRPC and over HTTP, on one port.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures::stream;
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::http::HeaderMap;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use prost::Message;
+
+use crate::support::block::hex;
+
+/// What an attribute holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Attr {
+    Int(i64),
+    Text(String),
+    Bool(bool),
+    Other,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    pub(crate) name: String,
+    pub(crate) trace: String,
+    pub(crate) id: String,
+    /// Empty: none.
+    pub(crate) parent: String,
+    pub(crate) is_server: bool,
+    pub(crate) attrs: BTreeMap<String, Attr>,
+    /// Traces it is linked to.
+    pub(crate) links: Vec<String>,
+    /// `service.instance.id` of who sent it.
+    pub(crate) node: String,
+}
+
+impl Span {
+    /// An attribute that is an integer; panics where it is another kind.
+    #[track_caller]
+    pub(crate) fn int(&self, name: &str) -> Option<i64> {
+        match self.attrs.get(name)? {
+            Attr::Int(n) => Some(*n),
+            other => panic!("{name} of {} is {other:?}, not an integer", self.name),
+        }
+    }
+}
+
+/// Keeps every span it is sent. It ends with the test's process.
+pub(crate) struct Receiver {
+    /// `http://host:port`, for either protocol.
+    pub(crate) endpoint: String,
+    spans: Arc<Mutex<Vec<Span>>>,
+}
+
+impl Receiver {
+    pub(crate) fn start() -> Self {
+        let spans = Arc::new(Mutex::new(Vec::new()));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket option");
+        let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+        let kept = Arc::clone(&spans);
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(serve(listener, kept));
+        });
+        Self { endpoint, spans }
+    }
+
+    pub(crate) fn all(&self) -> Vec<Span> {
+        self.spans.lock().expect("no panic before").clone()
+    }
+
+    pub(crate) fn of(&self, name: &str) -> Vec<Span> {
+        self.all().into_iter().filter(|s| s.name == name).collect()
+    }
+}
+
+async fn serve(listener: std::net::TcpListener, spans: Arc<Mutex<Vec<Span>>>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+    while let Ok((stream, _)) = listener.accept().await {
+        let spans = Arc::clone(&spans);
+        tokio::spawn(async move {
+            let answer = hyper::service::service_fn(|request| answer(request, Arc::clone(&spans)));
+            // A node that is killed breaks its connection.
+            let _ =
+                auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+async fn answer(
+    request: Request<Incoming>,
+    spans: Arc<Mutex<Vec<Span>>>,
+) -> Result<Response<Body>, hyper::Error> {
+    let is_grpc = request.headers().get("content-type").is_some_and(|t| t == "application/grpc");
+    let body = request.into_body().collect().await?.to_bytes();
+    // A message of gRPC stands behind a flag and its length.
+    let message = if is_grpc { body.slice(5.min(body.len())..) } else { body };
+    let sent = ExportTraceServiceRequest::decode(message).expect("OTLP");
+    spans.lock().expect("no panic before").extend(read(sent));
+    let mut frames = Vec::new();
+    if is_grpc {
+        frames.push(Ok(Frame::data(Bytes::from_static(&[0; 5]))));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().expect("a value"));
+        frames.push(Ok(Frame::trailers(trailers)));
+    }
+    let media = if is_grpc { "application/grpc" } else { "application/x-protobuf" };
+    let body = StreamBody::new(stream::iter(frames)).boxed();
+    Ok(Response::builder().header("content-type", media).body(body).expect("constant parts"))
+}
+
+fn read(sent: ExportTraceServiceRequest) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for of_resource in sent.resource_spans {
+        let resource = attrs(of_resource.resource.unwrap_or_default().attributes);
+        let node = match resource.get("service.instance.id") {
+            Some(Attr::Text(id)) => id.clone(),
+            other => panic!("service.instance.id is {other:?}"),
+        };
+        for s in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            assert!(s.start_time_unix_nano <= s.end_time_unix_nano, "{} ends before it starts", s.name);
+            spans.push(Span {
+                name: s.name,
+                trace: hex(&s.trace_id),
+                id: hex(&s.span_id),
+                parent: hex(&s.parent_span_id),
+                // SPAN_KIND_SERVER
+                is_server: s.kind == 2,
+                attrs: attrs(s.attributes),
+                links: s.links.iter().map(|l| hex(&l.trace_id)).collect(),
+                node: node.clone(),
+            });
+        }
+    }
+    spans
+}
+
+fn attrs(pairs: Vec<KeyValue>) -> BTreeMap<String, Attr> {
+    let n = pairs.len();
+    let value = |pair: KeyValue| match pair.value.and_then(|v| v.value) {
+        Some(Value::IntValue(n)) => Attr::Int(n),
+        Some(Value::StringValue(s)) => Attr::Text(s),
+        Some(Value::BoolValue(b)) => Attr::Bool(b),
+        _ => Attr::Other,
+    };
+    let all: BTreeMap<_, _> = pairs.into_iter().map(|p| (p.key.clone(), value(p))).collect();
+    assert_eq!(all.len(), n, "each key once");
+    all
+}
