@@ -90,7 +90,7 @@ impl Front {
         if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
             let goodbye = match &found {
-                Found::Route(route, _) if route.path() == sse::PATH => sse_goodbye(reason),
+                Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason),
                 Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
             };
             let version = request.version();
@@ -284,25 +284,6 @@ impl Front {
             api.parts.metrics.session_ended(end);
         });
         Ok(answer)
-    }
-}
-
-/// What a reader of the feed is told that would otherwise never come back; `None`: it must change something.
-fn sse_goodbye(reason: Rejected) -> Option<Goodbye> {
-    match reason {
-        Rejected::ShuttingDown => Some(Goodbye::ShuttingDown),
-        Rejected::Connections | Rejected::RateLimit => Some(Goodbye::Overloaded),
-        Rejected::Host
-        | Rejected::Origin
-        | Rejected::MediaType
-        | Rejected::BodyTooLarge
-        | Rejected::BodyTimeout
-        | Rejected::BodyBudget
-        | Rejected::Malformed
-        | Rejected::WithoutId
-        | Rejected::BatchTooLarge
-        | Rejected::Upgrade
-        | Rejected::NoRoute => None,
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::api::error::{Code, Fault};
 use crate::api::feed::ItemJson;
 use crate::api::http::plain_fault;
+use crate::api::metrics::Rejected;
 use crate::api::{Api, args, feed, handlers};
 use crate::feed::hub::Request;
 use crate::feed::{Channel, Subscription};
@@ -42,6 +43,27 @@ pub(crate) enum Goodbye {
     NotReady,
     ShuttingDown,
     Overloaded,
+}
+
+impl Goodbye {
+    /// Of a request that was turned away; `None`: its sender must change something.
+    pub(crate) fn of(reason: Rejected) -> Option<Self> {
+        match reason {
+            Rejected::ShuttingDown => Some(Self::ShuttingDown),
+            Rejected::Connections | Rejected::RateLimit => Some(Self::Overloaded),
+            Rejected::Host
+            | Rejected::Origin
+            | Rejected::MediaType
+            | Rejected::BodyTooLarge
+            | Rejected::BodyTimeout
+            | Rejected::BodyBudget
+            | Rejected::Malformed
+            | Rejected::WithoutId
+            | Rejected::BatchTooLarge
+            | Rejected::Upgrade
+            | Rejected::NoRoute => None,
+        }
+    }
 }
 
 /// What is asked for.

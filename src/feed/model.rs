@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use prometheus::Registry;
 use prometheus::proto::MetricFamily;
 use prost::Message;
@@ -18,16 +17,19 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::feed::hub::{Hub, Request};
+use crate::feed::model::subscriber::{Reader, Subscriber};
 use crate::feed::source::{Replaying, Source};
-use crate::feed::{Channel, Config, Subscription};
+use crate::feed::{Channel, Config};
 use crate::instants::Instants;
 use crate::store::reader::replay::{Place, Replay, ReplayError, Replayed};
 use crate::store::tap::{Tap, Tapped, Told};
 use crate::types::block::{Block, StoredBlock};
-use crate::types::feed::{EndReason, FeedItem, OnFull, Repair, StartAt, SubscribeError};
+use crate::types::feed::{OnFull, StartAt};
 use crate::types::position::LogPos;
 use crate::types::proto::RaftBlockState;
 use crate::types::{Height, LogIndex};
+
+mod subscriber;
 
 /// Some seconds of one core.
 const SCHEDULES: u64 = 1_000;
@@ -118,35 +120,6 @@ impl Source for Model {
     fn applied(&self) -> Told {
         self.0.lock().unwrap().applied
     }
-}
-
-type Beginning = BoxFuture<'static, Result<Subscription, SubscribeError>>;
-type Nexting = BoxFuture<'static, (Subscription, Option<FeedItem>)>;
-
-enum Reader {
-    Gone,
-    Beginning(Beginning),
-    Idle(Subscription),
-    Nexting(Nexting),
-}
-
-/// A subscriber, and what it makes of what it is handed over.
-struct Subscriber {
-    name: String,
-    reader: Reader,
-    start: StartAt,
-    on_full: OnFull,
-    /// Everything up to it is settled.
-    pos: LogIndex,
-    n_caught_up: usize,
-    n_applied: u64,
-    n_replayed: u64,
-    n_gaps: u64,
-    dropped: u64,
-    has_ended: bool,
-    /// And was told that nothing follows.
-    has_read_its_end: bool,
-    said: Vec<String>,
 }
 
 struct World {
@@ -398,118 +371,6 @@ fn count(families: &[MetricFamily], metric: &str, name: &str, reason: Option<&st
     };
     let metric = family.get_metric().iter().find(has).unwrap();
     (metric.get_counter().get_value() + metric.get_gauge().get_value()) as u64
-}
-
-impl Subscriber {
-    fn is_wanted(&self, height: Height) -> bool {
-        match self.start {
-            StartAt::Height(h) => h <= height,
-            StartAt::Live | StartAt::Index(_) => true,
-        }
-    }
-
-    /// The first block it wants in a part of the log.
-    fn wanted(&self, log: &Log, from: LogIndex, to: LogIndex) -> Option<LogIndex> {
-        if to < from {
-            return None;
-        }
-        log.blocks.range(from..=to).find(|(_, height)| self.is_wanted(**height)).map(|(index, _)| *index)
-    }
-
-    fn begun(&mut self, log: &Log, position: Option<LogIndex>) {
-        self.pos = match self.start {
-            StartAt::Live => position.expect("live begins at a place"),
-            StartAt::Height(_) => 0,
-            StartAt::Index(index) => index.saturating_sub(1),
-        };
-        assert!(self.start != StartAt::Live || self.pos <= log.applied.index);
-    }
-
-    fn refused(&mut self, log: &Log, error: SubscribeError, is_stopped: bool) {
-        match error {
-            SubscribeError::Pruned { .. } => {
-                let oldest = log.kept().next().expect("the head is kept");
-                let is_below = match self.start {
-                    StartAt::Height(h) => h < oldest.1,
-                    StartAt::Index(i) => i < oldest.0,
-                    StartAt::Live => false,
-                };
-                assert!(is_below && log.has_pruned(), "{}: {:?} refused", self.name, self.start);
-            }
-            SubscribeError::ShuttingDown => assert!(is_stopped),
-            other => panic!("{other}"),
-        }
-    }
-
-    /// Nothing that it wants lies between what it has and a place.
-    fn assert_no_hole(&self, log: &Log, to: LogIndex) {
-        let hole = self.wanted(log, self.pos + 1, to.saturating_sub(1));
-        assert_eq!(
-            hole, None,
-            "{} {:?} was not given it before {to}: {:#?}",
-            self.name, self.start, self.said
-        );
-    }
-
-    /// True: there may be more.
-    fn take(&mut self, log: &Log, item: Option<FeedItem>) -> bool {
-        let Some(item) = item else {
-            assert!(self.has_ended, "{}: ends without an end", self.name);
-            self.has_read_its_end = true;
-            return false;
-        };
-        self.said.push(match &item {
-            FeedItem::Applied(a) => format!("{}{}", a.index, if a.replayed { "r" } else { "" }),
-            other => format!("{other:?}"),
-        });
-        assert!(!self.has_ended, "{}: {item:?} after the end", self.name);
-        match item {
-            FeedItem::Applied(applied) => {
-                assert!(self.is_wanted(applied.block.height), "{}: below its beginning", self.name);
-                assert!(self.pos < applied.index, "{}: twice: {:#?}", self.name, self.said);
-                assert_eq!(log.blocks.get(&applied.index), Some(&applied.block.height));
-                self.assert_no_hole(log, applied.index);
-                self.pos = applied.index;
-                self.n_applied += 1;
-                self.n_replayed += u64::from(applied.replayed);
-            }
-            FeedItem::Gap(gap) => {
-                assert!(gap.from_index <= gap.to_index);
-                assert!(
-                    // From index 0 on: `pos` says 0 before anything came.
-                    self.pos < gap.from_index || matches!(self.start, StartAt::Height(_) | StartAt::Index(0)),
-                    "{} {:?}: a gap behind {}: {:#?}",
-                    self.name,
-                    self.start,
-                    self.pos,
-                    self.said
-                );
-                self.assert_no_hole(log, gap.from_index);
-                self.n_gaps += 1;
-                self.dropped += gap.dropped;
-                if let Repair::Pruned { .. } = gap.repair {
-                    assert!(gap.to_index < log.floor, "{}: {gap:?} is not pruned", self.name);
-                    self.pos = gap.to_index;
-                }
-            }
-            FeedItem::CaughtUp(caught_up) => {
-                self.n_caught_up += 1;
-                assert_eq!(self.n_caught_up, 1, "{}: caught up twice: {:#?}", self.name, self.said);
-                self.assert_no_hole(log, caught_up.index + 1);
-                assert!(self.pos <= caught_up.index);
-                self.pos = caught_up.index;
-            }
-            FeedItem::End(end) => {
-                assert!(end.reason == EndReason::ShuttingDown || self.on_full == OnFull::Close);
-                let has_begun = !matches!(self.start, StartAt::Height(_)) || 0 < self.pos;
-                if has_begun {
-                    assert_eq!(end.last_index, Some(self.pos), "{}: {:#?}", self.name, self.said);
-                }
-                self.has_ended = true;
-            }
-        }
-        true
-    }
 }
 
 fn run(seed: u64) {

@@ -70,7 +70,9 @@ where
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        let task = self.runtime.spawn(tokio::time::timeout(self.timeout, exchange));
+        let timeout = self.timeout;
+        // Begun on the runtime too: the thread that exports has no timer.
+        let task = self.runtime.spawn(async move { tokio::time::timeout(timeout, exchange).await });
         Box::pin(async move { task.await?? })
     }
 }
