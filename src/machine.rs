@@ -1,7 +1,7 @@
 //! The replicated state: what is proposed, and what applying it does.
 //!
 //! Deterministic: no clock, no randomness, no floats, ordered maps only. Driven by `store`, which
-//! supplies the [`Table`] the state lives in. Knows nothing of openraft, disks or the network.
+//! supplies the [`table::Table`] the state lives in. Knows nothing of openraft, disks or the network.
 
 pub(crate) mod apply;
 pub(crate) mod command;

@@ -1,7 +1,7 @@
 //! One node: building the parts, running their tasks, stopping them in order.
 //!
 //! [`Node`] is the public library, for a sequencer in Rust that embeds the node. The binary runs the
-//! same thing by [`run::run`].
+//! same thing by `run::run`.
 
 mod addresses;
 mod answers;
