@@ -135,18 +135,23 @@ fn read(sent: ExportTraceServiceRequest) -> Vec<Span> {
             assert!(s.start_time_unix_nano <= s.end_time_unix_nano, "{} ends before it starts", s.name);
             spans.push(Span {
                 name: s.name,
-                trace: hex(&s.trace_id),
-                id: hex(&s.span_id),
-                parent: hex(&s.parent_span_id),
+                trace: id(&s.trace_id),
+                id: id(&s.span_id),
+                parent: id(&s.parent_span_id),
                 // SPAN_KIND_SERVER
                 is_server: s.kind == 2,
                 attrs: attrs(s.attributes),
-                links: s.links.iter().map(|l| hex(&l.trace_id)).collect(),
+                links: s.links.iter().map(|l| id(&l.trace_id)).collect(),
                 node: node.clone(),
             });
         }
     }
     spans
+}
+
+/// An id as `traceparent` writes it.
+fn id(bytes: &[u8]) -> String {
+    hex(bytes).trim_start_matches("0x").to_owned()
 }
 
 fn attrs(pairs: Vec<KeyValue>) -> BTreeMap<String, Attr> {
