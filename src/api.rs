@@ -27,6 +27,7 @@ pub(crate) mod args;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
+pub(crate) mod control;
 pub(crate) mod envelope;
 pub(crate) mod error;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub(crate) mod framing;
 pub(crate) mod handlers;
 pub(crate) mod hosts;
 pub(crate) mod http;
+
+pub(crate) mod leaderships;
 pub(crate) mod limit;
 pub(crate) mod logging;
 pub(crate) mod metrics;

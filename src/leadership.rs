@@ -6,8 +6,15 @@
 
 pub(crate) mod ages;
 pub(crate) mod elections;
+pub(crate) mod executor;
 pub(crate) mod handle;
+pub(crate) mod handover;
+pub(crate) mod hint;
+pub(crate) mod keeper;
+mod memory;
 pub(crate) mod metrics;
+pub(crate) mod numbers;
+pub(crate) mod operations;
 pub(crate) mod policy;
 pub(crate) mod task;
 

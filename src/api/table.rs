@@ -3,13 +3,16 @@
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
 //! examples all follow from these rows. A new method is a row here and a function in `handlers`.
 
+use bytes::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::api::args::{Args, Consistency, Param, Patience};
 use crate::api::cluster::ClusterJson;
+use crate::api::control::{ElectionJson, ExecutorJson, HandoverJson, PausedJson, VerdictJson};
 use crate::api::error::Code;
 use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
+use crate::api::leaderships::NoticeJson;
 use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
 use crate::api::status::StatusJson;
@@ -17,7 +20,7 @@ use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
+use crate::api::{control, handlers, logging, openrpc, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -71,6 +74,9 @@ const BY_LEADER: &[Code] = &[
     Code::Unavailable,
 ];
 
+const MOVES: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Precondition, Code::Unavailable];
+const PAUSES: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
+const EXECUTOR: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 const SUBSCRIBE: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
 
 /// An id; and the items that it names are in the document too.
@@ -79,6 +85,15 @@ fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
     schemars::json_schema!({
         "type": "string",
         "description": "The subscription's id; its items are #/components/schemas/FeedItem."
+    })
+}
+
+/// As above, for leaderships.
+fn leaderships_schema(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<NoticeJson>();
+    schemars::json_schema!({
+        "type": "string",
+        "description": "The subscription's id; its items are #/components/schemas/LeadershipNotice."
     })
 }
 
@@ -165,6 +180,138 @@ pub(crate) const METHODS: &[Method] = &[
         errors: BY_LEADER,
         example: (r#"{"set":{"chain.block_interval":"1s"},"expectedIndex":4}"#, EXAMPLE_SETTINGS),
         run: handlers::raft_configure,
+    },
+    Method {
+        name: "raft_transferLeader",
+        alias: None,
+        says: "Hands leadership to a voter and returns when it leads. Without `to`: to the fittest one.",
+        is_leader_only: true,
+        params: &[
+            Param::optional::<u64>("to", "The node that shall lead."),
+            Param::optional::<Patience>(
+                "timeoutMs",
+                "How long to wait, 1 to 30000; default raft.resign_timeout. After it the transfer may still happen.",
+            ),
+            Param::optional::<bool>("force", "Also to a node that is not fit."),
+            Param::optional::<bool>("dryRun", "Say whom it would choose, and do nothing."),
+        ],
+        result: schema::<HandoverJson>,
+        errors: BY_LEADER,
+        example: (r#"{"to":2,"timeoutMs":3000}"#, EXAMPLE_HANDOVER),
+        run: control::transfer,
+    },
+    Method {
+        name: "raft_resign",
+        alias: None,
+        says: "Has this node give leadership to the fittest voter. Nothing to do and nobody to give it to are outcomes.",
+        is_leader_only: false,
+        params: &[
+            Param::optional::<String>("reason", "For the record; at most 256 characters."),
+            Param::optional::<Patience>(
+                "timeoutMs",
+                "How long to wait, 1 to 30000; default raft.resign_timeout.",
+            ),
+        ],
+        result: schema::<HandoverJson>,
+        errors: MOVES,
+        example: (
+            r#"{"reason":"maintenance"}"#,
+            r#"{"operationId":"8c1f0a6e2b7d4935","from":1,"to":2,"oldTerm":7,"newTerm":8,"elapsedMs":12,"leaderId":2,"outcome":"transferred"}"#,
+        ),
+        run: control::resign,
+    },
+    Method {
+        name: "raft_triggerElection",
+        alias: None,
+        says: "Has this node stand for election where nobody leads; with force it asks the leader to hand over to it.",
+        is_leader_only: false,
+        params: &[Param::optional::<bool>(
+            "force",
+            "Ask the leader that is heard to hand over to this node.",
+        )],
+        result: schema::<ElectionJson>,
+        errors: MOVES,
+        example: ("{}", r#"{"term":7,"started":false}"#),
+        run: control::trigger_election,
+    },
+    Method {
+        name: "raft_pause",
+        alias: None,
+        says: "Keeps this node from leading while another can, also after a restart; a leader hands over first.",
+        is_leader_only: false,
+        params: &[Param::optional::<String>("reason", "For the record; at most 256 characters.")],
+        result: schema::<PausedJson>,
+        errors: PAUSES,
+        example: (r#"{"reason":"patching"}"#, r#"{"paused":true,"role":"follower"}"#),
+        run: control::pause,
+    },
+    Method {
+        name: "raft_resume",
+        alias: None,
+        says: "Takes a pause back.",
+        is_leader_only: false,
+        params: &[Param::optional::<String>("reason", "For the record; at most 256 characters.")],
+        result: schema::<PausedJson>,
+        errors: PAUSES,
+        example: ("{}", r#"{"paused":false,"role":"follower"}"#),
+        run: control::resume,
+    },
+    Method {
+        name: "raft_subscribeLeadership",
+        alias: None,
+        says: "The leadership in force, and every one from then on, as raft_leadership; from any id. WebSocket only.",
+        is_leader_only: false,
+        params: subscriptions::TOPICS[1].params,
+        result: leaderships_schema,
+        errors: SUBSCRIBE,
+        example: (r#"{"fromId":1}"#, EXAMPLE_SUBSCRIPTION),
+        run: subscriptions::refuse,
+    },
+    Method {
+        name: "raft_unsubscribeLeadership",
+        alias: None,
+        says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
+        is_leader_only: false,
+        params: subscriptions::UNSUBSCRIBE_PARAMS,
+        result: schema::<bool>,
+        errors: LOCAL,
+        example: (EXAMPLE_UNSUBSCRIBE, "true"),
+        run: subscriptions::unsubscribe,
+    },
+    Method {
+        name: "block_reconcile",
+        alias: None,
+        says: "How an executor's block stands to the agreed ones; asked when it starts.",
+        is_leader_only: false,
+        params: &[
+            Param::required::<u64>("height", "The executor's height; 0 before any block."),
+            Param::required::<Bytes>("hash", "Its block's hash; 0x for height 0."),
+            Param::optional::<Bytes>("hashAtHead", "Where it is ahead: its own hash at our head's height."),
+        ],
+        result: schema::<VerdictJson>,
+        errors: EXECUTOR,
+        example: (r#"{"height":0,"hash":"0x"}"#, r#"{"verdict":"behind","by":1}"#),
+        run: control::reconcile,
+    },
+    Method {
+        name: "executor_report",
+        alias: None,
+        says: "The executor beside this node says how far it is, and learns the fence in the same call.",
+        is_leader_only: false,
+        params: &[
+            Param::required::<u64>("height", "The executor's height; 0 before any block."),
+            Param::required::<Bytes>("hash", "Its block's hash; 0x for height 0."),
+            Param::optional::<bool>("healthy", "Default true."),
+            Param::optional::<bool>("active", "Whether it produces blocks."),
+            Param::optional::<String>("reason", "Why it is not healthy; at most 256 characters."),
+        ],
+        result: schema::<ExecutorJson>,
+        errors: EXECUTOR,
+        example: (
+            r#"{"height":0,"hash":"0x","healthy":true}"#,
+            r#"{"verdict":"behind","lag":1,"ready":true,"fence":7,"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"}}"#,
+        ),
+        run: control::report,
     },
     Method {
         name: PROPOSE,
@@ -346,6 +493,8 @@ pub(crate) const METHODS: &[Method] = &[
 
 const EXAMPLE_SUBSCRIPTION: &str = r#""Q3l9dNwq2kXvB7aT""#;
 const EXAMPLE_UNSUBSCRIBE: &str = r#"{"subscription":"Q3l9dNwq2kXvB7aT"}"#;
+
+const EXAMPLE_HANDOVER: &str = r#"{"operationId":"8c1f0a6e2b7d4935","from":1,"to":2,"oldTerm":7,"newTerm":8,"elapsedMs":12,"leaderId":2,"outcome":"transferred"}"#;
 
 const EXAMPLE_STATUS: &str = r#"{"clusterId":"demo","nodeId":1,"name":"node-1","version":"0.1.0","role":"leader","term":7,"leaderId":1,"fence":7,"ready":true,"paused":false,"blockers":[],"lastLogIndex":12,"committedIndex":12,"clusterCommittedIndex":12,"appliedIndex":12,"snapshotIndex":0,"purgedIndex":0,"applyLag":0,"compactionLag":12,"lease":{"valid":true,"remainingMs":160,"quorumAckAgeMs":15},"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"},"membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"peers":[{"nodeId":2,"matchedIndex":12,"lag":0,"lastAckAgeMs":15,"reachable":true}],"settingsDiffer":false,"addressDiffers":false,"uptimeMs":60000}"#;
 

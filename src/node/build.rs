@@ -24,6 +24,7 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::leadership::operations::{ExecutorCollector, Operations};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
 use crate::node::{StartError, addresses, observe, parts};
@@ -158,12 +159,19 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         core_config(&settings),
         settings.raft.send_timeout,
     );
-    let leadership = leadership::Handle::new(
-        raft.clone(),
-        opened.reader.clone(),
-        opened.health.clone(),
-        settings.raft.leader_lease_timeout,
-    );
+    let votes_from = NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout);
+    let leadership_parts = leadership::handle::Parts {
+        raft: raft.clone(),
+        reader: opened.reader.clone(),
+        local: opened.local.clone(),
+        health: opened.health.clone(),
+        operations: Operations::register(&registry).map_err(metrics_failed)?,
+        tracer: instants.tracer().clone(),
+    };
+    let (leadership, requests) =
+        leadership::Handle::new(leadership_config(&settings, votes_from), leadership_parts)
+            .map_err(|e| StartError { exit_code: 1, message: format!("this node's records: {e}") })?;
+    ExecutorCollector::register(leadership.clone(), &registry).map_err(metrics_failed)?;
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
     let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));
@@ -180,6 +188,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         &registry,
     )
     .map_err(metrics_failed)?;
+    leadership.set_in_flight(Arc::new(parts::InFlight(proposals.clone())));
 
     let list = founding_list(&settings);
     let api_later = Arc::new(OnceLock::new());
@@ -188,7 +197,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         leadership: leadership.clone(),
         api: Arc::clone(&api_later),
         list_hash: list.hash(&settings.cluster.id),
-        votes_from: NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout),
+        votes_from,
     });
     let for_api = ForApi {
         reader: opened.reader.clone(),
@@ -211,22 +220,14 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     servers.spawn("peer-server", never_fails(peers));
     servers.spawn("peer-links", never_fails(network.clone().run(serving.clone())));
     let has_data = opened.had_data;
-    let lease = settings.raft.leader_lease_timeout;
-    if has_data {
-        // Safety rule 16: an old leader's lease may still hold.
-        raft.core().set_may_stand(false);
-    }
+    // Until the leadership's first look: an old leader's lease may still hold (safety rule 16).
+    raft.core().set_may_stand(false);
     core.run();
     raft.started().await.map_err(|e| StartError { exit_code: 1, message: e.to_string() })?;
-    tasks.spawn("stand-again", {
-        let raft = raft.clone();
-        never_fails(async move {
-            tokio::time::sleep(lease).await;
-            raft.core().set_may_stand(true);
-        })
-    });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
-    tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
+    let own_settings = settings.settings.clone();
+    tasks.spawn("leadership", leadership::task::run(leadership.clone(), requests, own_settings, counters));
+    tasks.spawn("dead-leader", leadership::hint::run(leadership.clone()));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
@@ -404,6 +405,33 @@ fn exported(settings: &config::Settings) -> ExportedSettings {
         heartbeat_timeout: settings.raft.heartbeat_timeout,
         election_timeout: settings.raft.election_timeout,
         leader_lease_timeout: settings.raft.leader_lease_timeout,
+    }
+}
+
+fn leadership_config(
+    settings: &config::Settings,
+    barred_until: Option<Instant>,
+) -> leadership::handle::Config {
+    let (raft, executor) = (&settings.raft, &settings.executor);
+    leadership::handle::Config {
+        lease_timeout: raft.leader_lease_timeout,
+        election_timeout: raft.election_timeout,
+        resign_timeout: raft.resign_timeout,
+        shutdown_timeout: raft.shutdown_timeout,
+        stall_after: settings.leadership.stall_after,
+        keeper: leadership::keeper::Config {
+            last_resort_after: settings.leadership.last_resort_after,
+            handover_budget: settings.leadership.handover_budget,
+            handover_window: settings.leadership.handover_window,
+            pause: raft.election_timeout,
+        },
+        executor: leadership::executor::Config {
+            is_required: executor.required,
+            max_lag: executor.max_lag,
+            sync_timeout: executor.sync_timeout,
+            report_timeout: executor.report_timeout,
+        },
+        barred_until,
     }
 }
 

@@ -352,6 +352,9 @@ fn admitted(
     let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
+    if purpose == Purpose::Log {
+        outbox.count_also(metrics.log_sent_bytes());
+    }
     let commands: Vec<(u8, u8)> = hello
         .known_commands
         .iter()

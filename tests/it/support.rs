@@ -11,6 +11,7 @@ pub(crate) mod exposition;
 pub(crate) mod feed;
 pub(crate) mod http;
 pub(crate) mod logs;
+pub(crate) mod net;
 pub(crate) mod node;
 pub(crate) mod otlp;
 pub(crate) mod ports;

@@ -1,0 +1,583 @@
+//! Handing leadership over: one tracked operation, whatever asked for it.
+//!
+//! Always in the order of design 11 (safety rule 13): the fence is withdrawn, what is in flight is answered, a
+//! target is chosen and asked, and only then raft is told. Up to there the fence comes back; from there on raft
+//! takes no entries in this term, so the operation goes on until another term is seen, though whoever asked may
+//! be told earlier what is known.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::consensus::{Fitness, Handover, PeerError, Status};
+use crate::leadership::handle::Handle;
+use crate::leadership::policy::Intent;
+use crate::telemetry::names;
+use crate::telemetry::trace::{Clock, Span, int, text};
+use crate::types::proto::{FitnessGrade, LeadershipCause};
+use crate::types::{LogIndex, NodeId, Term};
+
+/// Between two looks while something is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// After raft was told the target is asked again so long at most: by then somebody was elected, or there is no
+/// quorum to elect anybody.
+const ASK_FOR: Duration = Duration::from_secs(60);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// `None`: the fittest voter.
+    pub(crate) to: Option<NodeId>,
+    /// After it whoever asked is told what is known.
+    pub(crate) within: Duration,
+    /// The worst fitness that is accepted of the target.
+    pub(crate) accepts: FitnessGrade,
+    pub(crate) cause: LeadershipCause,
+    pub(crate) operation_id: String,
+    /// Why, in the words of whoever asked.
+    pub(crate) reason: Option<String>,
+    /// What this node does afterwards.
+    pub(crate) intent: Intent,
+}
+
+/// An operation on its way to the leadership task.
+pub(crate) struct Request {
+    pub(crate) asked: Asked,
+    /// Taken when it is used.
+    pub(crate) answer: Option<oneshot::Sender<Result<Done, Refused>>>,
+    /// Told the term once raft was told.
+    pub(crate) told: Option<oneshot::Sender<Term>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Transferred,
+    /// Another node took over than the one that was asked.
+    OtherLeads,
+    /// It may still happen.
+    TimedOut,
+}
+
+impl Outcome {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Transferred => "transferred",
+            Self::OtherLeads => "other_leads",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// How a hand-over ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) operation_id: String,
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+    pub(crate) old_term: Term,
+    pub(crate) new_term: Term,
+    /// Who is heard to lead.
+    pub(crate) leader_id: Option<NodeId>,
+    pub(crate) elapsed: Duration,
+    pub(crate) outcome: Outcome,
+}
+
+/// Why there was no hand-over. Raft was not told, and the fence is back if it was there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("this node does not lead")]
+    NotLeader { leader_id: Option<NodeId>, leader_api: Option<String> },
+    #[error("node {0} is no member of the cluster")]
+    NotMember(NodeId),
+    #[error("node {0} is a learner, only a voter can lead")]
+    NotVoter(NodeId),
+    #[error("node {0} did not acknowledge anything within raft.heartbeat_timeout: {1}")]
+    Unreachable(NodeId, String),
+    #[error("node {0} does not hold this leader's last entry: {1} are missing")]
+    NotCaughtUp(NodeId, u64),
+    #[error("node {0} is not fit to lead: {1}")]
+    NotFit(NodeId, String),
+    #[error("no other voter can take over: {0}")]
+    NoTarget(String),
+    #[error("another hand-over is under way: operation {0}")]
+    Busy(String),
+    #[error("raft has stopped")]
+    Stopped,
+}
+
+impl Refused {
+    /// As the JSON-RPC errors name it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NotLeader { leader_id: Some(_), .. } => "notLeader",
+            Self::NotLeader { leader_id: None, .. } => "noLeader",
+            Self::NotMember(_) => "notMember",
+            Self::NotVoter(_) => "notVoter",
+            Self::Unreachable(..) => "unreachable",
+            Self::NotCaughtUp(..) => "notCaughtUp",
+            Self::NotFit(..) => "notFit",
+            Self::NoTarget(_) => "noTarget",
+            Self::Busy(_) => "changeInProgress",
+            Self::Stopped => "shuttingDown",
+        }
+    }
+}
+
+/// Another member as a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) node_id: NodeId,
+    pub(crate) is_voter: bool,
+    /// Of the newest acknowledgement, if it is younger than one heartbeat_timeout.
+    pub(crate) ack_age: Option<Duration>,
+    /// Entries of this leader's that it is not known to hold; `None`: nothing is known.
+    pub(crate) missing: Option<LogIndex>,
+    /// What it said last; `None`: it is of a version that says nothing, and is taken to be fit.
+    pub(crate) fitness: Option<Fitness>,
+}
+
+impl Candidate {
+    pub(super) fn grade(&self) -> FitnessGrade {
+        match self.fitness.as_ref().map(|f| f.grade) {
+            None | Some(FitnessGrade::Unknown) => FitnessGrade::Fit,
+            Some(grade) => grade,
+        }
+    }
+
+    /// Why it cannot take over, whether or not it holds everything yet.
+    fn fault(&self, accepts: FitnessGrade) -> Option<Refused> {
+        if !self.is_voter {
+            return Some(Refused::NotVoter(self.node_id));
+        }
+        if self.ack_age.is_none() {
+            return Some(Refused::Unreachable(self.node_id, "is it running and reachable?".into()));
+        }
+        if accepts.max(FitnessGrade::Fit) < self.grade() {
+            let reason = self.fitness.as_ref().map_or_else(String::new, |f| f.reason.clone());
+            return Some(Refused::NotFit(self.node_id, reason));
+        }
+        None
+    }
+
+    fn has_everything(&self) -> bool {
+        self.missing == Some(0)
+    }
+}
+
+/// The best target of now. `Ok(None)`: there is one that lacks entries; it may get them.
+///
+/// Best is: fittest, then most caught up, then heard of last.
+pub(crate) fn choose(
+    candidates: &[Candidate],
+    to: Option<NodeId>,
+    accepts: FitnessGrade,
+    declined: &BTreeSet<NodeId>,
+) -> Result<Option<NodeId>, Refused> {
+    if let Some(to) = to {
+        let found = candidates.iter().find(|c| c.node_id == to).ok_or(Refused::NotMember(to))?;
+        return match found.fault(accepts) {
+            Some(refused) => Err(refused),
+            None => Ok(found.has_everything().then_some(to)),
+        };
+    }
+    let able = candidates
+        .iter()
+        .filter(|c| c.fault(accepts).is_none() && !declined.contains(&c.node_id))
+        .min_by_key(|c| (c.grade(), c.missing.unwrap_or(LogIndex::MAX), c.ack_age));
+    match able {
+        Some(best) => Ok(best.has_everything().then_some(best.node_id)),
+        None => Err(Refused::NoTarget(why_none(candidates, accepts, declined))),
+    }
+}
+
+fn why_none(candidates: &[Candidate], accepts: FitnessGrade, declined: &BTreeSet<NodeId>) -> String {
+    let voters = candidates.iter().filter(|c| c.is_voter);
+    let faults: Vec<String> = voters
+        .filter_map(|c| match c.fault(accepts) {
+            Some(refused) => Some(refused.to_string()),
+            None if declined.contains(&c.node_id) => Some(format!("node {} declined", c.node_id)),
+            None => None,
+        })
+        .collect();
+    if faults.is_empty() { "this is the only voter".into() } else { faults.join("; ") }
+}
+
+/// What a dry run says: whom it would choose, without doing anything.
+pub(crate) fn preview(
+    handle: &Handle,
+    to: Option<NodeId>,
+    accepts: FitnessGrade,
+) -> Result<(NodeId, Status), Refused> {
+    let status = leading(handle)?;
+    if to == Some(handle.raft().node_id()) {
+        return Ok((handle.raft().node_id(), status));
+    }
+    let candidates = handle.candidates(&status);
+    let chosen = choose(&candidates, to, accepts, &BTreeSet::new())?;
+    match chosen.or(to) {
+        Some(to) => Ok((to, status)),
+        None => {
+            // Entries are on their way to it.
+            let best = candidates
+                .iter()
+                .filter(|c| c.fault(accepts).is_none())
+                .min_by_key(|c| (c.grade(), c.missing.unwrap_or(LogIndex::MAX)));
+            best.map(|c| (c.node_id, status)).ok_or(Refused::NoTarget("none holds every entry".into()))
+        }
+    }
+}
+
+fn leading(handle: &Handle) -> Result<Status, Refused> {
+    let status = handle.raft().status();
+    if handle.raft().is_leader() {
+        return Ok(status);
+    }
+    let leader_id = status.leader_id;
+    let leader_api = leader_id.and_then(|id| handle.raft().api_addr(&status, id));
+    Err(Refused::NotLeader { leader_id, leader_api })
+}
+
+/// Carries one request out, from the first look to the term after it.
+pub(super) async fn run(handle: Handle, mut request: Request) {
+    let began = Instant::now();
+    let asked = request.asked.clone();
+    let result = drive(&handle, &mut request, began).await;
+    handle.set_intent(Intent::Lead);
+    match &result {
+        Ok(done) => tracing::info!(
+            operation_id = done.operation_id,
+            from = done.from,
+            to = done.to,
+            term = done.new_term,
+            outcome = done.outcome.label(),
+            cause = asked.cause.as_str_name(),
+            "leadership was handed over"
+        ),
+        Err(refused) => tracing::info!(
+            operation_id = asked.operation_id,
+            reason = refused.reason(),
+            error = %refused,
+            "leadership was not handed over"
+        ),
+    }
+    if result.is_err() {
+        tell(&handle, &mut request, began, result);
+    }
+}
+
+/// The first answer is the one that counts; what is learned later is in the log.
+fn tell(handle: &Handle, request: &mut Request, began: Instant, result: Result<Done, Refused>) {
+    let Some(answer) = request.answer.take() else { return };
+    let asked = &request.asked;
+    let outcome = result.as_ref().map_or("refused", |done| done.outcome.label());
+    handle.operations().ended(asked.cause, outcome, began.elapsed(), result.is_ok());
+    handle.tracer().record(span(handle, asked, began, outcome, result.as_ref().ok()));
+    // Whoever asked may have gone: the operation did not.
+    let _ = answer.send(result);
+}
+
+fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, done: Option<&Done>) -> Span {
+    let clock = Clock::now();
+    let mut span =
+        Span::own(names::span::HANDOVER, clock.at(began.into_std()), clock.at(std::time::Instant::now()));
+    span.attributes.extend([
+        int(names::NODE_ID, handle.raft().node_id()),
+        text(names::OUTCOME, outcome),
+        text(names::CAUSE, cause_name(asked.cause)),
+        text(names::OPERATION_ID, asked.operation_id.clone()),
+    ]);
+    span.attributes.extend(asked.reason.clone().map(|reason| text(names::REASON, reason)));
+    if let Some(done) = done {
+        span.attributes.extend([
+            int(names::TERM, done.old_term),
+            int(names::NEW_TERM, done.new_term),
+            int(names::PEER_ID, done.to),
+        ]);
+    }
+    span
+}
+
+/// As the contract writes causes.
+pub(crate) fn cause_name(cause: LeadershipCause) -> &'static str {
+    match cause {
+        LeadershipCause::Unknown => "unknown",
+        LeadershipCause::Election => "election",
+        LeadershipCause::Transfer => "transfer",
+        LeadershipCause::Resign => "resign",
+        LeadershipCause::Shutdown => "shutdown",
+        LeadershipCause::Pause => "pause",
+        LeadershipCause::Unfit => "unfit",
+        LeadershipCause::Lease => "lease",
+        LeadershipCause::Removed => "removed",
+        LeadershipCause::Restart => "restart",
+    }
+}
+
+async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result<Done, Refused> {
+    let asked = request.asked.clone();
+    let raft = handle.raft();
+    let (own_id, deadline) = (raft.node_id(), began + asked.within);
+    let status = leading(handle)?;
+    let term = status.term;
+    let mut done = Done {
+        operation_id: asked.operation_id.clone(),
+        from: own_id,
+        to: own_id,
+        old_term: term,
+        new_term: term,
+        leader_id: Some(own_id),
+        elapsed: Duration::ZERO,
+        outcome: Outcome::Transferred,
+    };
+    if asked.to == Some(own_id) {
+        tell(handle, request, began, Ok(done.clone()));
+        return Ok(done);
+    }
+    // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
+    choose(&handle.candidates(&status), asked.to, asked.accepts, &BTreeSet::new())?;
+    handle.set_intent(asked.intent);
+    let patience = handle.config().shutdown_timeout.min(asked.within / 2);
+    if tokio::time::timeout(patience, handle.drained()).await.is_err() {
+        tracing::warn!(?patience, "proposals are unanswered at a hand-over");
+    }
+    let mut handover = Handover {
+        from_term: term,
+        from_node_id: own_id,
+        cause: asked.cause,
+        operation_id: asked.operation_id.clone(),
+        accepts: asked.accepts,
+    };
+    let find_until = deadline.min(Instant::now() + handle.config().election_timeout);
+    let Some(to) = find(handle, term, &asked, &handover, find_until).await? else {
+        // Somebody else was elected meanwhile.
+        return finish(handle, request, began, done).await;
+    };
+    done.to = to;
+    handle.memory().given_up_term = Some(term);
+    tell_raft(handle, to, &handover).await?;
+    if let Some(told) = request.told.take() {
+        // Whoever asked may have gone.
+        let _ = told.send(term);
+    }
+    let give_up = Instant::now() + ASK_FOR.max(asked.within);
+    loop {
+        let ask_again = Instant::now() + handle.config().election_timeout;
+        if let Some(leader_id) = successor(handle, term, ask_again, deadline, || {
+            let late = Done {
+                outcome: Outcome::TimedOut,
+                elapsed: began.elapsed(),
+                leader_id: None,
+                ..done.clone()
+            };
+            tell(handle, request, began, Ok(late));
+        })
+        .await
+        {
+            done.leader_id = Some(leader_id);
+            return finish(handle, request, began, done).await;
+        }
+        if give_up < Instant::now() {
+            return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
+        }
+        // Raft ends no transfer by itself: the same again, or another one if that is gone.
+        handover.accepts = handover.accepts.max(FitnessGrade::Unwilling);
+        let candidates = handle.candidates(&raft.status());
+        let again = choose(&candidates, Some(to), handover.accepts, &BTreeSet::new())
+            .or_else(|_| choose(&candidates, None, handover.accepts, &BTreeSet::new()));
+        let again = again.ok().flatten().unwrap_or(to);
+        tracing::info!(term, to = again, "nobody took over in time; asking again");
+        tell_raft(handle, again, &handover).await?;
+    }
+}
+
+async fn tell_raft(handle: &Handle, to: NodeId, handover: &Handover) -> Result<(), Refused> {
+    let raft = handle.raft();
+    raft.peers().announce_handover(handover.clone());
+    tracing::info!(term = handover.from_term, to, "handing leadership over");
+    raft.core().transfer_leader(to).await.map_err(|_| Refused::Stopped)
+}
+
+/// A target that holds everything and says that it would take over. `Ok(None)`: this node leads no more.
+async fn find(
+    handle: &Handle,
+    term: Term,
+    asked: &Asked,
+    handover: &Handover,
+    until: Instant,
+) -> Result<Option<NodeId>, Refused> {
+    let raft = handle.raft();
+    let mut declined = BTreeSet::new();
+    loop {
+        let status = raft.status();
+        if status.term != term || !raft.is_leader() {
+            return Ok(None);
+        }
+        let candidates = handle.candidates(&status);
+        if let Some(to) = choose(&candidates, asked.to, asked.accepts, &declined)? {
+            match raft.peers().would_take_over(to, handover, raft.send_timeout()).await {
+                Ok(()) => return Ok(Some(to)),
+                Err(e) if asked.to.is_some() => return Err(refused_by(to, e)),
+                Err(e) => {
+                    tracing::info!(peer_id = to, error = %e, "a voter declines to take over");
+                    declined.insert(to);
+                }
+            }
+            continue;
+        }
+        if until <= Instant::now() {
+            return Err(match asked.to {
+                Some(to) => {
+                    let missing = candidates.iter().find(|c| c.node_id == to).and_then(|c| c.missing);
+                    Refused::NotCaughtUp(to, missing.unwrap_or(status.positions.last))
+                }
+                None => Refused::NoTarget("none holds this leader's last entry".into()),
+            });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn refused_by(to: NodeId, error: PeerError) -> Refused {
+    match error {
+        PeerError::Refused(why) => Refused::NotFit(to, why),
+        e @ (PeerError::NoAddress(_) | PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => {
+            Refused::Unreachable(to, e.to_string())
+        }
+    }
+}
+
+/// Waits for a leader of a later term; `late` is called once the deadline has passed.
+async fn successor(
+    handle: &Handle,
+    term: Term,
+    until: Instant,
+    deadline: Instant,
+    mut late: impl FnMut(),
+) -> Option<NodeId> {
+    loop {
+        let status = handle.raft().status();
+        if term < status.term
+            && let Some(leader_id) = status.leader_id
+        {
+            return Some(leader_id);
+        }
+        let now = Instant::now();
+        if deadline <= now {
+            late();
+        }
+        // With a later term there is nothing to ask again: somebody is being elected.
+        if until <= now && (status.term == term || !status.is_running) {
+            return None;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Another term began: says who leads in it.
+async fn finish(
+    handle: &Handle,
+    request: &mut Request,
+    began: Instant,
+    mut done: Done,
+) -> Result<Done, Refused> {
+    let deadline = began + request.asked.within;
+    let mut status = handle.raft().status();
+    while (status.leader_id.is_none() || status.term <= done.old_term) && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        status = handle.raft().status();
+    }
+    done.leader_id = status.leader_id;
+    done.new_term = status.term;
+    if let Some(wanted) = request.asked.to {
+        done.to = wanted;
+    } else if done.to == done.from {
+        done.to = status.leader_id.unwrap_or(done.from);
+    }
+    done.outcome = match status.leader_id {
+        Some(leader) if leader == done.to => Outcome::Transferred,
+        Some(_) => Outcome::OtherLeads,
+        None => Outcome::TimedOut,
+    };
+    done.elapsed = began.elapsed();
+    tell(handle, request, began, Ok(done.clone()));
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(node_id: NodeId) -> Candidate {
+        Candidate {
+            node_id,
+            is_voter: true,
+            ack_age: Some(Duration::from_millis(10 * node_id)),
+            missing: Some(0),
+            fitness: Some(Fitness { grade: FitnessGrade::Fit, reason: String::new() }),
+        }
+    }
+
+    fn with_grade(node_id: NodeId, grade: FitnessGrade) -> Candidate {
+        let fitness = Fitness { grade, reason: "paused".into() };
+        Candidate { fitness: Some(fitness), ..candidate(node_id) }
+    }
+
+    fn chosen(candidates: &[Candidate], to: Option<NodeId>) -> Result<Option<NodeId>, &'static str> {
+        choose(candidates, to, FitnessGrade::Fit, &BTreeSet::new()).map_err(|refused| refused.reason())
+    }
+
+    #[test]
+    fn the_fittest_then_the_most_caught_up_then_the_last_heard_of() {
+        assert_eq!(chosen(&[candidate(3), candidate(2)], None), Ok(Some(2)));
+        let behind = Candidate { missing: Some(4), ..candidate(2) };
+        assert_eq!(chosen(&[behind.clone(), candidate(3)], None), Ok(Some(3)));
+        // It may still get them.
+        assert_eq!(chosen(&[behind.clone()], None), Ok(None));
+        assert_eq!(chosen(&[behind], Some(2)), Ok(None));
+        let unwilling = with_grade(2, FitnessGrade::Unwilling);
+        assert_eq!(chosen(&[unwilling.clone(), candidate(3)], None), Ok(Some(3)));
+        let any = |accepts| choose(&[unwilling.clone()], None, accepts, &BTreeSet::new());
+        assert_eq!(any(FitnessGrade::Unwilling), Ok(Some(2)));
+        let fitter = choose(
+            &[unwilling, Candidate { missing: Some(9), ..candidate(3) }],
+            None,
+            FitnessGrade::Unable,
+            &BTreeSet::new(),
+        );
+        assert_eq!(fitter, Ok(None), "the fit one is waited for");
+        // Nothing is known of an older version: it is taken to be fit.
+        assert_eq!(chosen(&[Candidate { fitness: None, ..candidate(2) }], None), Ok(Some(2)));
+    }
+
+    /// Safety rule 13: to a learner, a stranger and a dead node raft would answer Ok, and refuse every write.
+    #[test]
+    fn who_cannot_take_over_is_refused_with_the_reason() {
+        let learner = Candidate { is_voter: false, ..candidate(2) };
+        let dead = Candidate { ack_age: None, ..candidate(3) };
+        let paused = with_grade(4, FitnessGrade::Unwilling);
+        let all = [learner, dead, paused];
+        assert_eq!(chosen(&all, Some(77)), Err("notMember"));
+        assert_eq!(chosen(&all, Some(2)), Err("notVoter"));
+        assert_eq!(chosen(&all, Some(3)), Err("unreachable"));
+        assert_eq!(chosen(&all, Some(4)), Err("notFit"));
+        assert_eq!(chosen(&all, None), Err("noTarget"));
+        assert_eq!(chosen(&[], None), Err("noTarget"));
+        // By force a paused one is made to; a dead one is not.
+        let forced = |to| choose(&all, Some(to), FitnessGrade::Unable, &BTreeSet::new());
+        assert_eq!(forced(4), Ok(Some(4)));
+        assert_eq!(forced(3).map_err(|r| r.reason()), Err("unreachable"));
+    }
+
+    #[test]
+    fn who_declined_is_not_asked_again() {
+        let all = [candidate(2), candidate(3)];
+        let without = |ids: &[NodeId]| {
+            let declined = ids.iter().copied().collect();
+            choose(&all, None, FitnessGrade::Fit, &declined)
+        };
+        assert_eq!(without(&[2]), Ok(Some(3)));
+        let refused = without(&[2, 3]).expect_err("nobody is left");
+        assert_eq!(refused.to_string(), "no other voter can take over: node 2 declined; node 3 declined");
+    }
+}
