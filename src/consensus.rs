@@ -34,6 +34,17 @@ pub(crate) enum PeerError {
     TimedOut { node_id: NodeId, after: Duration },
     #[error("refused: {0}")]
     Refused(String),
+    /// It may be another answer in a moment.
+    #[error("not yet: {0}")]
+    NotYet(String),
+}
+
+/// Why a node does not take leadership over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Declined {
+    /// It is catching up: worth asking again.
+    NotYet(String),
+    Unfit(String),
 }
 
 /// What a node without data shows while a cluster is founded, and with data says instead.
@@ -130,7 +141,7 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn timeline(&self, pos: LogPos) -> Bytes;
     /// Whether this node would take leadership over when asked now by a leader that accepts no worse than
     /// `accepts`; `Err` says why not (safety rule 14).
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), String>;
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined>;
     /// How fit this node is to lead.
     fn fitness(&self) -> Fitness;
     /// Another node wants to lead in this one's place. Returns once raft was told, or with why it was not.

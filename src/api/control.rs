@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use bytes::Bytes;
 
 use crate::api::args::{Args, Patience};
-use crate::api::error::Fault;
+use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::status::{RoleJson, ms};
 use crate::api::wire::BlockRefJson;
@@ -160,6 +160,15 @@ fn verdict_name(verdict: &Verdict) -> &'static str {
     }
 }
 
+/// A refusal, with the version of the membership it was made under.
+fn refused(parts: &Parts, refusal: impl Into<Fault>) -> Fault {
+    let mut fault = refusal.into();
+    if fault.code == Code::Precondition {
+        fault.data.version = Some(parts.consensus.status().members.version);
+    }
+    fault
+}
+
 pub(crate) fn reason(args: &Args<'_>) -> Result<Option<String>, Fault> {
     let reason: Option<String> = args.get("reason")?;
     if reason.as_ref().is_some_and(|r| REASON_CHARS_MAX < r.chars().count()) {
@@ -192,7 +201,8 @@ pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             reason: None,
             intent: Intent::HandOver,
         };
-        Ok(to_raw(&HandoverJson::from(leadership.hand_over(asked).await?)))
+        let done = leadership.hand_over(asked).await.map_err(|e| refused(&call.api.parts, e))?;
+        Ok(to_raw(&HandoverJson::from(done)))
     })
 }
 
@@ -203,7 +213,8 @@ fn dry_run(
     operation_id: String,
 ) -> Result<Box<RawValue>, Fault> {
     let leadership = &call.api.parts.leadership;
-    let (chosen, status) = handover::preview(leadership, to, accepts)?;
+    let (chosen, status) =
+        handover::preview(leadership, to, accepts).map_err(|e| refused(&call.api.parts, e))?;
     let peer = status.peers.iter().flatten().find(|p| p.node_id == chosen);
     let would = match peer {
         Some(peer) => format!(
@@ -239,14 +250,11 @@ pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             intent: Intent::HandOver,
         };
         let operation_id = asked.operation_id.clone();
-        let refused = match call.api.parts.leadership.hand_over(asked).await {
+        let outcome = match call.api.parts.leadership.hand_over(asked).await {
             Ok(done) => return Ok(to_raw(&HandoverJson::from(done))),
-            Err(refused) => refused,
-        };
-        let outcome = match refused {
-            Refused::NotLeader { .. } => OutcomeJson::NotLeader,
-            Refused::NoTarget(_) => OutcomeJson::NoTarget,
-            refused => return Err(refused.into()),
+            Err(Refused::NotLeader { .. }) => OutcomeJson::NotLeader,
+            Err(Refused::NoTarget(_)) => OutcomeJson::NoTarget,
+            Err(e) => return Err(refused(&call.api.parts, e)),
         };
         let now = call.api.parts.leadership.now();
         Ok(to_raw(&HandoverJson {
@@ -274,7 +282,7 @@ pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a>
             return answer(false);
         }
         if !status.members.voters.contains(&raft.node_id()) {
-            return Err(Refused::NotVoter(raft.node_id()).into());
+            return Err(refused(parts, Refused::NotVoter(raft.node_id())));
         }
         let is_heard = raft.heard_age().is_some_and(|age| age < raft.config().heartbeat_timeout);
         match status.leader_id.filter(|_| is_heard) {
@@ -289,7 +297,7 @@ pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a>
                 if let Err(why) = fitness
                     && !is_forced
                 {
-                    return Err(Refused::NotFit(raft.node_id(), why).into());
+                    return Err(refused(parts, Refused::NotFit(raft.node_id(), why)));
                 }
                 raft.core().elect().await.map_err(|_| Fault::shutting_down())?;
                 answer(true)
@@ -308,7 +316,7 @@ async fn ask_leader(parts: &Parts, leader_id: NodeId) -> Result<(), Fault> {
         Ok(Err(refusal)) => refusal,
         Err(error) => HandoverRefusal { reason: "unreachable".into(), message: error.to_string() },
     };
-    Err(refusal.into())
+    Err(refused(parts, refusal))
 }
 
 pub(crate) fn pause<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
@@ -331,8 +339,8 @@ pub(crate) fn pause<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
                 intent: Intent::HandOver,
             };
             // With no fit peer it goes on with its fence; as soon as there is one it hands over by itself.
-            if let Err(refused) = leadership.hand_over(asked).await {
-                tracing::info!(%refused, "a paused leader goes on");
+            if let Err(error) = leadership.hand_over(asked).await {
+                tracing::info!(%error, "a paused leader goes on");
             }
         }
         Ok(to_raw(&PausedJson { paused: true, role: leadership.now().role.into() }))

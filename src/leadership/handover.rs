@@ -94,8 +94,8 @@ pub(crate) enum Refused {
     NotVoter(NodeId),
     #[error("node {0} did not acknowledge anything within raft.heartbeat_timeout: {1}")]
     Unreachable(NodeId, String),
-    #[error("node {0} does not hold this leader's last entry: {1} are missing")]
-    NotCaughtUp(NodeId, u64),
+    #[error("node {0} is not caught up: {1}")]
+    NotCaughtUp(NodeId, String),
     #[error("node {0} is not fit to lead: {1}")]
     NotFit(NodeId, String),
     #[error("no other voter can take over: {0}")]
@@ -244,6 +244,7 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
     let asked = request.asked.clone();
     let result = drive(&handle, &mut request, began).await;
     handle.set_intent(Intent::Lead);
+    handle.memory().handover = None;
     match &result {
         Ok(done) => tracing::info!(
             operation_id = done.operation_id,
@@ -261,9 +262,7 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
             "leadership was not handed over"
         ),
     }
-    if result.is_err() {
-        tell(&handle, &mut request, began, result);
-    }
+    tell(&handle, &mut request, began, result);
 }
 
 /// The first answer is the one that counts; what is learned later is in the log.
@@ -331,15 +330,7 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         outcome: Outcome::Transferred,
     };
     if asked.to == Some(own_id) {
-        tell(handle, request, began, Ok(done.clone()));
         return Ok(done);
-    }
-    // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
-    choose(&handle.candidates(&status), asked.to, asked.accepts, &BTreeSet::new())?;
-    handle.set_intent(asked.intent);
-    let patience = handle.config().shutdown_timeout.min(asked.within / 2);
-    if tokio::time::timeout(patience, handle.drained()).await.is_err() {
-        tracing::warn!(?patience, "proposals are unanswered at a hand-over");
     }
     let mut handover = Handover {
         from_term: term,
@@ -348,10 +339,24 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         operation_id: asked.operation_id.clone(),
         accepts: asked.accepts,
     };
+    // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
+    choose(&handle.candidates(&status), asked.to, told_grade(&asked), &BTreeSet::new())?;
+    if let Some(to) = asked.to {
+        // What it said with a heartbeat is older than what it says now.
+        match raft.peers().would_take_over(to, &handover, raft.send_timeout()).await {
+            Ok(()) | Err(PeerError::NotYet(_)) => {}
+            Err(e) => return Err(refused_by(to, e)),
+        }
+    }
+    handle.set_intent(asked.intent);
+    let patience = handle.config().shutdown_timeout.min(asked.within / 2);
+    if tokio::time::timeout(patience, handle.drained()).await.is_err() {
+        tracing::warn!(?patience, "proposals are unanswered at a hand-over");
+    }
     let find_until = deadline.min(Instant::now() + handle.config().election_timeout);
     let Some(to) = find(handle, term, &asked, &handover, find_until).await? else {
         // Somebody else was elected meanwhile.
-        return finish(handle, request, began, done).await;
+        return Ok(finish(handle, &asked, began, done).await);
     };
     done.to = to;
     handle.memory().given_up_term = Some(term);
@@ -375,7 +380,7 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         .await
         {
             done.leader_id = Some(leader_id);
-            return finish(handle, request, began, done).await;
+            return Ok(finish(handle, &asked, began, done).await);
         }
         if give_up < Instant::now() {
             return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
@@ -389,6 +394,11 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         tracing::info!(term, to = again, "nobody took over in time; asking again");
         tell_raft(handle, again, &handover).await?;
     }
+}
+
+/// The worst fitness, as heartbeats told it, of those who are looked at. One that was named is asked itself.
+fn told_grade(asked: &Asked) -> FitnessGrade {
+    if asked.to.is_some() { FitnessGrade::Unable } else { asked.accepts }
 }
 
 async fn tell_raft(handle: &Handle, to: NodeId, handover: &Handover) -> Result<(), Refused> {
@@ -414,22 +424,25 @@ async fn find(
             return Ok(None);
         }
         let candidates = handle.candidates(&status);
-        if let Some(to) = choose(&candidates, asked.to, asked.accepts, &declined)? {
+        if let Some(to) = choose(&candidates, asked.to, told_grade(asked), &declined)? {
             match raft.peers().would_take_over(to, handover, raft.send_timeout()).await {
                 Ok(()) => return Ok(Some(to)),
+                // It catches up: asked again below, until its time is over.
+                Err(PeerError::NotYet(_)) if Instant::now() < until => {}
                 Err(e) if asked.to.is_some() => return Err(refused_by(to, e)),
                 Err(e) => {
                     tracing::info!(peer_id = to, error = %e, "a voter declines to take over");
                     declined.insert(to);
+                    continue;
                 }
             }
-            continue;
         }
         if until <= Instant::now() {
             return Err(match asked.to {
                 Some(to) => {
                     let missing = candidates.iter().find(|c| c.node_id == to).and_then(|c| c.missing);
-                    Refused::NotCaughtUp(to, missing.unwrap_or(status.positions.last))
+                    let missing = missing.unwrap_or(status.positions.last);
+                    Refused::NotCaughtUp(to, format!("it lacks {missing} entries"))
                 }
                 None => Refused::NoTarget("none holds this leader's last entry".into()),
             });
@@ -441,6 +454,7 @@ async fn find(
 fn refused_by(to: NodeId, error: PeerError) -> Refused {
     match error {
         PeerError::Refused(why) => Refused::NotFit(to, why),
+        PeerError::NotYet(why) => Refused::NotCaughtUp(to, why),
         e @ (PeerError::NoAddress(_) | PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => {
             Refused::Unreachable(to, e.to_string())
         }
@@ -475,13 +489,8 @@ async fn successor(
 }
 
 /// Another term began: says who leads in it.
-async fn finish(
-    handle: &Handle,
-    request: &mut Request,
-    began: Instant,
-    mut done: Done,
-) -> Result<Done, Refused> {
-    let deadline = began + request.asked.within;
+async fn finish(handle: &Handle, asked: &Asked, began: Instant, mut done: Done) -> Done {
+    let deadline = began + asked.within;
     let mut status = handle.raft().status();
     while (status.leader_id.is_none() || status.term <= done.old_term) && Instant::now() < deadline {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -489,7 +498,7 @@ async fn finish(
     }
     done.leader_id = status.leader_id;
     done.new_term = status.term;
-    if let Some(wanted) = request.asked.to {
+    if let Some(wanted) = asked.to {
         done.to = wanted;
     } else if done.to == done.from {
         done.to = status.leader_id.unwrap_or(done.from);
@@ -500,8 +509,7 @@ async fn finish(
         None => Outcome::TimedOut,
     };
     done.elapsed = began.elapsed();
-    tell(handle, request, began, Ok(done.clone()));
-    Ok(done)
+    done
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub(super) struct Memory {
     clocks: Clocks,
     /// The clock jumped while this node led in that term.
     pub(super) unsure_term: Option<Term>,
+    /// Operation of the hand-over under way.
+    pub(super) handover: Option<String>,
 }
 
 impl Memory {
@@ -63,6 +65,7 @@ impl Memory {
             peers: BTreeMap::new(),
             clocks: Clocks::default(),
             unsure_term: None,
+            handover: None,
         }
     }
 

@@ -188,7 +188,8 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     fault(if leads { outlasts(i) } else { i.executor.is_some() }, Check::Executor);
     fault(i.is_paused, Check::Paused);
     let may_stand = unfit.is_empty() && i.has_applied_enough;
-    if !leads && !is_caught_up {
+    // By its position alone: right after a change of leader nobody has seen a commit of the new term yet.
+    if !leads && (!s.is_started || s.positions.applied < i.committed_a_second_ago) {
         unfit.push(Check::CaughtUp);
     }
     Verdict { fence, lease_remaining, is_caught_up, failing, unfit, may_stand }

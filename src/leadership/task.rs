@@ -38,7 +38,6 @@ pub(crate) async fn run(
         counters,
         keeper,
         works: JoinSet::new(),
-        running: None,
         waiting: VecDeque::new(),
         asking_quorum: false,
         is_establishing: false,
@@ -65,9 +64,7 @@ struct Task {
     counters: Counters,
     keeper: Keeper,
     works: JoinSet<Ended>,
-    /// Operation of the hand-over under way.
-    running: Option<String>,
-    /// A stop waits for the hand-over before it.
+    /// They wait for the hand-over before them.
     waiting: VecDeque<Request>,
     /// A quorum is being asked whether this node still leads.
     asking_quorum: bool,
@@ -181,7 +178,6 @@ impl Task {
             .map(handover::Candidate::grade)
             .min();
         let heard_age = self.handle.raft().heard_age().unwrap_or_else(|| self.started.elapsed());
-        let is_busy = self.running.is_some();
         let keeper = &mut self.keeper;
         let barred_until = self.handle.config().barred_until;
         let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
@@ -194,7 +190,7 @@ impl Task {
                 is_barred: barred_until.is_some_and(|until| inputs.now < until),
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
                 fittest,
-                is_busy,
+                is_busy: memory.handover.is_some(),
             };
             (keeper.step(&look), memory.unsure_term)
         });
@@ -243,18 +239,24 @@ impl Task {
     }
 
     fn on_request(&mut self, mut request: Request) {
-        let Some(running) = &self.running else { return self.begin(request) };
-        // A stop follows whatever is under way; it then finds that another node leads, or hands over itself.
-        if request.asked.cause == LeadershipCause::Shutdown {
-            self.waiting.push_back(request);
-        } else if let Some(answer) = request.answer.take() {
-            // Whoever asked may have gone.
-            let _ = answer.send(Err(Refused::Busy(running.clone())));
+        let running = self.handle.memory().handover.clone();
+        let Some(running) = running else { return self.begin(request) };
+        match request.asked.cause {
+            // Follows whatever is under way; then it finds that another node leads, or hands over itself.
+            LeadershipCause::Resign | LeadershipCause::Shutdown | LeadershipCause::Pause => {
+                self.waiting.push_back(request);
+            }
+            _ => {
+                if let Some(answer) = request.answer.take() {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(Err(Refused::Busy(running)));
+                }
+            }
         }
     }
 
     fn begin(&mut self, request: Request) {
-        self.running = Some(request.asked.operation_id.clone());
+        self.handle.memory().handover = Some(request.asked.operation_id.clone());
         let handle = self.handle.clone();
         self.works.spawn(async move {
             handover::run(handle, request).await;
@@ -278,13 +280,17 @@ impl Task {
             }
             Err(error) => {
                 tracing::error!(%error, "a hand-over broke off");
+                self.handle.memory().handover = None;
                 self.next();
             }
         }
     }
 
     fn next(&mut self) {
-        self.running = None;
+        if self.handle.memory().handover.is_some() {
+            // The one that ended gave its place up before, and another took it.
+            return;
+        }
         if let Some(request) = self.waiting.pop_front() {
             self.begin(request);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::api;
 use crate::consensus::{
-    Answers, BoxFuture, Fitness, FoundingState, HandoverAsk, HandoverRefusal, Role, handle::Handle,
+    Answers, BoxFuture, Declined, Fitness, FoundingState, HandoverAsk, HandoverRefusal, Role, handle::Handle,
 };
 use crate::leadership;
 use crate::leadership::handover::Asked;
@@ -67,19 +67,19 @@ impl Answers for NodeAnswers {
         }
     }
 
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), String> {
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
         let now = self.leadership.now();
         if now.is_stopping {
-            return Err("the node is stopping".into());
-        }
-        if now.role != Role::Follower || !now.is_caught_up {
-            return Err("the node is not a caught-up follower".into());
-        }
-        if !self.may_vote() {
-            return Err("the node has just started".into());
+            return Err(Declined::Unfit("the node is stopping".into()));
         }
         if accepts.max(FitnessGrade::Fit) < now.fitness.grade {
-            return Err(now.fitness.reason);
+            return Err(Declined::Unfit(now.fitness.reason));
+        }
+        if now.role != Role::Follower || !now.is_caught_up {
+            return Err(Declined::NotYet("the node is not a caught-up follower".into()));
+        }
+        if !self.may_vote() {
+            return Err(Declined::NotYet("the node has just started".into()));
         }
         Ok(())
     }

@@ -115,6 +115,7 @@ fn peer_error(node_id: NodeId, error: CallError) -> PeerError {
         CallError::NoAddress => PeerError::NoAddress(node_id),
         CallError::Unreachable { why, .. } => PeerError::Unreachable { node_id, why },
         CallError::TimedOut(after) => PeerError::TimedOut { node_id, after },
+        CallError::Refused(error) if error.code() == ErrorCode::Busy => PeerError::NotYet(error.reason),
         CallError::Refused(error) => PeerError::Refused(error.reason),
     }
 }

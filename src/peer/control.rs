@@ -13,7 +13,7 @@ use openraft::{
 };
 use tokio::time::Instant;
 
-use crate::consensus::{HandoverAsk, HandoverRefusal};
+use crate::consensus::{Declined, HandoverAsk, HandoverRefusal};
 use crate::peer::{
     clock::unix_ns,
     convert,
@@ -286,7 +286,10 @@ where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
     let answer = context.answers.may_take_over(request.accepts());
-    answer.map_err(|why| wire::error(ErrorCode::Refused, why))
+    answer.map_err(|declined| match declined {
+        Declined::NotYet(why) => wire::error(ErrorCode::Busy, why),
+        Declined::Unfit(why) => wire::error(ErrorCode::Refused, why),
+    })
 }
 
 async fn hand_over<SM>(context: &Context<SM>, id: u64, request: proto::HandoverRequest) -> Answer

@@ -19,7 +19,9 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::consensus::{Answers, BoxFuture, Fitness, FoundingState, Handover, HandoverAsk, HandoverRefusal};
+use crate::consensus::{
+    Answers, BoxFuture, Declined, Fitness, FoundingState, Handover, HandoverAsk, HandoverRefusal,
+};
 use crate::machine::{Command, command::Kind};
 use crate::peer::{
     Addresses, Config, HashMark, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
@@ -237,10 +239,10 @@ impl Answers for MemAnswers {
     fn timeline(&self, pos: LogPos) -> Bytes {
         Bytes::from(format!("{{\"index\":{}}}", pos.index))
     }
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), String> {
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
         match self.may_take_over.load(Ordering::SeqCst) || accepts == FitnessGrade::Unwilling {
             true => Ok(()),
-            false => Err("paused".into()),
+            false => Err(Declined::Unfit("paused".into())),
         }
     }
     fn fitness(&self) -> Fitness {
