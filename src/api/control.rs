@@ -36,8 +36,8 @@ pub(crate) struct OperationId(pub(crate) String);
 impl Decode for OperationId {
     fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
         let id = String::decode(raw, name)?;
-        let is_good = (1..=64).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let is_good =
+            (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         match is_good {
             true => Ok(Self(id)),
             false => Err(Fault::param(name, format!("{name} is not 1 to 64 of A-Z, a-z, 0-9 and -"))),

@@ -23,11 +23,8 @@ pub(crate) const FROM_ID: Param =
     Param::optional::<u64>("fromId", "The first id, inclusive; without one: the newest.");
 pub(crate) const LIMIT: Param = Param::optional::<u64>("limit", "1 to 1000, default 100.");
 
-pub(crate) const HISTORY_PARAMS: &[Param] = &[
-    FROM_ID,
-    LIMIT,
-    Param::optional::<OperationId>("operationId", "Only what this operation did."),
-];
+pub(crate) const HISTORY_PARAMS: &[Param] =
+    &[FROM_ID, LIMIT, Param::optional::<OperationId>("operationId", "Only what this operation did.")];
 pub(crate) const AUDIT_PARAMS: &[Param] = &[FROM_ID, LIMIT];
 
 /// Where a page begins and how long it may be.

@@ -255,9 +255,7 @@ impl Chain {
                 reason: ended.reason.as_deref(),
                 term: ended.term,
                 index: ended.index,
-                trace_id: act
-                    .trace_id
-                    .map(|id| hex_simd::encode_to_string(id, hex_simd::AsciiCase::Lower)),
+                trace_id: act.trace_id.map(|id| hex_simd::encode_to_string(id, hex_simd::AsciiCase::Lower)),
             };
             let json = serde_json::to_vec(&body).expect("a record has string keys and finite numbers");
             let prev = last.and_then(|l| decode(l)).map_or([0; HASH_BYTES], |(_, hash, _)| hash);
@@ -268,7 +266,11 @@ impl Chain {
     }
 
     /// At most `limit` records from an id on, without one the newest; each as JSON text.
-    pub(crate) async fn page(&self, from: Option<u64>, limit: usize) -> io::Result<(Vec<String>, Option<u64>)> {
+    pub(crate) async fn page(
+        &self,
+        from: Option<u64>,
+        limit: usize,
+    ) -> io::Result<(Vec<String>, Option<u64>)> {
         let Page { entries, next } = self.shared.journal.page(from, limit).await?;
         let texts = entries.iter().map(|e| {
             to_json(&e.value).ok_or_else(|| {

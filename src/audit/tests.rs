@@ -194,7 +194,7 @@ async fn the_oldest_go_and_the_ids_go_on() {
     let page = journal.page(Some(1), 2).await.unwrap();
     assert_eq!((ids(&page), page.next), (vec![8, 9], Some(10)));
     assert!(ids(&journal.page(Some(13), 2).await.unwrap()).is_empty());
-    let even = |e: &Entry| e.id % 2 == 0;
+    let even = |e: &Entry| e.id.is_multiple_of(2);
     let page = journal.search(Some(1), 2, even).await.unwrap();
     assert_eq!((ids(&page), page.next), (vec![8, 10], Some(12)));
     let page = journal.search(None, 2, even).await.unwrap();

@@ -234,12 +234,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     observe::record_start(&audit, &raft, &opened.last_exit);
     tasks.spawn(
         "leadership",
-        leadership::task::run(
-            leadership.clone(),
-            settings.settings.clone(),
-            counters,
-            audit.history.clone(),
-        ),
+        leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
     );
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));

@@ -17,8 +17,8 @@ use crate::instants::stages::StageExemplars;
 use crate::instants::task::{Standing, Task};
 use crate::instants::{Instants, Mark, Tracing};
 use crate::leadership::ages::Ages;
-use crate::peer;
 use crate::node::StartError;
+use crate::peer;
 use crate::proposals;
 use crate::store;
 use crate::telemetry::exemplars::Exemplars;
@@ -173,8 +173,7 @@ pub(super) async fn open_audit(
 ) -> Result<audit::Handle, StartError> {
     let (local, health) = (opened.local.clone(), opened.health.clone());
     let (node_id, registry) = (settings.node.id, registry.clone());
-    let open =
-        move || audit::Handle::open(local, health, node_id, &api::table::audited(), &registry);
+    let open = move || audit::Handle::open(local, health, node_id, &api::table::audited(), &registry);
     match tokio::task::spawn_blocking(open).await {
         Ok(Ok(audit)) => Ok(audit),
         Ok(Err(error)) => Err(StartError { exit_code: 1, message: error.to_string() }),
