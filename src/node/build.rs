@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::audit;
 use crate::config;
 use crate::consensus;
 use crate::consensus::{
@@ -47,6 +48,7 @@ pub(super) struct Running {
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
     pub(super) feed: feed::Hub,
+    pub(super) audit: audit::Handle,
     pub(super) health: store::Health,
     pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
@@ -111,6 +113,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
+    let audit = observe::open_audit(&settings, &opened, &registry).await?;
     let source = Arc::new(opened.reader.clone());
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
@@ -193,6 +196,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let for_api = ForApi {
         reader: opened.reader.clone(),
         feed: feed.clone(),
+        audit: audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -226,7 +230,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         })
     });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
-    tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
+    tasks.spawn("audit", never_fails(audit.clone().run()));
+    observe::record_start(&audit, &raft, &opened.last_exit);
+    tasks.spawn(
+        "leadership",
+        leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
+    );
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
@@ -266,6 +275,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         proposals,
         reader: opened.reader,
         feed,
+        audit,
         health: opened.health,
         instants,
         servers,
@@ -297,6 +307,7 @@ fn api_parts(
         proposals: proposals.clone(),
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
+        audit: opened.audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         settings_file: settings.settings.clone(),
@@ -315,6 +326,7 @@ fn api_parts(
 struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
+    audit: audit::Handle,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,

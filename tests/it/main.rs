@@ -6,6 +6,7 @@
 
 mod api;
 mod api_stream;
+mod audit;
 mod cluster;
 mod contract;
 mod feed;
