@@ -20,6 +20,7 @@ pub(crate) mod files;
 pub(crate) mod gauges;
 pub(crate) mod health;
 pub(crate) mod identity;
+pub(crate) mod inspect;
 pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;

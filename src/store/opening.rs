@@ -232,17 +232,26 @@ fn rebuild_state(
     while let Some(data) = snapshots.newest_data().filter(|d| purged <= last_index(&d.manifest)) {
         let id = data.manifest.id.clone();
         let expected = data.manifest.last_log_id.as_ref().map(|l| LogPos { term: l.term, index: l.index });
-        let what = match snapshots.verify(&id).unwrap_or_default().first() {
-            Some(problem) => format!("{}: {}", problem.file, problem.what),
+        let metrics = snapshots.metrics();
+        let what = match snapshots.check_files(&id).unwrap_or_default().first() {
+            Some(problem) => {
+                metrics.count("restore", "corrupt", 0.0);
+                format!("{}: {}", problem.file, problem.what)
+            }
             None => match install::build(data_dir, &data.dir, rocks, expected) {
                 Ok(built) => {
+                    metrics.count("restore", "ok", 0.0);
                     db::remove_others(data_dir).map_err(io)?;
                     return Ok(built);
                 }
                 Err(e) if e.is_no_space() => {
+                    metrics.count("restore", "failed", 0.0);
                     return Err(OpenError::DiskFull { path: data_dir.to_owned(), what: e.to_string() });
                 }
-                Err(e) => e.to_string(),
+                Err(e) => {
+                    metrics.count("restore", "corrupt", 0.0);
+                    e.to_string()
+                }
             },
         };
         snapshots.set_aside(&id, &what).map_err(io)?;

@@ -4,8 +4,8 @@
 //! and durable; one that is being read is not deleted. Knows nothing of when one is due.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -17,10 +17,12 @@ use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
 use crate::store::files;
 use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
+use crate::store::snapshot::check::Problem;
 use crate::store::state::install::{is_database_file, link_files};
-use crate::types::{LogIndex, proto::SnapshotFile, proto::SnapshotManifest};
+use crate::types::{LogIndex, proto::SnapshotManifest};
 
 pub(crate) mod build;
+pub(crate) mod check;
 pub(crate) mod receive;
 
 /// Version of the disk format of the state that this binary writes and reads.
@@ -29,9 +31,11 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"brsnapm1";
 const MANIFEST: &str = "manifest";
 /// The folder of the files that a manifest names.
-const FILES: &str = "db";
-/// Read at once while a checksum is computed.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const FILES: &str = "db";
+/// Ending of the folder of one that is not finished.
+const TMP: &str = "tmp";
+/// Ending of the folder of one that is set aside.
+const DAMAGED: &str = "damaged";
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
@@ -40,13 +44,6 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotDat
 struct Stored {
     manifest: SnapshotManifest,
     pin: Arc<()>,
-}
-
-/// What is wrong with a file of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
-    pub(crate) file: String,
-    pub(crate) what: String,
 }
 
 /// A file as the file system tells it from others; SST files never change.
@@ -89,21 +86,21 @@ impl Snapshots {
         rocks: rocks::Shared,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        let dir = data_dir.join("snapshots");
+        let dir = folder_of(data_dir);
         files::create_dir(&dir)?;
-        let mut list = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("tmp") => files::remove_dir(&path)?,
-                Some("damaged") => {}
-                _ => match read_whole(&path) {
-                    Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
-                    Err(what) => set_aside(&path, &what)?,
-                },
+            if path.extension().is_some_and(|e| e == TMP) {
+                files::remove_dir(&path)?;
             }
         }
-        list.sort_by_key(|s| last_index(&s.manifest));
+        let mut list = Vec::new();
+        for (path, read) in read_folder(&dir)? {
+            match read {
+                Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
+                Err(what) => set_aside(&path, &what)?,
+            }
+        }
         let inner = Inner {
             dir,
             cluster_id: cluster_id.to_owned(),
@@ -141,13 +138,37 @@ impl Snapshots {
         self.stored().last().map(|s| self.data(s))
     }
 
-    /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
-    pub(crate) fn verify(&self, id: &str) -> Option<Vec<Problem>> {
-        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
-        let problems = verify_files(&data.dir, &data.manifest);
+    /// Compares every file with its checksum, then restores the snapshot into a folder of its own and
+    /// compares what that holds. `None`: no such snapshot. `Err`: the scratch folder cannot be
+    /// written. Blocking; takes as long as the history is large.
+    pub(crate) fn verify(&self, id: &str) -> io::Result<Option<Vec<Problem>>> {
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s));
+        let Some(data) = data else { return Ok(None) };
+        let metrics = &self.inner.metrics.snapshots;
+        let mut problems = check::files(&data.dir, &data.manifest);
+        if problems.is_empty() {
+            // Of this call alone: two at once do not meet.
+            let name = format!("{id}-verify-{:x}", rand::random::<u64>());
+            let restored =
+                check::restore(&data.dir, &self.tmp_dir(&name), &data.manifest, &self.inner.rocks);
+            match restored {
+                Ok(Ok(())) => {}
+                Ok(Err(what)) => problems.push(Problem { file: FILES.to_owned(), what }),
+                Err(error) => {
+                    metrics.count("verify", "failed", 0.0);
+                    return Err(error);
+                }
+            }
+        }
         let outcome = if problems.is_empty() { "ok" } else { "corrupt" };
-        self.inner.metrics.snapshots.count("verify", outcome, 0.0);
-        Some(problems)
+        metrics.count("verify", outcome, 0.0);
+        Ok(Some(problems))
+    }
+
+    /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
+    pub(crate) fn check_files(&self, id: &str) -> Option<Vec<Problem>> {
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
+        Some(check::files(&data.dir, &data.manifest))
     }
 
     /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
@@ -229,7 +250,7 @@ impl Snapshots {
     }
 
     fn tmp_dir(&self, id: &str) -> PathBuf {
-        self.inner.dir.join(format!("{id}.tmp"))
+        self.inner.dir.join(format!("{id}.{TMP}"))
     }
 
     /// Keeps a snapshot of this node's own state.
@@ -351,6 +372,29 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
     Ok(manifest)
 }
 
+/// Where the snapshots of a data folder lie.
+pub(crate) fn folder_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("snapshots")
+}
+
+/// The snapshots in a folder, oldest first, and those that cannot be used with the reason, last.
+/// Changes nothing.
+pub(crate) fn read_folder(dir: &Path) -> io::Result<Vec<(PathBuf, Result<SnapshotManifest, String>)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|e| e != TMP && e != DAMAGED) {
+            let read = read_whole(&path);
+            found.push((path, read));
+        }
+    }
+    found.sort_by_key(|(path, read)| match read {
+        Ok(manifest) => (false, last_index(manifest), path.clone()),
+        Err(_) => (true, None, path.clone()),
+    });
+    Ok(found)
+}
+
 /// The manifest of a snapshot whose files are all there in full length. Checksums are not looked at:
 /// reading everything would hold up the start.
 fn read_whole(dir: &Path) -> Result<SnapshotManifest, String> {
@@ -375,41 +419,13 @@ fn set_aside(path: &Path, what: &str) -> io::Result<()> {
     // The newest damaged one tells enough; each pins the space of its files.
     for entry in fs::read_dir(files::parent(path))? {
         let other = entry?.path();
-        if other.extension().is_some_and(|e| e == "damaged") {
+        if other.extension().is_some_and(|e| e == DAMAGED) {
             files::remove_dir(&other)?;
         }
     }
-    let aside = path.with_extension("damaged");
+    let aside = path.with_extension(DAMAGED);
     tracing::warn!(what, path = %aside.display(), "a damaged snapshot is set aside");
     fs::rename(path, aside)
-}
-
-/// Compares every file that a manifest names with its size and checksum.
-pub(crate) fn verify_files(dir: &Path, manifest: &SnapshotManifest) -> Vec<Problem> {
-    let problem = |file: &SnapshotFile| {
-        let what = match checksum(&dir.join(&file.name)) {
-            Ok((size, _)) if size != file.size_bytes => format!("has {size} bytes, not {}", file.size_bytes),
-            Ok((_, sum)) if sum != file.checksum => "its checksum differs".to_owned(),
-            Ok(_) => return None,
-            Err(e) => e.to_string(),
-        };
-        Some(Problem { file: file.name.clone(), what })
-    };
-    manifest.files.iter().filter_map(problem).collect()
-}
-
-/// Size and blake3 of a file.
-pub(crate) fn checksum(path: &Path) -> io::Result<(u64, Bytes)> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buf, mut size) = (blake3::Hasher::new(), vec![0; READ_BYTES], 0);
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            return Ok((size, Bytes::copy_from_slice(hasher.finalize().as_bytes())));
-        }
-        hasher.update(&buf[..n]);
-        size += n as u64;
-    }
 }
 
 /// The files of a folder that belong to the database, sorted.

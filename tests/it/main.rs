@@ -9,6 +9,7 @@ mod api_stream;
 mod cluster;
 mod contract;
 mod feed;
+mod inspect;
 mod metrics;
 mod peer_port;
 mod recovery;

@@ -15,7 +15,7 @@ use crate::raft::convert::{log_id_to_proto, stored_membership_to_proto};
 use crate::raft::{LogId, SnapshotData, SnapshotMeta, TypeConfig, log_id_of, pos_of};
 use crate::store::files;
 use crate::store::snapshot::{
-    FILES, FORMAT_VERSION, FileKey, Snapshot, Snapshots, checksum, database_files, last_index, meta_of,
+    FILES, FORMAT_VERSION, FileKey, Snapshot, Snapshots, check, database_files, last_index, meta_of,
 };
 use crate::store::state::apply::unix_ms;
 use crate::store::state::db::{StateDb, StateError};
@@ -176,7 +176,6 @@ impl Snapshots {
         let record = db.record()?.ok_or(BuildError::Empty)?;
         let membership = db.membership()?;
         drop(db);
-        remove_info_logs(dir)?;
         let found = Some(log_id_of(LogPos { term: record.applied_term, index: record.applied_index }));
         if found != expected {
             return Err(BuildError::Position { found, expected });
@@ -206,7 +205,7 @@ impl Snapshots {
             let key = FileKey { name: name.clone(), inode: m.ino(), size: m.size(), modified_ns };
             let sum = match known.get(&key) {
                 Some(sum) if name.ends_with(".sst") => sum.clone(),
-                _ => checksum(&path)?.1,
+                _ => check::checksum(&path)?.1,
             };
             kept.insert(key, sum.clone());
             files.push(SnapshotFile { name, size_bytes: m.size(), checksum: sum });
@@ -218,15 +217,4 @@ impl Snapshots {
     fn checksums(&self) -> std::sync::MutexGuard<'_, HashMap<FileKey, Bytes>> {
         self.inner.checksums.lock().unwrap_or_else(|p| p.into_inner())
     }
-}
-
-/// Opening a checkpoint leaves a log of RocksDB's own in it.
-pub(super) fn remove_info_logs(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("LOG")) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
 }
