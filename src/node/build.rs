@@ -240,7 +240,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         tasks
             .spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
     }
-    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    let compacted =
+        Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
@@ -299,6 +300,7 @@ fn api_parts(
         feed: opened.feed.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
+        compaction: snapshots_config(settings),
         settings_file: settings.settings.clone(),
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),

@@ -44,15 +44,29 @@ impl proposals::Chain for Chain {
 }
 
 /// What compaction asks of the store.
-pub(super) struct Compacted(pub(super) store::Reader);
+pub(super) struct Compacted {
+    pub(super) reader: store::Reader,
+    pub(super) snapshots: store::Snapshots,
+}
 
 impl snapshots::Compacted for Compacted {
     fn log_bytes_after(&self, index: LogIndex) -> u64 {
-        self.0.log_bytes_after(index)
+        self.reader.log_bytes_after(index)
     }
 
     fn flush_ahead(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.flush_ahead())
+        Box::pin(self.reader.flush_ahead())
+    }
+
+    fn built(&self, n: u64) -> BoxFuture<'_, snapshots::Built> {
+        let mut progress = self.snapshots.progress();
+        Box::pin(async move {
+            match progress.wait_for(|p| n < p.ended).await.map(|p| p.ended) {
+                Ok(n_ended) => snapshots::Built { n_ended, newest: self.snapshots.newest_index() },
+                // The store lives as long as this does.
+                Err(_) => std::future::pending().await,
+            }
+        })
     }
 }
 

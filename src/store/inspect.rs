@@ -254,9 +254,8 @@ impl Look<'_> {
         }
         let last = log.map(|l| l.contents.last.map(|e| e.pos.index));
         if last.is_some_and(|last| last < index) && reached < index {
-            let what = format!(
-                "it holds entries up to {index:?}, the log ends at {last:?}: the log lost entries"
-            );
+            let what =
+                format!("it holds entries up to {index:?}, the log ends at {last:?}: the log lost entries");
             self.finding(&dir, what, true);
         }
         let view = loaded.machine.view();
@@ -282,8 +281,14 @@ impl Look<'_> {
 
     /// That of the log is newer, where it holds one.
     fn take_membership(&mut self, of_state: StoredMembership) {
-        let of_snapshot =
-            || self.found.snapshots.first()?.membership.as_ref().and_then(|m| stored_membership_from_proto(m).ok());
+        let of_snapshot = || {
+            self.found
+                .snapshots
+                .first()?
+                .membership
+                .as_ref()
+                .and_then(|m| stored_membership_from_proto(m).ok())
+        };
         let is_known = |m: &StoredMembership| m.log_id().is_some();
         let other = Some(of_state).filter(is_known).or_else(of_snapshot);
         self.found.membership = self.found.membership.take().or(other).filter(is_known);

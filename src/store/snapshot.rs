@@ -11,18 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::watch;
 
-use crate::raft::convert::{log_id_from_proto, stored_membership_from_proto};
+use crate::raft::convert::{log_id_from_proto, members_of, stored_membership_from_proto};
 use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
 use crate::store::files;
 use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
 use crate::store::snapshot::check::Problem;
+use crate::store::snapshot::progress::Progress;
 use crate::store::state::install::{is_database_file, link_files};
+use crate::types::member::Members;
 use crate::types::{LogIndex, proto::SnapshotManifest};
 
 pub(crate) mod build;
 pub(crate) mod check;
+pub(crate) mod export;
+pub(crate) mod progress;
 pub(crate) mod receive;
 
 /// Version of the disk format of the state that this binary writes and reads.
@@ -74,6 +79,7 @@ struct Inner {
     pending: Mutex<Option<Stored>>,
     /// Checksums of SST files that were computed before.
     checksums: Mutex<HashMap<FileKey, Bytes>>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Snapshots {
@@ -111,6 +117,7 @@ impl Snapshots {
             list: Mutex::new(list),
             pending: Mutex::new(None),
             checksums: Mutex::new(HashMap::new()),
+            progress: watch::Sender::new(Progress::default()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
         snapshots.prune();
@@ -122,13 +129,20 @@ impl Snapshots {
         self.stored().last().map(|s| s.manifest.clone())
     }
 
+    /// Last index that the newest one holds; 0: there is none.
+    pub(crate) fn newest_index(&self) -> LogIndex {
+        self.stored().last().and_then(|s| last_index(&s.manifest)).unwrap_or(0)
+    }
+
+    pub(crate) fn retain(&self) -> usize {
+        self.inner.retain
+    }
+
     /// Newest first.
-    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
         self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
     }
 
-    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
         self.stored().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
     }
@@ -149,8 +163,7 @@ impl Snapshots {
         if problems.is_empty() {
             // Of this call alone: two at once do not meet.
             let name = format!("{id}-verify-{:x}", rand::random::<u64>());
-            let restored =
-                check::restore(&data.dir, &self.tmp_dir(&name), &data.manifest, &self.inner.rocks);
+            let restored = check::restore(&data.dir, &self.tmp_dir(&name), &data.manifest, &self.inner.rocks);
             match restored {
                 Ok(Ok(())) => {}
                 Ok(Err(what)) => problems.push(Problem { file: FILES.to_owned(), what }),
@@ -348,6 +361,12 @@ pub(crate) fn meta_of(manifest: &SnapshotManifest) -> Result<SnapshotMeta, Strin
         last_log_id: manifest.last_log_id.as_ref().map(log_id_from_proto),
         last_membership: stored_membership_from_proto(membership).map_err(|e| e.to_string())?,
     })
+}
+
+/// The members that a snapshot names.
+pub(crate) fn members_in(manifest: &SnapshotManifest) -> Members {
+    let stored = manifest.membership.as_ref().and_then(|m| stored_membership_from_proto(m).ok());
+    members_of(&stored.unwrap_or_default())
 }
 
 fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {

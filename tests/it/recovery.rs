@@ -20,7 +20,8 @@ use crate::support::{
     cluster::Cluster,
     config::{Settings, settings},
     folder::{
-        BLOCKS, FOLDER, assert_whole, cut, files, flip, large_files, replace, state_dir, stopped_node, used, walk,
+        BLOCKS, FOLDER, assert_whole, cut, files, flip, large_files, replace, state_dir, stopped_node, used,
+        walk,
     },
     stream::fill,
     wait::{SOON, wait_for},

@@ -88,11 +88,7 @@ fn compare(db: &StateDb, manifest: &SnapshotManifest) -> Result<(), String> {
     let is_same = found == manifest.last_log_id
         && record.state_hash == manifest.state_hash
         && Some(stored_membership_to_proto(&membership)) == manifest.membership;
-    if is_same {
-        Ok(())
-    } else {
-        Err(format!("it holds {found:?}, or another state than its manifest says"))
-    }
+    if is_same { Ok(()) } else { Err(format!("it holds {found:?}, or another state than its manifest says")) }
 }
 
 /// Reads every row of every family: RocksDB compares the checksum of each part it reads.
