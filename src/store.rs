@@ -24,6 +24,7 @@ pub(crate) mod inspect;
 pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod offline;
 pub(crate) mod opening;
 pub(crate) mod reader;
 pub(crate) mod rocks;

@@ -1,9 +1,8 @@
 //! Putting the parts together, from the folder upwards.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -15,10 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::config;
 use crate::consensus;
-use crate::consensus::{
-    founding::{self, FoundingList},
-    snapshots,
-};
+use crate::consensus::{founding, snapshots};
 use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
@@ -26,14 +22,12 @@ use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, observe, parts};
+use crate::node::{StartError, addresses, founders, observe, parts};
 use crate::peer;
 use crate::proposals;
-use crate::raft::NodeRecord;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::trace::counted::Rejected;
-use crate::types::NodeId;
 use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
@@ -135,7 +129,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         ),
         identity(&opened.identity),
         Arc::clone(&addresses),
-        Arc::new(parts::Incarnations(opened.local.clone())),
+        Arc::new(parts::Incarnations {
+            local: opened.local.clone(),
+            reader: opened.reader.clone(),
+            data_dir: settings.node.data_dir.clone(),
+            identity: Mutex::new(opened.identity.clone()),
+        }),
         Arc::new(notices),
         Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
         &registry,
@@ -181,7 +180,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     )
     .map_err(metrics_failed)?;
 
-    let list = founding_list(&settings);
+    let list = founders::founding_list(&settings);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -451,25 +450,4 @@ fn api_config(settings: &config::Settings) -> api::Config {
         allowed_hosts: api.allowed_hosts.clone(),
         allowed_origins: api.allowed_origins.clone(),
     }
-}
-
-/// The founding members; this node is one of them whether its file lists it or not.
-fn founding_list(settings: &config::Settings) -> FoundingList {
-    let record = |name: &str, peer: &str, api: &str| NodeRecord {
-        name: name.to_owned(),
-        peer_addr: peer.to_owned(),
-        api_addr: api.to_owned(),
-        incarnation: None,
-    };
-    let mut list: BTreeMap<NodeId, NodeRecord> = settings
-        .cluster
-        .peers
-        .iter()
-        .map(|m| (m.node_id, record(&m.name, &m.peer_addr, &m.api_addr)))
-        .collect();
-    if !list.is_empty() {
-        let own = || record(&settings.node.name, &settings.peer.advertise, &settings.api.advertise);
-        list.entry(settings.node.id).or_insert_with(own);
-    }
-    FoundingList(list)
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::raft::convert::{members_of, stored_membership_from_proto};
 use crate::raft::{StoredMembership, Vote, pos_of};
 use crate::store::log::open::{self as log_open, Looked};
+use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::snapshot::{self, FILES, check, last_index};
 use crate::store::state::db::{self, Loaded, StateDb, StateError};
 use crate::store::{Identity, OpenError, exit, identity, rocks};
@@ -74,6 +75,8 @@ pub(crate) struct Found {
     pub(crate) vote: Option<VoteFound>,
     pub(crate) log: Option<LogFound>,
     pub(crate) state: Option<StateFound>,
+    /// Height of the last block among the entries that were read last.
+    last_logged_height: Option<Height>,
     /// The newest in the log, else that of the state, else that of the newest snapshot.
     pub(crate) membership: Option<StoredMembership>,
     /// Newest first.
@@ -83,6 +86,12 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// Height of the last block, applied or not.
+    pub(crate) fn last_height(&self) -> Option<Height> {
+        let head = self.state.as_ref().and_then(|s| s.head.as_ref()).map(|h| h.height);
+        self.last_logged_height.max(head)
+    }
+
     /// The membership in the words of the API.
     pub(crate) fn members(&self) -> Option<Members> {
         self.membership.as_ref().map(members_of)
@@ -99,6 +108,7 @@ pub(crate) fn look(data_dir: &Path, depth: Depth) -> Result<Found, OpenError> {
     let _lock = identity::Shared::take(data_dir)?;
     let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
     let mut look = Look { data_dir, rocks, depth, found: Found::default() };
+    look.unfinished()?;
     look.identity()?;
     let log = look.log()?;
     look.snapshots()?;
@@ -131,6 +141,17 @@ impl Look<'_> {
     fn finding(&mut self, path: &Path, what: impl Into<String>, refuses: bool) {
         let file = path.strip_prefix(self.data_dir).unwrap_or(path).to_owned();
         self.found.findings.push(Finding { file, what: what.into(), refuses });
+    }
+
+    fn unfinished(&mut self) -> Result<(), OpenError> {
+        match Unfinished::read(self.data_dir) {
+            Ok(None) => {}
+            Ok(Some(unfinished)) => {
+                self.finding(&self.data_dir.join(UNFINISHED), unfinished.says(), true);
+            }
+            Err(e) => self.refused(e)?,
+        }
+        Ok(())
     }
 
     fn identity(&mut self) -> Result<(), OpenError> {
@@ -182,6 +203,7 @@ impl Look<'_> {
             file_bytes: size_of_files(&dir).map_err(|e| OpenError::io(&dir, e))?,
         });
         self.found.membership = contents.membership.clone();
+        self.found.last_logged_height = contents.last_block_height();
         Ok(Some(looked))
     }
 

@@ -13,6 +13,7 @@ use crate::store::local::Local;
 use crate::store::log::writer::Writer;
 use crate::store::log::{self, LogStore};
 use crate::store::metrics::Metrics;
+use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::reader::Reader;
 use crate::store::snapshot::{Snapshots, last_index};
 use crate::store::state::db::{self, Loaded, StateDb};
@@ -30,6 +31,9 @@ pub(super) fn open(
     let data_dir = config.data_dir.as_path();
     let lock = Lock::take(data_dir, who)?;
     let io = |e| OpenError::io(data_dir, e);
+    if let Some(unfinished) = Unfinished::read(data_dir)? {
+        return Err(OpenError::damage(&data_dir.join(UNFINISHED), unfinished.says()));
+    }
     let found = Identity::read(data_dir)?;
     if let Some(identity) = &found {
         identity.check(data_dir, who)?;

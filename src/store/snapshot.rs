@@ -34,7 +34,7 @@ pub(crate) mod receive;
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Before the encoded manifest and its CRC.
 const MAGIC: [u8; 8] = *b"brsnapm1";
-const MANIFEST: &str = "manifest";
+pub(crate) const MANIFEST: &str = "manifest";
 /// The folder of the files that a manifest names.
 pub(crate) const FILES: &str = "db";
 /// Ending of the folder of one that is not finished.
@@ -276,12 +276,7 @@ impl Snapshots {
 
     /// Writes the manifest, makes everything durable and puts the folder in its place.
     fn put_in_place(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<Stored> {
-        write_manifest(&tmp.join(MANIFEST), &manifest)?;
-        files::sync_dir(tmp)?;
-        let dir = self.inner.dir.join(&manifest.id);
-        fs::rename(tmp, &dir)?;
-        // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
-        files::sync_dir(&self.inner.dir)?;
+        place(&self.inner.dir, tmp, &manifest)?;
         Ok(Stored { manifest, pin: Arc::default() })
     }
 
@@ -369,6 +364,18 @@ pub(crate) fn members_in(manifest: &SnapshotManifest) -> Members {
     members_of(&stored.unwrap_or_default())
 }
 
+/// Writes the manifest beside the files in `tmp`, makes everything durable and puts the folder in its
+/// place among the snapshots of `dir`.
+pub(crate) fn place(dir: &Path, tmp: &Path, manifest: &SnapshotManifest) -> io::Result<PathBuf> {
+    write_manifest(&tmp.join(MANIFEST), manifest)?;
+    files::sync_dir(tmp)?;
+    let placed = dir.join(&manifest.id);
+    fs::rename(tmp, &placed)?;
+    // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
+    files::sync_dir(dir)?;
+    Ok(placed)
+}
+
 fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {
     let body = manifest.encode_to_vec();
     let mut content = MAGIC.to_vec();
@@ -379,6 +386,10 @@ fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {
 
 pub(crate) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
     let content = fs::read(dir.join(MANIFEST)).map_err(|e| format!("its manifest cannot be read: {e}"))?;
+    decode_manifest(&content)
+}
+
+pub(crate) fn decode_manifest(content: &[u8]) -> Result<SnapshotManifest, String> {
     let body = content
         .strip_prefix(&MAGIC)
         .and_then(|rest| rest.split_at_checked(4))

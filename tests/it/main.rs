@@ -12,6 +12,7 @@ mod feed;
 mod inspect;
 mod metrics;
 mod peer_port;
+mod recover;
 mod recovery;
 mod refusals;
 mod stop;

@@ -16,7 +16,7 @@ use crate::store::log::wal::{self, Damage};
 use crate::store::log::writer::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
 use crate::store::rocks::{self, Db, LOG_FAMILIES, Recovery};
 use crate::store::watermark::{Found, Mark, Peeked, Slots};
-use crate::types::{LogIndex, proto};
+use crate::types::{Height, LogIndex, proto};
 
 /// Payload bytes kept in memory while the log is read; what [`Tail`] keeps.
 const KEEP_BYTES: u64 = 16 << 20;
@@ -64,6 +64,14 @@ impl Contents {
     /// Index of the first entry.
     pub(crate) fn first_index(&self) -> LogIndex {
         self.first
+    }
+
+    /// Height of the last block among the entries of the tail.
+    pub(crate) fn last_block_height(&self) -> Option<Height> {
+        self.tail.iter().rev().find_map(|(_, entry)| match &entry.payload {
+            EntryPayload::Normal(command) => command.block_height(),
+            EntryPayload::Blank | EntryPayload::Membership(_) => None,
+        })
     }
 
     pub(crate) fn into_tail(self) -> Tail {

@@ -140,7 +140,7 @@ impl Receiving {
 }
 
 /// Names come from another node: they may lead nowhere but into the folder of this snapshot.
-fn check_manifest(manifest: &SnapshotManifest, cluster_id: &str) -> Result<(), ReceiveError> {
+pub(crate) fn check_manifest(manifest: &SnapshotManifest, cluster_id: &str) -> Result<(), ReceiveError> {
     let fail = |what: &str| Err(ReceiveError::Manifest(what.to_owned()));
     let is_plain = |name: &str| {
         !name.is_empty()

@@ -144,6 +144,12 @@ pub(crate) struct Listed {
     changed_ns: i128,
 }
 
+impl Listed {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// Everything below a folder and the folder itself, with sizes and times of the last change.
 pub(crate) fn listing(dir: &Path) -> Vec<Listed> {
     let mut out = Vec::new();
