@@ -1,414 +1,181 @@
-//! Moving leadership, pausing a node, and what an executor asks and reports.
+//! Calls that steer a node: recorded before and after, made once by operation id, and carried to their end.
+//!
+//! Rows of the table say which these are (`audited`, `once`); the dispatch sends them through [`run`], so no
+//! handler minds any of it. Such a call runs in a task of its own: a client that goes away changes nothing.
 
-use std::time::Duration;
+use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc};
 
-use schemars::JsonSchema;
-use serde::Serialize;
+use futures::FutureExt;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::value::RawValue;
 
-use bytes::Bytes;
+use crate::api::args::{Args, Decode, Param};
+use crate::api::error::{Fault, Kind};
+use crate::api::handlers::Call;
+use crate::api::once::Turn;
+use crate::api::table::Method;
+use crate::audit::chain::{Act, Ended, Outcome, Started};
+use crate::types::{LogIndex, Term};
 
-use crate::api::args::{Args, Patience};
-use crate::api::error::{Code, Fault};
-use crate::api::handlers::{Answer, Call, to_raw};
-use crate::api::status::{RoleJson, ms};
-use crate::api::wire::BlockRefJson;
-use crate::api::{Api, Parts};
-use crate::consensus::{HandoverAsk, HandoverRefusal, Role};
-use crate::leadership::executor::{Claim, Report, Verdict};
-use crate::leadership::handover::{self, Asked, Done, Outcome, Refused};
-use crate::leadership::policy::Intent;
-use crate::leadership::task::operation_id;
-use crate::types::block::BlockRef;
-use crate::types::error::ProposeError;
-use crate::types::proto::{FitnessGrade, LeadershipCause};
-use crate::types::{Height, NodeId, Term};
+/// What a call is answered.
+pub(crate) type Outcomes = Result<Box<RawValue>, Fault>;
 
-/// Characters of a reason: it is kept, and shown to people.
-const REASON_CHARS_MAX: usize = 256;
-/// Bytes of a block's hash.
-const HASH_BYTES_MAX: usize = 64;
+/// Of every row that is `once`.
+pub(crate) const OPERATION_ID: Param = Param::named::<OperationId>(
+    "operationId",
+    "Chosen by the caller: a second call with it within 10 minutes joins or answers the first.",
+);
 
-/// How a hand-over ended.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(rename = "Handover")]
-pub(crate) struct HandoverJson {
-    operation_id: String,
-    from: NodeId,
-    /// Who was asked to take over; null where nobody was.
-    to: Option<NodeId>,
-    old_term: Term,
-    new_term: Term,
-    elapsed_ms: u64,
-    /// Who is heard to lead.
-    leader_id: Option<NodeId>,
-    outcome: OutcomeJson,
-    /// Of a dry run: whom it would choose, and why.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would: Option<String>,
-}
+/// Who calls, where there are no tokens.
+const NOBODY: &str = "-";
 
-#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(rename = "HandoverOutcome")]
-enum OutcomeJson {
-    Transferred,
-    /// Another node took over than the one that was asked.
-    OtherLeads,
-    /// It may still happen.
-    TimedOut,
-    /// Of a resignation: this node does not lead, there is nothing to do.
-    NotLeader,
-    /// Of a resignation: nobody can take over, this node leads on.
-    NoTarget,
-    /// Nothing was done.
-    DryRun,
-}
+/// 1 to 64 of `A-Za-z0-9-`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OperationId(pub(crate) String);
 
-impl From<Done> for HandoverJson {
-    fn from(done: Done) -> Self {
-        Self {
-            operation_id: done.operation_id,
-            from: done.from,
-            to: Some(done.to),
-            old_term: done.old_term,
-            new_term: done.new_term,
-            elapsed_ms: ms(done.elapsed),
-            leader_id: done.leader_id,
-            outcome: match done.outcome {
-                Outcome::Transferred => OutcomeJson::Transferred,
-                Outcome::OtherLeads => OutcomeJson::OtherLeads,
-                Outcome::TimedOut => OutcomeJson::TimedOut,
-            },
-            would: None,
+impl Decode for OperationId {
+    fn decode(raw: &RawValue, name: &str) -> Result<Self, Fault> {
+        let id = String::decode(raw, name)?;
+        let is_good =
+            (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        match is_good {
+            true => Ok(Self(id)),
+            false => Err(Fault::param(name, format!("{name} is not 1 to 64 of A-Z, a-z, 0-9 and -"))),
         }
     }
-}
 
-/// Whether a node was asked not to lead while another can.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Paused")]
-pub(crate) struct PausedJson {
-    paused: bool,
-    role: RoleJson,
-}
-
-/// Whether a candidacy, or the hand-over that was asked for instead, began.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "ElectionStarted")]
-pub(crate) struct ElectionJson {
-    term: Term,
-    started: bool,
-}
-
-/// How an executor's block stands to the agreed ones.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
-#[schemars(rename = "Verdict")]
-pub(crate) enum VerdictJson {
-    /// It is the head.
-    InSync,
-    /// It is ours, and so many blocks follow.
-    Behind { by: u64 },
-    /// Above the head; null: there is none yet.
-    Ahead { by: u64, head: Option<BlockRefJson> },
-    /// Above the head, and its block at the head's height is the head.
-    AheadOfStaleState { by: u64, head: Option<BlockRefJson> },
-    /// Another block than ours stands at this height.
-    Forked { height_differs: Height },
-    /// Before the kept history.
-    Unknown { oldest_height: Option<Height> },
-}
-
-impl From<Verdict> for VerdictJson {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::InSync => Self::InSync,
-            Verdict::Behind { by } => Self::Behind { by },
-            Verdict::Ahead { by, head } => Self::Ahead { by, head: head.map(Into::into) },
-            Verdict::AheadOfStaleState { by, head } => {
-                Self::AheadOfStaleState { by, head: Some(head.into()) }
-            }
-            Verdict::Forked { height_differs } => Self::Forked { height_differs },
-            Verdict::Unknown { oldest_height } => Self::Unknown { oldest_height },
-        }
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<Self>()
     }
 }
 
-/// What an executor learns when it reports.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "ExecutorAnswer")]
-pub(crate) struct ExecutorJson {
-    verdict: &'static str,
-    lag: u64,
-    ready: bool,
-    /// Goes with every proposal of the producer; null unless ready.
-    fence: Option<u64>,
-    head: Option<BlockRefJson>,
-}
+impl JsonSchema for OperationId {
+    fn schema_name() -> Cow<'static, str> {
+        "OperationId".into()
+    }
 
-/// As the contract writes verdicts.
-fn verdict_name(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::InSync => "inSync",
-        Verdict::Behind { .. } => "behind",
-        Verdict::Ahead { .. } => "ahead",
-        Verdict::AheadOfStaleState { .. } => "aheadOfStaleState",
-        Verdict::Forked { .. } => "forked",
-        Verdict::Unknown { .. } => "unknown",
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[A-Za-z0-9-]{1,64}$" })
     }
 }
 
-/// A refusal, with the version of the membership it was made under.
-fn refused(parts: &Parts, refusal: impl Into<Fault>) -> Fault {
-    let mut fault = refusal.into();
-    if fault.code == Code::Precondition {
-        fault.data.version = Some(parts.consensus.status().members.version);
+/// Where in the log a call ended; what a handler tells of it goes into the record.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Noted {
+    pub(crate) term: Option<Term>,
+    pub(crate) index: Option<LogIndex>,
+}
+
+/// Carries a call out whose parameters were looked at.
+pub(crate) async fn run(method: &'static Method, mut call: Call, args: Args<'_>) -> Outcomes {
+    if method.once {
+        call.operation_id = args.get::<OperationId>(OPERATION_ID.name)?.map(|id| id.0);
     }
-    fault
-}
-
-pub(crate) fn reason(args: &Args<'_>) -> Result<Option<String>, Fault> {
-    let reason: Option<String> = args.get("reason")?;
-    if reason.as_ref().is_some_and(|r| REASON_CHARS_MAX < r.chars().count()) {
-        return Err(Fault::param("reason", "reason is longer than 256 characters"));
-    }
-    Ok(reason)
-}
-
-fn within(api: &Api, args: &Args<'_>) -> Result<Duration, Fault> {
-    let asked: Option<Patience> = args.get("timeoutMs")?;
-    Ok(asked.map_or(api.parts.leadership.config().resign_timeout, |p| p.0))
-}
-
-pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let to: Option<NodeId> = args.get("to")?;
-        let is_forced = args.get::<bool>("force")? == Some(true);
-        let accepts = if is_forced { FitnessGrade::Unable } else { FitnessGrade::Fit };
-        let leadership = &call.api.parts.leadership;
-        let operation_id = operation_id();
-        if args.get::<bool>("dryRun")? == Some(true) {
-            return dry_run(call, to, accepts, operation_id);
-        }
-        let asked = Asked {
-            to,
-            within: within(&call.api, &args)?,
-            accepts,
-            cause: LeadershipCause::Transfer,
-            operation_id,
-            reason: None,
-            intent: Intent::HandOver,
-        };
-        let done = leadership.hand_over(asked).await.map_err(|e| refused(&call.api.parts, e))?;
-        Ok(to_raw(&HandoverJson::from(done)))
-    })
-}
-
-fn dry_run(
-    call: &Call,
-    to: Option<NodeId>,
-    accepts: FitnessGrade,
-    operation_id: String,
-) -> Result<Box<RawValue>, Fault> {
-    let leadership = &call.api.parts.leadership;
-    let (chosen, status) =
-        handover::preview(leadership, to, accepts).map_err(|e| refused(&call.api.parts, e))?;
-    let peer = status.peers.iter().flatten().find(|p| p.node_id == chosen);
-    let would = match peer {
-        Some(peer) => format!(
-            "node {chosen}: {}fit, {} entries behind, acknowledged {} ms ago",
-            if to.is_some() { "" } else { "the fittest voter; " },
-            peer.lag,
-            peer.ack_age.map_or(0, ms),
-        ),
-        None => format!("node {chosen} leads already"),
+    let params = args.to_object(OPERATION_ID.name);
+    let turn = match &call.operation_id {
+        None => None,
+        Some(id) => Some(call.api.once.turn(id, method.name, &params)?),
     };
-    Ok(to_raw(&HandoverJson {
-        operation_id,
-        from: call.api.parts.node.node_id,
-        to: Some(chosen),
-        old_term: status.term,
-        new_term: status.term,
-        elapsed_ms: 0,
-        leader_id: status.leader_id,
-        outcome: OutcomeJson::DryRun,
-        would: Some(would),
-    }))
-}
-
-pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let asked = Asked {
-            to: None,
-            within: within(&call.api, &args)?,
-            accepts: FitnessGrade::Fit,
-            cause: LeadershipCause::Resign,
-            operation_id: operation_id(),
-            reason: reason(&args)?,
-            intent: Intent::HandOver,
-        };
-        let operation_id = asked.operation_id.clone();
-        let outcome = match call.api.parts.leadership.hand_over(asked).await {
-            Ok(done) => return Ok(to_raw(&HandoverJson::from(done))),
-            Err(Refused::NotLeader { .. }) => OutcomeJson::NotLeader,
-            Err(Refused::NoTarget(_)) => OutcomeJson::NoTarget,
-            Err(e) => return Err(refused(&call.api.parts, e)),
-        };
-        let now = call.api.parts.leadership.now();
-        Ok(to_raw(&HandoverJson {
-            operation_id,
-            from: call.api.parts.node.node_id,
-            to: None,
-            old_term: now.term,
-            new_term: now.term,
-            elapsed_ms: 0,
-            leader_id: now.leader_id,
-            outcome,
-            would: None,
-        }))
-    })
-}
-
-pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let is_forced = args.get::<bool>("force")? == Some(true);
-        let parts = &call.api.parts;
-        let raft = &parts.consensus;
-        let status = raft.status();
-        let answer = |started| Ok(to_raw(&ElectionJson { term: raft.status().term, started }));
-        if status.role == Role::Leader {
-            return answer(false);
-        }
-        if !status.members.voters.contains(&raft.node_id()) {
-            return Err(refused(parts, Refused::NotVoter(raft.node_id())));
-        }
-        let is_heard = raft.heard_age().is_some_and(|age| age < raft.config().heartbeat_timeout);
-        match status.leader_id.filter(|_| is_heard) {
-            // The others' leases would refuse every candidacy.
-            Some(_) if !is_forced => answer(false),
-            Some(leader_id) => {
-                ask_leader(parts, leader_id).await?;
-                answer(true)
-            }
-            None => {
-                let fitness = parts.leadership.fitness_to_stand();
-                if let Err(why) = fitness
-                    && !is_forced
-                {
-                    return Err(refused(parts, Refused::NotFit(raft.node_id(), why)));
-                }
-                raft.core().elect().await.map_err(|_| Fault::shutting_down())?;
-                answer(true)
-            }
-        }
-    })
-}
-
-/// An unasked candidacy never wins against the others' leases: the leader is asked instead.
-async fn ask_leader(parts: &Parts, leader_id: NodeId) -> Result<(), Fault> {
-    let within = parts.leadership.config().resign_timeout;
-    let ask = HandoverAsk { to: parts.node.node_id, operation_id: operation_id(), within };
-    let patience = within + parts.consensus.send_timeout();
-    let refusal = match parts.consensus.peers().ask_handover(leader_id, ask, patience).await {
-        Ok(Ok(_)) => return Ok(()),
-        Ok(Err(refusal)) => refusal,
-        Err(error) => HandoverRefusal { reason: "unreachable".into(), message: error.to_string() },
+    let begun = match turn {
+        Some(Turn::Join(first)) => return first.answer().await,
+        Some(Turn::First(begun)) => Some(begun),
+        None => None,
     };
-    Err(refused(parts, refusal))
+    let api = Arc::clone(&call.api);
+    let task = api.tasks.spawn(async move {
+        // A panic is a fault of ours, and an outcome like any other.
+        let acting = AssertUnwindSafe(act(method, &call, &params)).catch_unwind().await;
+        let outcome = acting.unwrap_or_else(|_| Err(Fault::internal("the method broke off")));
+        if let Some(begun) = begun {
+            begun.end(outcome.clone());
+        }
+        outcome
+    });
+    task.await.map_err(|_| Fault::internal("the method broke off"))?
 }
 
-pub(crate) fn pause<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let reason = reason(&args)?;
-        let leadership = &call.api.parts.leadership;
-        let patience = leadership.config().resign_timeout;
-        let saved = tokio::time::timeout(patience, leadership.set_paused(reason.clone())).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            return Err(ProposeError::Storage.into());
-        }
-        if leadership.raft().is_leader() {
-            let asked = Asked {
-                to: None,
-                within: leadership.config().resign_timeout,
-                accepts: FitnessGrade::Fit,
-                cause: LeadershipCause::Pause,
-                operation_id: operation_id(),
-                reason,
-                intent: Intent::HandOver,
+async fn act(method: &'static Method, call: &Call, params: &RawValue) -> Outcomes {
+    let started = match method.audited {
+        true => Some(begin(method, call, params)),
+        false => None,
+    };
+    if let Some(started) = &started {
+        // Save, then act: what an operator did is known even if the node dies of it.
+        started.durable().await;
+    }
+    let args = Args::new(method.params, Some(params.get()))?;
+    let outcome = (method.run)(call, args).await;
+    if let Some(started) = started {
+        end(started, call, &outcome);
+    }
+    outcome
+}
+
+fn begin(method: &'static Method, call: &Call, params: &RawValue) -> Started {
+    let act = Act {
+        who: NOBODY.into(),
+        role: NOBODY.into(),
+        remote_addr: call.remote.map_or_else(|| NOBODY.into(), |addr| addr.to_string()),
+        method: method.name,
+        params: params.to_owned(),
+        operation_id: call.operation_id.clone(),
+        trace_id: call.trace.as_ref().map(|t| t.trace_id),
+    };
+    call.api.parts.audit.chain.started(act, call.api.parts.leadership.now().term)
+}
+
+fn end(started: Started, call: &Call, outcome: &Outcomes) {
+    let noted = call.noted();
+    let (result, reason, term, index) = match outcome {
+        Ok(_) => (Outcome::Ok, None, None, None),
+        Err(fault) => {
+            let result = match fault.data.kind {
+                Some(Kind::Unknown) => Outcome::Unknown,
+                Some(Kind::Refused) | None => Outcome::Refused,
             };
-            // With no fit peer it goes on with its fence; as soon as there is one it hands over by itself.
-            if let Err(error) = leadership.hand_over(asked).await {
-                tracing::info!(%error, "a paused leader goes on");
-            }
+            (result, Some(reason_of(fault)), fault.data.term, fault.data.index)
         }
-        Ok(to_raw(&PausedJson { paused: true, role: leadership.now().role.into() }))
-    })
-}
-
-pub(crate) fn resume<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        reason(&args)?;
-        let leadership = &call.api.parts.leadership;
-        let patience = leadership.config().resign_timeout;
-        let saved = tokio::time::timeout(patience, leadership.resume()).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            return Err(ProposeError::Storage.into());
-        }
-        Ok(to_raw(&PausedJson { paused: false, role: leadership.now().role.into() }))
-    })
-}
-
-/// A block's place as an executor names it: height 0 has no hash, every other one has.
-fn claim(args: &Args<'_>, hash_at_head: Option<Bytes>) -> Result<Claim, Fault> {
-    let height: Height = args.need("height")?;
-    let hash: Bytes = args.need("hash")?;
-    let is_well = match height {
-        0 => hash.len() <= HASH_BYTES_MAX,
-        _ => (1..=HASH_BYTES_MAX).contains(&hash.len()),
     };
-    if !is_well {
-        return Err(Fault::param("hash", "hash has not 1 to 64 bytes; none is for height 0 alone"));
-    }
-    if hash_at_head.as_ref().is_some_and(|h| !(1..=HASH_BYTES_MAX).contains(&h.len())) {
-        return Err(Fault::param("hashAtHead", "hashAtHead has not 1 to 64 bytes"));
-    }
-    Ok(Claim { height, hash, hash_at_head })
+    started.end(&Ended {
+        outcome: result,
+        reason,
+        term: noted.term.or(term).unwrap_or_else(|| call.api.parts.leadership.now().term),
+        index: noted.index.or(index),
+    });
 }
 
-pub(crate) fn reconcile<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let claim = claim(&args, args.get("hashAtHead")?)?;
-        let verdict = call.api.parts.leadership.reconcile(&claim)?;
-        Ok(to_raw(&VerdictJson::from(verdict)))
-    })
+/// A word of a closed set, and the parameter at fault.
+fn reason_of(fault: &Fault) -> String {
+    match (fault.data.reason, &fault.data.param) {
+        (Some(reason), _) => reason.to_owned(),
+        (None, Some(param)) => format!("invalidParams: {param}"),
+        (None, None) => format!("code {}", fault.code.number()),
+    }
 }
 
-pub(crate) fn report<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let claim = claim(&args, None)?;
-        let parts = &call.api.parts;
-        let verdict = parts.leadership.reconcile(&claim)?;
-        let head: Option<BlockRef> = parts.reader.view().head.clone();
-        let lag = head.as_ref().map_or(0, |h| h.height.saturating_sub(claim.height));
-        let name = verdict_name(&verdict);
-        parts.leadership.report(Report {
-            height: claim.height,
-            is_healthy: args.get::<bool>("healthy")?.unwrap_or(true),
-            is_active: args.get("active")?,
-            reason: reason(&args)?,
-            verdict,
-            lag,
-        });
-        let now = parts.leadership.now();
-        let answer = ExecutorJson {
-            verdict: name,
-            lag,
-            ready: now.ready,
-            fence: now.fence,
-            head: head.map(Into::into),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::table;
+
+    #[test]
+    fn an_operation_id_is_short_and_plain() {
+        let decode = |text: &str| {
+            OperationId::decode(&RawValue::from_string(text.into()).unwrap(), "operationId").map(|id| id.0)
         };
-        Ok(to_raw(&answer))
-    })
+        assert_eq!(decode(r#""a-9Z""#).unwrap(), "a-9Z");
+        assert!(decode(&format!(r#""{}""#, "x".repeat(64))).is_ok());
+        for bad in [r#""""#, r#""a_b""#, r#""ä""#, "7", &format!(r#""{}""#, "x".repeat(65))] {
+            let fault = decode(bad).unwrap_err();
+            assert_eq!(fault.data.param.as_deref(), Some("operationId"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_once_takes_an_operation_id_and_no_other_does() {
+        for row in table::methods() {
+            let takes = row.params.iter().any(|p| p.name == OPERATION_ID.name);
+            assert_eq!(takes, row.once || row.name == "raft_history", "{}", row.name);
+        }
+    }
 }

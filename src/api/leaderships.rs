@@ -13,8 +13,7 @@ use crate::api::args::{Args, Param};
 use crate::api::error::{Code, Fault};
 use crate::api::feed::EndJson;
 use crate::api::subscriptions::{Address, Items};
-use crate::leadership::handover::cause_name;
-use crate::leadership::{Handle, numbers::Forgotten};
+use crate::leadership::{Handle, numbers::Forgotten, record::word};
 use crate::machine::apply::Leadership;
 use crate::types::{NodeId, Term};
 
@@ -65,7 +64,7 @@ fn item(handle: &Handle, id: u64, leadership: &Leadership) -> LeadershipJson {
         is_self,
         fence,
         ready: is_self.then_some(fence.is_some()),
-        cause: cause_name(leadership.cause),
+        cause: word(leadership.cause),
     }
 }
 

@@ -1,18 +1,19 @@
 //! The JSON-RPC methods: one row each.
 //!
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
-//! examples all follow from these rows. A new method is a row here and a function in `handlers`.
+//! examples all follow from these rows, in here, in [`control`] and in [`snapshots`]. A new method is a row and a function.
 
-use bytes::Bytes;
+pub(crate) mod control;
+pub(crate) mod leading;
+pub(crate) mod snapshots;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::api::args::{Args, Consistency, Param, Patience};
 use crate::api::cluster::ClusterJson;
-use crate::api::control::{ElectionJson, ExecutorJson, HandoverJson, PausedJson, VerdictJson};
 use crate::api::error::Code;
 use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
-use crate::api::leaderships::NoticeJson;
 use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
 use crate::api::status::StatusJson;
@@ -20,7 +21,7 @@ use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{control, handlers, logging, openrpc, subscriptions, timeline};
+use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -31,6 +32,10 @@ pub(crate) struct Method {
     pub(crate) says: &'static str,
     /// Refused with `notLeader` everywhere else.
     pub(crate) is_leader_only: bool,
+    /// Recorded before it acts and with its outcome; see [`crate::api::control`].
+    pub(crate) audited: bool,
+    /// Takes an operation id, by which it is made once.
+    pub(crate) once: bool,
     pub(crate) params: &'static [Param],
     pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
     /// Beside the standard ones.
@@ -74,9 +79,6 @@ const BY_LEADER: &[Code] = &[
     Code::Unavailable,
 ];
 
-const MOVES: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Precondition, Code::Unavailable];
-const PAUSES: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
-const EXECUTOR: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 const SUBSCRIBE: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
 
 /// An id; and the items that it names are in the document too.
@@ -88,26 +90,19 @@ fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// As above, for leaderships.
-fn leaderships_schema(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<NoticeJson>();
-    schemars::json_schema!({
-        "type": "string",
-        "description": "The subscription's id; its items are #/components/schemas/LeadershipNotice."
-    })
-}
-
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
 /// The method that proposes.
 pub(crate) const PROPOSE: &str = "block_propose";
 
-pub(crate) const METHODS: &[Method] = &[
+const METHODS: &[Method] = &[
     Method {
         name: "raft_status",
         alias: None,
         says: "This node's whole view of itself: role, positions, lease, head, membership.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<StatusJson>,
         errors: LOCAL,
@@ -119,6 +114,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Every member's raft_status, asked by this node over the peer port.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<ClusterJson>,
         errors: LOCAL,
@@ -133,6 +130,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who leads. Fence, readiness and lease are null where another node leads.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<bool>("verify", "Ask a quorum whether this leader still leads.")],
         result: schema::<Leader>,
         errors: LOCAL,
@@ -147,6 +146,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The members with their names and addresses.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MembersJson>,
         errors: LOCAL,
@@ -161,6 +162,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The settings of the cluster in force, as flat TOML keys, and the log index that set them.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<SettingsJson>,
         errors: LOCAL,
@@ -172,6 +175,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Changes settings of the cluster, for every node at once.",
         is_leader_only: true,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<Patch>("set", "The settings to change, by TOML key."),
             Param::optional::<u64>("expectedIndex", "Refuse when the settings in force have another index."),
@@ -182,142 +187,12 @@ pub(crate) const METHODS: &[Method] = &[
         run: handlers::raft_configure,
     },
     Method {
-        name: "raft_transferLeader",
-        alias: None,
-        says: "Hands leadership to a voter and returns when it leads. Without `to`: to the fittest one.",
-        is_leader_only: true,
-        params: &[
-            Param::optional::<u64>("to", "The node that shall lead."),
-            Param::optional::<Patience>(
-                "timeoutMs",
-                "How long to wait, 1 to 30000; default raft.resign_timeout. After it the transfer may still happen.",
-            ),
-            Param::optional::<bool>("force", "Also to a node that is not fit."),
-            Param::optional::<bool>("dryRun", "Say whom it would choose, and do nothing."),
-        ],
-        result: schema::<HandoverJson>,
-        errors: BY_LEADER,
-        example: (r#"{"to":2,"timeoutMs":3000}"#, EXAMPLE_HANDOVER),
-        run: control::transfer,
-    },
-    Method {
-        name: "raft_resign",
-        alias: None,
-        says: "Has this node give leadership to the fittest voter. Nothing to do and nobody to give it to are outcomes.",
-        is_leader_only: false,
-        params: &[
-            Param::optional::<String>("reason", "For the record; at most 256 characters."),
-            Param::optional::<Patience>(
-                "timeoutMs",
-                "How long to wait, 1 to 30000; default raft.resign_timeout.",
-            ),
-        ],
-        result: schema::<HandoverJson>,
-        errors: MOVES,
-        example: (
-            r#"{"reason":"maintenance"}"#,
-            r#"{"operationId":"8c1f0a6e2b7d4935","from":1,"to":2,"oldTerm":7,"newTerm":8,"elapsedMs":12,"leaderId":2,"outcome":"transferred"}"#,
-        ),
-        run: control::resign,
-    },
-    Method {
-        name: "raft_triggerElection",
-        alias: None,
-        says: "Has this node stand for election where nobody leads; with force it asks the leader to hand over to it.",
-        is_leader_only: false,
-        params: &[Param::optional::<bool>(
-            "force",
-            "Ask the leader that is heard to hand over to this node.",
-        )],
-        result: schema::<ElectionJson>,
-        errors: MOVES,
-        example: ("{}", r#"{"term":7,"started":false}"#),
-        run: control::trigger_election,
-    },
-    Method {
-        name: "raft_pause",
-        alias: None,
-        says: "Keeps this node from leading while another can, also after a restart; a leader hands over first.",
-        is_leader_only: false,
-        params: &[Param::optional::<String>("reason", "For the record; at most 256 characters.")],
-        result: schema::<PausedJson>,
-        errors: PAUSES,
-        example: (r#"{"reason":"patching"}"#, r#"{"paused":true,"role":"follower"}"#),
-        run: control::pause,
-    },
-    Method {
-        name: "raft_resume",
-        alias: None,
-        says: "Takes a pause back.",
-        is_leader_only: false,
-        params: &[Param::optional::<String>("reason", "For the record; at most 256 characters.")],
-        result: schema::<PausedJson>,
-        errors: PAUSES,
-        example: ("{}", r#"{"paused":false,"role":"follower"}"#),
-        run: control::resume,
-    },
-    Method {
-        name: "raft_subscribeLeadership",
-        alias: None,
-        says: "The leadership in force, and every one from then on, as raft_leadership; from any id. WebSocket only.",
-        is_leader_only: false,
-        params: subscriptions::TOPICS[1].params,
-        result: leaderships_schema,
-        errors: SUBSCRIBE,
-        example: (r#"{"fromId":1}"#, EXAMPLE_SUBSCRIPTION),
-        run: subscriptions::refuse,
-    },
-    Method {
-        name: "raft_unsubscribeLeadership",
-        alias: None,
-        says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
-        is_leader_only: false,
-        params: subscriptions::UNSUBSCRIBE_PARAMS,
-        result: schema::<bool>,
-        errors: LOCAL,
-        example: (EXAMPLE_UNSUBSCRIBE, "true"),
-        run: subscriptions::unsubscribe,
-    },
-    Method {
-        name: "block_reconcile",
-        alias: None,
-        says: "How an executor's block stands to the agreed ones; asked when it starts.",
-        is_leader_only: false,
-        params: &[
-            Param::required::<u64>("height", "The executor's height; 0 before any block."),
-            Param::required::<Bytes>("hash", "Its block's hash; 0x for height 0."),
-            Param::optional::<Bytes>("hashAtHead", "Where it is ahead: its own hash at our head's height."),
-        ],
-        result: schema::<VerdictJson>,
-        errors: EXECUTOR,
-        example: (r#"{"height":0,"hash":"0x"}"#, r#"{"verdict":"behind","by":1}"#),
-        run: control::reconcile,
-    },
-    Method {
-        name: "executor_report",
-        alias: None,
-        says: "The executor beside this node says how far it is, and learns the fence in the same call.",
-        is_leader_only: false,
-        params: &[
-            Param::required::<u64>("height", "The executor's height; 0 before any block."),
-            Param::required::<Bytes>("hash", "Its block's hash; 0x for height 0."),
-            Param::optional::<bool>("healthy", "Default true."),
-            Param::optional::<bool>("active", "Whether it produces blocks."),
-            Param::optional::<String>("reason", "Why it is not healthy; at most 256 characters."),
-        ],
-        result: schema::<ExecutorJson>,
-        errors: EXECUTOR,
-        example: (
-            r#"{"height":0,"hash":"0x","healthy":true}"#,
-            r#"{"verdict":"behind","lag":1,"ready":true,"fence":7,"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"}}"#,
-        ),
-        run: control::report,
-    },
-    Method {
         name: PROPOSE,
         alias: None,
         says: "Proposes a block; answers once it is committed and applied here. The same block again is a success.",
         is_leader_only: true,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<Block>("block", "The block."),
             Param::optional::<u64>(
@@ -342,6 +217,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The highest block, without header and data; null before the first one.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<Consistency>("consistency", "Default local.")],
         result: schema::<Option<HeadAt>>,
         errors: LINEARIZABLE,
@@ -356,6 +233,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The block at a height.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<BlockAt>,
         errors: BY_HEIGHT,
@@ -367,6 +246,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Blocks from a height on: at least one, none above the head, at most maxBytes of JSON.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<u64>("fromHeight", "The first height."),
             Param::optional::<u64>("limit", "1 to 1000, default 100."),
@@ -382,6 +263,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who proposed the block at a height, when, and where it stands in the log.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<ProvenanceJson>,
         errors: BY_HEIGHT,
@@ -397,6 +280,8 @@ pub(crate) const METHODS: &[Method] = &[
         says: "Applied blocks, in log order, as block_applied; from a place in the history or from now on. What a \
                slow reader misses is told as a gap and follows. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::TOPICS[0].params,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -408,6 +293,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -419,6 +306,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Subscribes to a topic; its items come as raft_subscription. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::SUBSCRIBE_PARAMS,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -430,6 +319,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -441,6 +332,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Where the time of the block at a height went, on every node that remembers it.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<TimelineJson>,
         errors: BY_HEIGHT,
@@ -455,6 +348,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Changes which lines this node logs, for good or for a while.",
         is_leader_only: false,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<String>("filter", "As telemetry.log_filter."),
             Param::optional::<u64>("forMs", "After it the last filter without a time holds again."),
@@ -472,6 +367,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: Some("rpc_discover"),
         says: "This document.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: openrpc::document_schema,
         errors: &[],
@@ -483,6 +380,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The names of all methods, sorted.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MethodNames>,
         errors: &[],
@@ -494,22 +393,30 @@ pub(crate) const METHODS: &[Method] = &[
 const EXAMPLE_SUBSCRIPTION: &str = r#""Q3l9dNwq2kXvB7aT""#;
 const EXAMPLE_UNSUBSCRIBE: &str = r#"{"subscription":"Q3l9dNwq2kXvB7aT"}"#;
 
-const EXAMPLE_HANDOVER: &str = r#"{"operationId":"8c1f0a6e2b7d4935","from":1,"to":2,"oldTerm":7,"newTerm":8,"elapsedMs":12,"leaderId":2,"outcome":"transferred"}"#;
-
 const EXAMPLE_STATUS: &str = r#"{"clusterId":"demo","nodeId":1,"name":"node-1","version":"0.1.0","role":"leader","term":7,"leaderId":1,"fence":7,"ready":true,"paused":false,"blockers":[],"lastLogIndex":12,"committedIndex":12,"clusterCommittedIndex":12,"appliedIndex":12,"snapshotIndex":0,"purgedIndex":0,"applyLag":0,"compactionLag":12,"lease":{"valid":true,"remainingMs":160,"quorumAckAgeMs":15},"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"},"membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"peers":[{"nodeId":2,"matchedIndex":12,"lag":0,"lastAckAgeMs":15,"reachable":true}],"settingsDiffer":false,"addressDiffers":false,"uptimeMs":60000}"#;
 
 const EXAMPLE_SETTINGS: &str = r#"{"settings":{"chain.continuity":"strict","chain.timestamps":"strict","chain.require_fence":false,"chain.max_block_bytes":15728640,"chain.max_ahead":"15s","chain.first_height":null,"chain.block_interval":"0s","state.history_blocks":10000,"state.history_bytes":8589934592},"index":4}"#;
 
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
 
+/// All rows.
+pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
+    METHODS.iter().chain(control::METHODS).chain(leading::METHODS).chain(snapshots::METHODS)
+}
+
+/// Names of the rows that are recorded.
+pub(crate) fn audited() -> Vec<&'static str> {
+    methods().filter(|m| m.audited).map(|m| m.name).collect()
+}
+
 /// The method of a name or an alias.
 pub(crate) fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().find(|m| m.name == name || m.alias == Some(name))
+    methods().find(|m| m.name == name || m.alias == Some(name))
 }
 
 /// All names, aliases too, sorted.
 pub(crate) fn names() -> Vec<&'static str> {
-    let mut names: Vec<&str> = METHODS.iter().flat_map(|m| m.names()).collect();
+    let mut names: Vec<&str> = methods().flat_map(|m| m.names()).collect();
     names.sort_unstable();
     names
 }

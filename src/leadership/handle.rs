@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::audit::history::{Event, History, Kind};
 use crate::consensus::{self, BoxFuture, Fitness, Handover, Role, Status};
 use crate::leadership::executor::{self, At, Claim, Executor, Kept, Report, Verdict as Compared};
 use crate::leadership::handover::{Asked, Candidate, Done, Refused, Request};
@@ -98,6 +99,7 @@ pub(crate) struct Parts {
     pub(crate) local: store::Local,
     pub(crate) health: store::Health,
     pub(crate) operations: Operations,
+    pub(crate) history: History,
     pub(crate) tracer: Tracer,
 }
 
@@ -358,17 +360,27 @@ impl Handle {
     pub(crate) async fn set_paused(&self, reason: Option<String>) -> io::Result<()> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut record = (since.as_millis() as u64).to_be_bytes().to_vec();
-        record.extend_from_slice(reason.unwrap_or_default().as_bytes());
+        record.extend_from_slice(reason.as_deref().unwrap_or_default().as_bytes());
         self.shared.parts.local.write(vec![(PAUSED.to_vec(), Some(Bytes::from(record)))]).await?;
         self.memory().is_paused = true;
+        self.record_pause("pause", reason);
         Ok(())
     }
 
     /// Takes a pause back. Durable on return.
-    pub(crate) async fn resume(&self) -> io::Result<()> {
+    pub(crate) async fn resume(&self, reason: Option<String>) -> io::Result<()> {
         self.shared.parts.local.write(vec![(PAUSED.to_vec(), None)]).await?;
         self.memory().is_paused = false;
+        self.record_pause("resume", reason);
         Ok(())
+    }
+
+    fn record_pause(&self, cause: &'static str, reason: Option<String>) {
+        let event = Event::new(Kind::Pause, self.raft().status().term, cause);
+        self.history().record(match reason {
+            Some(reason) => event.with("reason", reason),
+            None => event,
+        });
     }
 
     /// Compares an executor's block with the agreed ones; changes nothing. Reads one row: blocking, short.
@@ -410,6 +422,10 @@ impl Handle {
 
     pub(super) fn local(&self) -> &store::Local {
         &self.shared.parts.local
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.shared.parts.history
     }
 
     pub(super) fn operations(&self) -> &Operations {

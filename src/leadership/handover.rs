@@ -13,6 +13,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::consensus::{Fitness, Handover, PeerError, Status};
 use crate::leadership::handle::Handle;
 use crate::leadership::policy::Intent;
+use crate::leadership::record::word;
 use crate::telemetry::names;
 use crate::telemetry::trace::{Clock, Span, int, text};
 use crate::types::proto::{FitnessGrade, LeadershipCause};
@@ -252,7 +253,7 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
             to = done.to,
             term = done.new_term,
             outcome = done.outcome.label(),
-            cause = asked.cause.as_str_name(),
+            cause = word(asked.cause),
             "leadership was handed over"
         ),
         Err(refused) => tracing::info!(
@@ -283,7 +284,7 @@ fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, d
     span.attributes.extend([
         int(names::NODE_ID, handle.raft().node_id()),
         text(names::OUTCOME, outcome),
-        text(names::CAUSE, cause_name(asked.cause)),
+        text(names::CAUSE, word(asked.cause)),
         text(names::OPERATION_ID, asked.operation_id.clone()),
     ]);
     span.attributes.extend(asked.reason.clone().map(|reason| text(names::REASON, reason)));
@@ -295,22 +296,6 @@ fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, d
         ]);
     }
     span
-}
-
-/// As the contract writes causes.
-pub(crate) fn cause_name(cause: LeadershipCause) -> &'static str {
-    match cause {
-        LeadershipCause::Unknown => "unknown",
-        LeadershipCause::Election => "election",
-        LeadershipCause::Transfer => "transfer",
-        LeadershipCause::Resign => "resign",
-        LeadershipCause::Shutdown => "shutdown",
-        LeadershipCause::Pause => "pause",
-        LeadershipCause::Unfit => "unfit",
-        LeadershipCause::Lease => "lease",
-        LeadershipCause::Removed => "removed",
-        LeadershipCause::Restart => "restart",
-    }
 }
 
 async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result<Done, Refused> {

@@ -10,7 +10,7 @@ use prometheus::{
 
 use crate::leadership::executor::Verdict;
 use crate::leadership::handle::Handle;
-use crate::leadership::handover::cause_name;
+use crate::leadership::record::word;
 use crate::telemetry::buckets;
 use crate::types::proto::LeadershipCause;
 
@@ -65,7 +65,7 @@ impl Operations {
             let _ = transfers.with_label_values(&[outcome]);
         }
         for reason in REASONS {
-            let _ = resignations.with_label_values(&[cause_name(reason)]);
+            let _ = resignations.with_label_values(&[word(reason)]);
         }
         for verdict in Verdict::LABELS {
             let _ = verdicts.with_label_values(&[verdict]);
@@ -86,7 +86,7 @@ impl Operations {
         match cause {
             LeadershipCause::Transfer => self.transfers.with_label_values(&[outcome]).inc(),
             cause if is_told && REASONS.contains(&cause) => {
-                self.resignations.with_label_values(&[cause_name(cause)]).inc();
+                self.resignations.with_label_values(&[word(cause)]).inc();
             }
             // It did not happen, and nobody asked for it.
             _ => {}

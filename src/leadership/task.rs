@@ -14,6 +14,7 @@ use crate::leadership::handover::{self, Asked, Refused, Request};
 use crate::leadership::keeper::{Action, Keeper, Look};
 use crate::leadership::metrics::{Counters, reason};
 use crate::leadership::policy::Intent;
+use crate::leadership::record;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
 use crate::types::proto::LeadershipCause;
 use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
@@ -32,6 +33,7 @@ pub(crate) async fn run(
     counters: Counters,
 ) -> Result<(), Stopped> {
     let keeper = Keeper::new(handle.config().keeper);
+    let recorded = handle.history().last_leadership().await;
     let task = Task {
         handle,
         settings,
@@ -41,6 +43,8 @@ pub(crate) async fn run(
         waiting: VecDeque::new(),
         asking_quorum: false,
         is_establishing: false,
+        // What was applied and not recorded before a crash is recorded now.
+        recorded,
         led: None,
         seen: None,
         known: None,
@@ -70,6 +74,8 @@ struct Task {
     asking_quorum: bool,
     /// The first proposals of its own leadership are under way.
     is_establishing: bool,
+    /// Term of the newest leadership in this node's history.
+    recorded: Term,
     led: Option<Term>,
     seen: Option<Term>,
     known: Option<(Term, Option<NodeId>)>,
@@ -157,13 +163,18 @@ impl Task {
         // With this node itself so many more make a quorum.
         memory.stall.look(now, status, sent, status.members.voters.len() / 2);
         drop(memory);
+        // The watch tells of what comes; this of what was there before it.
+        if !self.is_establishing {
+            self.count();
+        }
         if status.is_started && status.leader_id.is_none() {
             self.counters.leaderless_seconds.inc_by(SAMPLE_EVERY.as_secs_f64());
         }
     }
 
-    /// Counts every leadership applied since the last count.
-    fn count(&self) {
+    /// Counts and records every leadership applied since the last time.
+    fn count(&mut self) {
+        self.recorded = record::leaderships(&self.handle, self.handle.history(), self.recorded);
         let changes = &self.counters.leader_changes;
         self.handle
             .count_leaderships(|_, leadership| changes.with_label_values(&[reason(leadership.cause)]).inc());
