@@ -7,9 +7,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET)/release/blockraft
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract rocksdb
+.PHONY: help build demo test check bench failover lint docs contract rocksdb
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,10 @@ contract: ## alert rules, systemd unit, compose file
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
+
+failover: build ## how long a chain stands still when its leader stops, or is killed; FAILOVER_TIMES=50
+	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal term
+	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal kill
 
 rocksdb: ## RocksDB alone, for a cargo of your own: ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR=$$(make -s rocksdb)
 	@scripts/rocksdb.sh

@@ -20,7 +20,7 @@ use std::{
 
 use crate::config::{self, layers::Sources};
 use crate::feed::{self, Channel, hub::Request};
-use crate::leadership::handover::{Asked, Done, Outcome, Refused};
+use crate::leadership::handover::{Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
 use crate::leadership::task::operation_id;
 use crate::node::build::Running;
@@ -203,6 +203,7 @@ impl Node {
             cause: LeadershipCause::Resign,
             operation_id: operation_id(),
             reason: None,
+            by: By::Node,
             intent: Intent::HandOver,
         };
         match self.running.leadership.hand_over(asked).await {

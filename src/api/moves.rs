@@ -16,7 +16,7 @@ use crate::api::wire::BlockRefJson;
 use crate::api::{Api, Parts};
 use crate::consensus::{HandoverAsk, HandoverRefusal, Role};
 use crate::leadership::executor::{Claim, Report, Verdict};
-use crate::leadership::handover::{self, Asked, Done, Outcome, Refused};
+use crate::leadership::handover::{self, Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
 use crate::leadership::task::operation_id;
 use crate::types::block::BlockRef;
@@ -204,6 +204,7 @@ pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             cause: LeadershipCause::Transfer,
             operation_id,
             reason: None,
+            by: By::Call,
             intent: Intent::HandOver,
         };
         let done = leadership.hand_over(asked).await.map_err(|e| refused(&call.api.parts, e))?;
@@ -253,6 +254,7 @@ pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             cause: LeadershipCause::Resign,
             operation_id: operation_of(call),
             reason: reason(&args)?,
+            by: By::Call,
             intent: Intent::HandOver,
         };
         let operation_id = asked.operation_id.clone();
@@ -342,6 +344,7 @@ pub(crate) fn pause<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
                 cause: LeadershipCause::Pause,
                 operation_id: operation_id(),
                 reason,
+                by: By::Call,
                 intent: Intent::HandOver,
             };
             // With no fit peer it goes on with its fence; as soon as there is one it hands over by itself.

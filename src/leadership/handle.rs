@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::audit::chain::Chain;
 use crate::audit::history::{Event, History, Kind};
 use crate::consensus::{self, BoxFuture, Fitness, Handover, Role, Status};
 use crate::leadership::executor::{self, At, Claim, Executor, Kept, Report, Verdict as Compared};
@@ -100,6 +101,7 @@ pub(crate) struct Parts {
     pub(crate) health: store::Health,
     pub(crate) operations: Operations,
     pub(crate) history: History,
+    pub(crate) chain: Chain,
     pub(crate) tracer: Tracer,
 }
 
@@ -224,6 +226,8 @@ impl Handle {
         let mut memory = self.memory();
         memory.look_at_clocks(now, wall, status);
         let ill = memory.executor.ill(now);
+        let led_since = memory.led_since(now, status);
+        let leased = led_since.map(|led| memory.leased_at.map_or(led, |at| at.max(led)));
         let inputs = Inputs {
             node_id: raft.node_id(),
             now,
@@ -241,12 +245,16 @@ impl Handle {
             executor: ill.as_ref(),
             sync_in_progress: health.sync_in_progress(),
             stalled_for: memory.stall.lasts(now),
+            leaseless_for: leased.map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
             is_clock_unsure: memory.unsure_term == Some(status.term),
             given_up_term: memory.given_up_term,
             fenced_term: memory.fenced_term,
-            led_since: memory.led_since(now, status),
+            led_since,
         };
         let verdict = judge(&inputs);
+        if !verdict.lease_remaining.is_zero() {
+            memory.leased_at = Some(now);
+        }
         if verdict.fence.is_some() {
             memory.fenced_term = verdict.fence;
         }
@@ -426,6 +434,10 @@ impl Handle {
 
     pub(super) fn history(&self) -> &History {
         &self.shared.parts.history
+    }
+
+    pub(super) fn chain(&self) -> &Chain {
+        &self.shared.parts.chain
     }
 
     pub(super) fn operations(&self) -> &Operations {

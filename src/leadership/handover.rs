@@ -8,8 +8,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::audit::chain::{self, Act, Ended, HANDOVER, Started};
 use crate::consensus::{Fitness, Handover, PeerError, Status};
 use crate::leadership::handle::Handle;
 use crate::leadership::policy::Intent;
@@ -38,8 +40,19 @@ pub(crate) struct Asked {
     pub(crate) operation_id: String,
     /// Why, in the words of whoever asked.
     pub(crate) reason: Option<String>,
+    /// By whom: what a call of the API asked for is recorded there.
+    pub(crate) by: By,
     /// What this node does afterwards.
     pub(crate) intent: Intent,
+}
+
+/// Who asks for a hand-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A call of this node's API.
+    Call,
+    /// This node, or another one in its own name.
+    Node,
 }
 
 /// An operation on its way to the leadership task.
@@ -243,6 +256,8 @@ fn leading(handle: &Handle) -> Result<Status, Refused> {
 pub(super) async fn run(handle: Handle, mut request: Request) {
     let began = Instant::now();
     let asked = request.asked.clone();
+    // Not waited for: a hung disk is one of the reasons to hand over.
+    let recorded = (asked.by == By::Node).then(|| record(&handle, &asked));
     let result = drive(&handle, &mut request, began).await;
     handle.set_intent(Intent::Lead);
     handle.memory().handover = None;
@@ -263,7 +278,25 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
             "leadership was not handed over"
         ),
     }
+    if let Some(recorded) = recorded {
+        recorded.end(&ended(&handle, &result));
+    }
     tell(&handle, &mut request, began, result);
+}
+
+fn record(handle: &Handle, asked: &Asked) -> Started {
+    let params = json!({ "cause": word(asked.cause), "to": asked.to, "reason": asked.reason });
+    let act = Act { operation_id: Some(asked.operation_id.clone()), ..Act::own(HANDOVER, &params) };
+    handle.chain().started(act, handle.raft().status().term)
+}
+
+fn ended(handle: &Handle, result: &Result<Done, Refused>) -> Ended {
+    let (outcome, reason) = match result {
+        Ok(Done { outcome: Outcome::TimedOut, .. }) => (chain::Outcome::Unknown, Some("timedOut".into())),
+        Ok(_) => (chain::Outcome::Ok, None),
+        Err(refused) => (chain::Outcome::Refused, Some(refused.reason().to_owned())),
+    };
+    Ended { outcome, reason, term: handle.raft().status().term, index: None }
 }
 
 /// The first answer is the one that counts; what is learned later is in the log.

@@ -37,6 +37,8 @@ pub(super) struct Memory {
     pub(super) fenced_term: Option<Term>,
     /// The term this node leads in, and since when it is known.
     led: Option<(Term, Instant)>,
+    /// When its lease was last valid.
+    pub(super) leased_at: Option<Instant>,
     pub(super) stall: Stall,
     /// What other nodes said of themselves last, to this leader.
     pub(super) peers: BTreeMap<NodeId, Fitness>,
@@ -61,6 +63,7 @@ impl Memory {
             given_up_term: None,
             fenced_term: None,
             led: None,
+            leased_at: None,
             stall: Stall::default(),
             peers: BTreeMap::new(),
             clocks: Clocks::default(),

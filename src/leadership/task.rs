@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, sync::oneshot, task::JoinSet};
 
 use crate::consensus::{Role, Status, core::Stopped};
 use crate::leadership::handle::Handle;
-use crate::leadership::handover::{self, Asked, Refused, Request};
+use crate::leadership::handover::{self, Asked, By, Refused, Request};
 use crate::leadership::keeper::{Action, Keeper, Look};
 use crate::leadership::metrics::{Counters, reason};
 use crate::leadership::policy::Intent;
@@ -242,6 +242,7 @@ impl Task {
                     cause,
                     operation_id: operation_id(),
                     reason: Some(why.name().into()),
+                    by: By::Node,
                     intent: Intent::HandOver,
                 };
                 self.begin(Request { asked, answer: None, told: None });

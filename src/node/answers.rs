@@ -12,7 +12,7 @@ use crate::consensus::{
     Answers, BoxFuture, Declined, Fitness, FoundingState, HandoverAsk, HandoverRefusal, Role, handle::Handle,
 };
 use crate::leadership;
-use crate::leadership::handover::Asked;
+use crate::leadership::handover::{Asked, By};
 use crate::leadership::policy::Intent;
 use crate::types::position::LogPos;
 use crate::types::proto::{FitnessGrade, LeadershipCause};
@@ -97,6 +97,7 @@ impl Answers for NodeAnswers {
                 cause: LeadershipCause::Transfer,
                 operation_id: ask.operation_id,
                 reason: None,
+                by: By::Node,
                 intent: Intent::HandOver,
             };
             let begun = self.leadership.begin_handover(asked).await;

@@ -169,6 +169,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         health: opened.health.clone(),
         operations: Operations::register(&registry).map_err(metrics_failed)?,
         history: audit.history.clone(),
+        chain: audit.chain.clone(),
         tracer: instants.tracer().clone(),
     };
     let (leadership, requests) =

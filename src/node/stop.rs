@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::leadership::handover::Asked;
+use crate::leadership::handover::{Asked, By};
 use crate::leadership::policy::Intent;
 use crate::leadership::task::operation_id;
 use crate::node::build::{Running, SERVERS_WITHIN};
@@ -43,6 +43,7 @@ pub(super) async fn stop(mut running: Running) {
         cause: LeadershipCause::Shutdown,
         operation_id: operation_id(),
         reason: None,
+        by: By::Node,
         intent: Intent::Stop,
     };
     match running.leadership.hand_over(asked).await {

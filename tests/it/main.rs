@@ -9,6 +9,7 @@ mod api_stream;
 mod audit;
 mod cluster;
 mod contract;
+mod faults;
 mod feed;
 mod inspect;
 mod leadership;
