@@ -107,6 +107,13 @@ pub(crate) struct Handover {
     pub(crate) accepts: FitnessGrade,
 }
 
+impl Handover {
+    /// Somebody wants this very target, fit or not.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.cause == LeadershipCause::Transfer && FitnessGrade::Fit < self.accepts
+    }
+}
+
 /// A node that wants to lead in the leader's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HandoverAsk {

@@ -227,7 +227,6 @@ impl Handle {
         memory.look_at_clocks(now, wall, status);
         let ill = memory.executor.ill(now);
         let led_since = memory.led_since(now, status);
-        let leased = led_since.map(|led| memory.leased_at.map_or(led, |at| at.max(led)));
         let inputs = Inputs {
             node_id: raft.node_id(),
             now,
@@ -245,16 +244,12 @@ impl Handle {
             executor: ill.as_ref(),
             sync_in_progress: health.sync_in_progress(),
             stalled_for: memory.stall.lasts(now),
-            leaseless_for: leased.map_or(Duration::ZERO, |at| now.saturating_duration_since(at)),
             is_clock_unsure: memory.unsure_term == Some(status.term),
             given_up_term: memory.given_up_term,
             fenced_term: memory.fenced_term,
             led_since,
         };
         let verdict = judge(&inputs);
-        if !verdict.lease_remaining.is_zero() {
-            memory.leased_at = Some(now);
-        }
         if verdict.fence.is_some() {
             memory.fenced_term = verdict.fence;
         }
@@ -299,9 +294,13 @@ impl Handle {
         self.shared.parts.health.sync_in_progress()
     }
 
-    /// Why a leadership that begins now begins, and the operation that asked for it.
-    pub(super) fn cause(&self) -> (LeadershipCause, String) {
-        match self.memory().take_announced(Instant::now()) {
+    /// Why the leadership of this term begins now, and the operation that asked for it.
+    pub(super) fn cause(&self, term: Term) -> (LeadershipCause, String) {
+        let announced = self.memory().take_announced(Instant::now());
+        if announced.as_ref().is_some_and(Handover::is_forced) {
+            self.memory().forced_term = Some(term);
+        }
+        match announced {
             Some(Handover { cause: LeadershipCause::Unknown, operation_id, .. }) => {
                 (LeadershipCause::Transfer, operation_id)
             }

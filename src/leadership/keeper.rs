@@ -41,6 +41,8 @@ pub(crate) struct Look<'a> {
     pub(crate) leaderless_for: Duration,
     /// The fittest other voter that answers; `None`: there is none that could take over.
     pub(crate) fittest: Option<FitnessGrade>,
+    /// It leads by a transfer that was forced upon it: to be merely unwilling is no reason then.
+    pub(crate) is_forced: bool,
     /// A hand-over is under way.
     pub(crate) is_busy: bool,
 }
@@ -107,7 +109,8 @@ impl Keeper {
 
     fn hand_over(&mut self, look: &Look<'_>) -> Option<Action> {
         let own = grade(look.unfit);
-        if !look.is_leader || look.is_busy || own == FitnessGrade::Fit {
+        let is_content = own == FitnessGrade::Fit || (own == FitnessGrade::Unwilling && look.is_forced);
+        if !look.is_leader || look.is_busy || is_content {
             return None;
         }
         // Only to somebody better: among the equally unfit it would wander.

@@ -37,8 +37,6 @@ pub(super) struct Memory {
     pub(super) fenced_term: Option<Term>,
     /// The term this node leads in, and since when it is known.
     led: Option<(Term, Instant)>,
-    /// When its lease was last valid.
-    pub(super) leased_at: Option<Instant>,
     pub(super) stall: Stall,
     /// What other nodes said of themselves last, to this leader.
     pub(super) peers: BTreeMap<NodeId, Fitness>,
@@ -47,6 +45,8 @@ pub(super) struct Memory {
     pub(super) unsure_term: Option<Term>,
     /// Operation of the hand-over under way.
     pub(super) handover: Option<String>,
+    /// The term in which it leads by a transfer that was forced upon it.
+    pub(super) forced_term: Option<Term>,
 }
 
 impl Memory {
@@ -63,12 +63,12 @@ impl Memory {
             given_up_term: None,
             fenced_term: None,
             led: None,
-            leased_at: None,
             stall: Stall::default(),
             peers: BTreeMap::new(),
             clocks: Clocks::default(),
             unsure_term: None,
             handover: None,
+            forced_term: None,
         }
     }
 

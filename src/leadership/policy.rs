@@ -36,8 +36,6 @@ pub(crate) struct Inputs<'a> {
     pub(crate) sync_in_progress: Option<Duration>,
     /// How long nothing that this leader accepted was applied, and no bytes of it left.
     pub(crate) stalled_for: Duration,
-    /// How long the lease was never valid while this node led, though a quorum answered.
-    pub(crate) leaseless_for: Duration,
     /// The clock jumped, and no quorum confirmed this leader since (safety rule 17).
     pub(crate) is_clock_unsure: bool,
     /// The last term in which raft was told to hand over: it takes no more entries in it.
@@ -187,8 +185,6 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     fault(i.is_disk_full || i.is_store_failed, Check::Storage);
     fault(is_sync_stuck, Check::Sync);
     fault(is_stalled, Check::Stalled);
-    // A quorum answers, and always too late for the lease: another leader may be nearer to it.
-    fault(leads && s.leader_id.is_some() && i.stall_after <= i.leaseless_for, Check::Lease);
     fault(if leads { outlasts(i) } else { i.executor.is_some() }, Check::Executor);
     fault(i.is_paused, Check::Paused);
     let may_stand = unfit.is_empty() && i.has_applied_enough;

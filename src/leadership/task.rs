@@ -201,6 +201,7 @@ impl Task {
                 is_barred: barred_until.is_some_and(|until| inputs.now < until),
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
                 fittest,
+                is_forced: memory.forced_term == Some(status.term),
                 is_busy: memory.handover.is_some(),
             };
             (keeper.step(&look), memory.unsure_term)
@@ -234,7 +235,10 @@ impl Task {
                 core.set_heartbeats(on);
             }
             Action::HandOver { cause, accepts, why } => {
-                tracing::warn!(check = why.name(), "this leader is not fit and hands over");
+                match cause {
+                    LeadershipCause::Pause => tracing::info!("this leader is paused and hands over"),
+                    _ => tracing::warn!(check = why.name(), "this leader is not fit and hands over"),
+                }
                 let asked = Asked {
                     to: None,
                     within: self.handle.config().resign_timeout,
@@ -317,7 +321,7 @@ pub(crate) fn operation_id() -> String {
 /// Proposes this node's leadership of `term`, and the cluster's settings where none stand in the
 /// log yet. Returns when both are applied or the term is over.
 async fn establish(handle: &Handle, term: Term, settings: &ClusterSettings) -> Result<(), Stopped> {
-    let (cause, operation_id) = handle.cause();
+    let (cause, operation_id) = handle.cause(term);
     let leadership = proto::LeadershipCommand {
         node_id: handle.raft().node_id(),
         cause: cause.into(),

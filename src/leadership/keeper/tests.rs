@@ -17,6 +17,7 @@ fn look(now: Instant, unfit: &[Check]) -> Look<'_> {
         is_barred: false,
         leaderless_for: Duration::ZERO,
         fittest: Some(FitnessGrade::Fit),
+        is_forced: false,
         is_busy: false,
     }
 }
@@ -105,6 +106,7 @@ fn one_hand_over_at_a_time_and_none_of_a_follower() {
     let paused = look(now, &[Check::Paused]);
     assert_eq!(keeper.step(&Look { is_busy: true, ..paused.clone() }), []);
     assert_eq!(keeper.step(&follower(now, &[Check::Paused])), []);
+    assert_eq!(keeper.step(&Look { is_forced: true, ..paused.clone() }), [], "somebody wants it to lead");
     assert_eq!(keeper.step(&paused).len(), 1);
 }
 

@@ -55,7 +55,6 @@ fn inputs<'a>(status: &'a Status, view: &'a View) -> Inputs<'a> {
         executor: None,
         sync_in_progress: None,
         stalled_for: Duration::ZERO,
-        leaseless_for: Duration::ZERO,
         is_clock_unsure: false,
         given_up_term: None,
         fenced_term: None,
@@ -165,18 +164,6 @@ fn paused_alone_is_unwilling_and_everything_else_unable() {
     let alone = Status { leader_id: None, ..s.clone() };
     let verdict = judge(&inputs(&alone, &v));
     assert_eq!((verdict.is_caught_up, verdict.may_stand), (false, true));
-}
-
-#[test]
-fn a_leader_too_far_away_for_its_lease_is_unable() {
-    let v = view(7, NODE, 4);
-    let far = Status { quorum_ack_age: Some(Duration::from_millis(200)), ..status(Role::Leader) };
-    let graded = |s: &Status, leaseless_for| judge(&Inputs { leaseless_for, ..inputs(s, &v) }).grade();
-    assert_eq!(graded(&far, STALL_AFTER - Duration::from_millis(1)), FitnessGrade::Fit);
-    assert_eq!(graded(&far, STALL_AFTER), FitnessGrade::Unable);
-    // Without a quorum there is nobody to hand over to: it waits for the quorum, in the same term.
-    let cut = Status { leader_id: None, ..far };
-    assert_eq!(graded(&cut, STALL_AFTER), FitnessGrade::Fit);
 }
 
 fn ill(what: Illness, since: Instant) -> Ill {
