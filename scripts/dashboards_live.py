@@ -122,7 +122,7 @@ def main():
     wrong, empty, n_queries = [], [], 0
     used = set()
     with live.Collector() as collector:
-        settings = {"snapshot.threshold": 100, "snapshot.trailing_logs": 50, "telemetry.otlp_endpoint": collector.endpoint, "telemetry.otlp_protocol": "http"}
+        settings = live.CALM | {"snapshot.threshold": 100, "snapshot.trailing_logs": 50, "telemetry.otlp_endpoint": collector.endpoint, "telemetry.otlp_protocol": "http"}
         with live.Cluster("boards-live", settings=settings) as cluster, live.Prometheus(
             {"blockraft": [n.api for n in cluster.nodes]}, rules=(live.ROOT / "dashboards/alerts.yml").read_text().replace("interval: 5s", "interval: 1s")
         ) as prometheus:

@@ -23,6 +23,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 90
 
 
+# For a machine that does something else too: what is tried is not how quick an election is.
+CALM = {"raft.heartbeat_interval": "100ms", "raft.heartbeat_timeout": "2s", "raft.leader_lease_timeout": "1s", "raft.election_timeout": "2s"}
+
+
 class Failed(Exception):
     """What was waited for did not come, or a tool is missing."""
 

@@ -40,6 +40,7 @@ pub(crate) mod limit;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod openrpc;
+pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod routes;
 pub(crate) mod rpc;
