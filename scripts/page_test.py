@@ -145,8 +145,10 @@ def tells_of_losses(page, cluster, node, folder):
     away = next(n for n in cluster.nodes if n is not node and n is not leader)
     away.kill()
     live.until("a node that is away is named", lambda: f"n{away.id} does not answer" in text(page, "why"))
+    live.until("its card says so", lambda: "no answer" in text(page, "nodes"))
+    left = page.js("return [...document.querySelectorAll('#nodes dl')].filter((d) => d.offsetParent).length")
+    check("and shows nothing of before", left == len(cluster.nodes) - 1, left)
     if folder:
-        live.until("its card says so", lambda: "no answer" in text(page, "nodes"))
         page.picture(folder / "follower-away.png")
     away.start()
     live.until("its return is told", lambda: f"n{away.id} answers" in text(page, "history") and "does not answer" not in text(page, "why"))

@@ -10,6 +10,7 @@ mod cluster;
 mod contract;
 mod feed;
 mod metrics;
+mod page;
 mod peer_port;
 mod recovery;
 mod refusals;
