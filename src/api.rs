@@ -43,6 +43,7 @@ pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod records;
 pub(crate) mod routes;

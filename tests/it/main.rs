@@ -12,6 +12,7 @@ mod contract;
 mod feed;
 mod inspect;
 mod metrics;
+mod page;
 mod peer_port;
 mod recover;
 mod recovery;
