@@ -9,6 +9,8 @@ mod api_stream;
 mod cluster;
 mod contract;
 mod feed;
+mod feed_changes;
+mod feed_load;
 mod metrics;
 mod peer_port;
 mod recovery;
