@@ -166,6 +166,7 @@ fn phase(cluster: &mut Cluster, plan: &Plan, is_stalled: bool) -> Phase {
     let bench = bench(cluster, plan);
     let rss = rss.end();
     cluster.settled_within(LATER);
+    let leader = cluster.leader();
     let head = cluster.node(leader).status().expect("it answers")["head"].clone();
     let last = last_block(&head);
     last.propose(&mut cluster.node(leader).connect(), Way::Protobuf, None).acknowledged();
@@ -258,8 +259,9 @@ fn bench(cluster: &Cluster, plan: &Plan) -> Value {
         .expect("the binary starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "bench: {said}");
+    // A leader whose machine stands still may lose its lease: what is refused then is offered again.
     let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(found["refused"], 0, "{found} {said}");
+    assert_eq!(found["latencyUs"]["count"], found["planned"], "{found} {said}");
     found
 }
 
@@ -301,18 +303,19 @@ fn rss_mib(pid: u32) -> anyhow::Result<u64> {
 /// The figures of all phases, for `benches/README.md`.
 fn report(phases: &[Phase]) {
     let mut out = String::from(
-        "| readers that stand still | blocks/s | achieved | p50 ms | p99 ms | max ms | gaps | dropped | RSS MiB, leader and followers, over time |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+        "| readers that stand still | blocks/s | achieved | refused | p50 ms | p99 ms | max ms | gaps | dropped | RSS MiB, leader and followers, over time |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for p in phases {
         let ms = |name: &str| p.bench["latencyUs"][name].as_f64().unwrap_or(0.0) / 1e3;
         let rss: Vec<String> = p.rss.iter().map(|of| thinned(of)).collect();
         let _ = writeln!(
             out,
-            "| {} | {:.0} | {:.1} % | {:.2} | {:.2} | {:.1} | {} | {} | {} |",
+            "| {} | {:.0} | {:.1} % | {} | {:.2} | {:.2} | {:.1} | {} | {} | {} |",
             if p.is_stalled { "3 of 10" } else { "0 of 7" },
             p.bench["blocksPerSecond"].as_f64().unwrap_or(0.0),
             100.0 * p.bench["achieved"].as_f64().unwrap_or(0.0),
+            p.bench["refused"],
             ms("p50"),
             ms("p99"),
             ms("max"),

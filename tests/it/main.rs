@@ -6,6 +6,7 @@
 
 mod api;
 mod api_stream;
+mod browser;
 mod cluster;
 mod contract;
 mod feed;
