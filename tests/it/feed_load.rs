@@ -11,24 +11,23 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    process::Stdio,
     sync::mpsc,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::support::{
     NodeId,
     account::{Account, last_block},
+    bench::{bench, number, rss_mib},
     block::Way,
     cluster::Cluster,
     config::settings,
     exposition::Scrape,
     feed::{Events, Message, WebSocket, event_item, socket_item},
-    node::binary,
     wait::{LATER, SOON, wait_for},
 };
 
@@ -53,10 +52,6 @@ struct Plan {
 
 impl Plan {
     fn from_env() -> Self {
-        let number = |name: &str, default: u64| {
-            let value = std::env::var(name).ok();
-            value.map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name}={v} is no number")))
-        };
         // By default as little as fills every buffer between a node and a reader that stands still.
         Self {
             rounds: number("FEED_LOAD_ROUNDS", 1),
@@ -163,7 +158,16 @@ fn phase(cluster: &mut Cluster, plan: &Plan, is_stalled: bool) -> Phase {
         .map(|(id, feed)| (id, thread::spawn(move || feed.read())))
         .collect();
     let rss = Rss::watch(nodes.iter().map(|id| cluster.node(*id).pid()).collect());
-    let bench = bench(cluster, plan);
+    let bench = bench(
+        cluster,
+        &[
+            ("--rate", plan.rate.to_string()),
+            ("--size", plan.bytes.to_string()),
+            ("--duration", format!("{}s", plan.seconds)),
+        ],
+    );
+    // Every block that was due was acknowledged, some at the second try.
+    assert_eq!(bench["latencyUs"]["count"], bench["planned"], "{bench}");
     let rss = rss.end();
     cluster.settled_within(LATER);
     let leader = cluster.leader();
@@ -246,25 +250,6 @@ fn check_counters(
     }
 }
 
-/// An open loop; what it measured.
-#[track_caller]
-fn bench(cluster: &Cluster, plan: &Plan) -> Value {
-    let endpoints: Vec<String> = cluster.endpoints().into_iter().map(|(_, api)| api).collect();
-    let output = binary()
-        .args(["bench", "--json", "--warmup", "1s", "--endpoints", &endpoints.join(",")])
-        .args(["--rate", &plan.rate.to_string(), "--size", &plan.bytes.to_string()])
-        .args(["--duration", &format!("{}s", plan.seconds)])
-        .stdin(Stdio::null())
-        .output()
-        .expect("the binary starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "bench: {said}");
-    // A leader whose machine stands still may lose its lease: what is refused then is offered again.
-    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(found["latencyUs"]["count"], found["planned"], "{found} {said}");
-    found
-}
-
 /// Looks at the memory of processes once a second.
 struct Rss {
     stop: mpsc::Sender<()>,
@@ -292,12 +277,6 @@ impl Rss {
         drop(self.stop);
         self.thread.join().expect("it only looks")
     }
-}
-
-fn rss_mib(pid: u32) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
 }
 
 /// The figures of all phases, for `benches/README.md`.

@@ -4,6 +4,7 @@
 //! reason; nothing here waits for time alone.
 
 pub(crate) mod account;
+pub(crate) mod bench;
 pub(crate) mod block;
 pub(crate) mod checker;
 pub(crate) mod cluster;
