@@ -17,6 +17,7 @@ pub(crate) mod numbers;
 pub(crate) mod operations;
 pub(crate) mod policy;
 pub(crate) mod record;
+pub(crate) mod target;
 pub(crate) mod task;
 
 pub(crate) type Handle = handle::Handle;

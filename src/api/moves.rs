@@ -16,8 +16,9 @@ use crate::api::wire::BlockRefJson;
 use crate::api::{Api, Parts};
 use crate::consensus::{HandoverAsk, HandoverRefusal, Role};
 use crate::leadership::executor::{Claim, Report, Verdict};
-use crate::leadership::handover::{self, Asked, By, Done, Outcome, Refused};
+use crate::leadership::handover::{Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
+use crate::leadership::target;
 use crate::leadership::task::operation_id;
 use crate::types::block::BlockRef;
 use crate::types::error::ProposeError;
@@ -221,7 +222,7 @@ fn dry_run(
 ) -> Result<Box<RawValue>, Fault> {
     let leadership = &call.api.parts.leadership;
     let (chosen, status) =
-        handover::preview(leadership, to, accepts).map_err(|e| refused(&call.api.parts, e))?;
+        target::preview(leadership, to, accepts).map_err(|e| refused(&call.api.parts, e))?;
     let peer = status.peers.iter().flatten().find(|p| p.node_id == chosen);
     let would = match peer {
         Some(peer) => format!(

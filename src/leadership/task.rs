@@ -15,6 +15,7 @@ use crate::leadership::keeper::{Action, Keeper, Look};
 use crate::leadership::metrics::{Counters, reason};
 use crate::leadership::policy::Intent;
 use crate::leadership::record;
+use crate::leadership::target::Candidate;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
 use crate::types::proto::LeadershipCause;
 use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
@@ -186,7 +187,7 @@ impl Task {
             .candidates(status)
             .iter()
             .filter(|c| c.is_voter && c.ack_age.is_some())
-            .map(handover::Candidate::grade)
+            .map(Candidate::grade)
             .min();
         let heard_age = self.handle.raft().heard_age().unwrap_or_else(|| self.started.elapsed());
         let keeper = &mut self.keeper;
