@@ -6,16 +6,20 @@
 
 mod api;
 mod api_stream;
+mod audit;
 mod browser;
 mod cluster;
 mod contract;
 mod feed;
 mod feed_changes;
 mod feed_load;
+mod inspect;
 mod metrics;
 mod observe_cost;
+mod page;
 mod peer_port;
 mod prometheus;
+mod recover;
 mod recovery;
 mod refusals;
 mod stop;
