@@ -6,8 +6,10 @@
 mod addresses;
 mod answers;
 mod build;
+mod members;
 mod observe;
 mod parts;
+mod remembered;
 pub(crate) mod run;
 mod stop;
 pub(crate) mod tasks;

@@ -149,6 +149,10 @@ pub(crate) trait Notices: Send + Sync + 'static {
     fn not_member(&self, _told_by: NodeId, _version: LogIndex) {}
     /// Commands the node can apply, each kind and version.
     fn commands_known(&self, _node_id: NodeId, _commands: &[(u8, u8)]) {}
+    /// Whether the node said, now or once, that it does not know a command.
+    fn lacks(&self, _node_id: NodeId, _kind: u8, _version: u8) -> bool {
+        false
+    }
     /// This node's newest state hash, told with the answer to a heartbeat.
     fn hash_mark(&self) -> Option<HashMark> {
         None

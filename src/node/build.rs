@@ -16,6 +16,8 @@ use crate::api;
 use crate::audit;
 use crate::config;
 use crate::consensus;
+use crate::consensus::membership::Changer;
+use crate::consensus::membership::changer::Who;
 use crate::consensus::{
     founding::{self, FoundingList},
     snapshots,
@@ -26,8 +28,9 @@ use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
+use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, observe, parts};
+use crate::node::{StartError, addresses, members, observe, parts};
 use crate::peer;
 use crate::proposals;
 use crate::raft::NodeRecord;
@@ -124,11 +127,16 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
         Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
+    let remembered = Remembered::open(&opened).await?;
+    let raft_later = Arc::new(OnceLock::new());
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
         instants: Arc::clone(&instants),
+        remembered: remembered.clone(),
+        raft: Arc::clone(&raft_later),
+        history: audit.history.clone(),
     };
     let network = peer::Network::new(
         peer::Config::new(
@@ -138,7 +146,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         ),
         identity(&opened.identity),
         Arc::clone(&addresses),
-        Arc::new(parts::Incarnations(opened.local.clone())),
+        Arc::new(remembered.clone()),
         Arc::new(notices),
         Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
         &registry,
@@ -147,7 +155,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
 
     let core = consensus::core::build(
         settings.node.id,
-        &core_config(&settings),
+        &core_config(&settings, &opened.identity),
         network.clone(),
         opened.log,
         opened.machine,
@@ -158,9 +166,13 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         settings.node.id,
         Arc::new(core.clone()),
         Arc::new(network.asker()),
-        core_config(&settings),
+        core_config(&settings, &opened.identity),
         settings.raft.send_timeout,
     );
+    raft.removal().restore(remembered.removed());
+    let _ = raft_later.set(raft.clone());
+    let who = Who { cluster_id: opened.identity.cluster_id.clone(), epoch: opened.identity.epoch };
+    let changer = Changer::new(raft.clone(), who, instants.tracer().clone());
     let leadership = leadership::Handle::new(
         raft.clone(),
         opened.reader.clone(),
@@ -184,7 +196,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     )
     .map_err(metrics_failed)?;
 
-    let list = founding_list(&settings);
+    let list = founding_list(&settings, &opened.identity);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -197,6 +209,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader.clone(),
         feed: feed.clone(),
         audit: audit.clone(),
+        changer: changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -251,6 +264,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     }
     let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
+    tasks.spawn("membership", changer.clone().run());
+    tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(
@@ -308,6 +323,7 @@ fn api_parts(
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
         audit: opened.audit.clone(),
+        changer: opened.changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         settings_file: settings.settings.clone(),
@@ -327,6 +343,7 @@ struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
     audit: audit::Handle,
+    changer: Changer,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,
@@ -400,9 +417,10 @@ fn identity(identity: &store::Identity) -> peer::Identity {
     }
 }
 
-fn core_config(settings: &config::Settings) -> consensus::core::Config {
+fn core_config(settings: &config::Settings, identity: &store::Identity) -> consensus::core::Config {
     consensus::core::Config {
         cluster_id: settings.cluster.id.clone(),
+        incarnation: identity.incarnation,
         heartbeat_interval: settings.raft.heartbeat_interval,
         heartbeat_timeout: settings.raft.heartbeat_timeout,
     }
@@ -464,7 +482,7 @@ fn api_config(settings: &config::Settings) -> api::Config {
 }
 
 /// The founding members; this node is one of them whether its file lists it or not.
-fn founding_list(settings: &config::Settings) -> FoundingList {
+fn founding_list(settings: &config::Settings, identity: &store::Identity) -> FoundingList {
     let record = |name: &str, peer: &str, api: &str| NodeRecord {
         name: name.to_owned(),
         peer_addr: peer.to_owned(),
@@ -480,6 +498,12 @@ fn founding_list(settings: &config::Settings) -> FoundingList {
     if !list.is_empty() {
         let own = || record(&settings.node.name, &settings.peer.advertise, &settings.api.advertise);
         list.entry(settings.node.id).or_insert_with(own);
+    }
+    if list.len() == 1
+        && let Some(alone) = list.get_mut(&settings.node.id)
+    {
+        // A wiped node that is sent this membership again would elect itself on the spot (safety rule 8).
+        alone.incarnation = Some(identity.incarnation);
     }
     FoundingList(list)
 }

@@ -136,7 +136,6 @@ async fn greet_unbounded(
 }
 
 /// Asks whoever listens there who it is; nothing is admitted.
-#[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
 pub(super) async fn probe(shared: &Shared, stream: TcpStream) -> Result<proto::Hello, HelloError> {
     let asked = async {
         let (mut reader, mut outbox) = halves(shared, stream);
@@ -352,16 +351,16 @@ fn admitted(
     let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
-    let commands: Vec<(u8, u8)> = hello
-        .known_commands
-        .iter()
-        .filter_map(|command| Some((u8::try_from(command >> 8).ok()?, (command & 0xff) as u8)))
-        .collect();
-    shared.notices.commands_known(peer_id, &commands);
+    shared.notices.commands_known(peer_id, &commands_of(&hello.known_commands));
     if hello.not_member_version != 0 {
         shared.notices.not_member(peer_id, hello.not_member_version);
     }
     Connection { peer_id, purpose, reader, outbox }
+}
+
+/// Each kind and version.
+pub(super) fn commands_of(known: &[u32]) -> Vec<(u8, u8)> {
+    known.iter().filter_map(|c| Some((u8::try_from(c >> 8).ok()?, (c & 0xff) as u8))).collect()
 }
 
 fn hex(incarnation: &Incarnation) -> String {
