@@ -44,12 +44,14 @@ pub(crate) mod membership;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod records;
 pub(crate) mod routes;
 pub(crate) mod rpc;
 pub(crate) mod sessions;
 pub(crate) mod settings;
+pub(crate) mod snapshots;
 pub(crate) mod socket;
 pub(crate) mod sse;
 pub(crate) mod status;
@@ -110,8 +112,9 @@ pub(crate) struct Parts {
     pub(crate) audit: audit::Handle,
     pub(crate) changer: consensus::membership::Changer,
     pub(crate) health: store::Health,
-    #[expect(dead_code, reason = "read by the snapshot methods, which come with their own rows")]
     pub(crate) snapshots: store::Snapshots,
+    /// When this node snapshots and what it purges.
+    pub(crate) compaction: consensus::snapshots::Config,
     /// What this node's own file says; shown where it differs from the log.
     pub(crate) settings_file: ClusterSettings,
     /// How the process before this one ended.
@@ -138,6 +141,9 @@ pub(crate) struct Api {
     pub(crate) once: once::Once,
     pub(crate) documents: openrpc::Documents,
     pub(crate) large_reads: Semaphore,
+    /// A snapshot's check.
+    pub(crate) verifying: Semaphore,
+    pub(crate) exports: Arc<Semaphore>,
     /// In units of [`body::BUDGET_UNIT`].
     pub(crate) body_budget: Arc<Semaphore>,
     /// Proposals, streams and steering calls that outlive the connection they came by.
@@ -158,6 +164,8 @@ impl Api {
             once: once::Once::default(),
             documents: openrpc::Documents::new(),
             large_reads: Semaphore::new(LARGE_READS_MAX),
+            verifying: Semaphore::new(1),
+            exports: Arc::new(Semaphore::new(snapshots::EXPORTS_MAX)),
             body_budget: Arc::new(Semaphore::new(budget as usize)),
             tasks: TaskTracker::new(),
             forwarders: TaskTracker::new(),

@@ -48,7 +48,8 @@ pub(crate) struct FoundingState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Probed {
     pub(crate) cluster_id: String,
-    pub(crate) epoch: u64,
+    /// Its epoch is this node's, or it has no data and takes any.
+    pub(crate) is_of_epoch: bool,
     pub(crate) node_id: NodeId,
     pub(crate) incarnation: [u8; 16],
     /// Each kind and version.

@@ -36,7 +36,7 @@ pub(crate) use link::LinkState;
 pub(crate) use network::Network;
 
 /// Addresses of each node, in the order to try them: its membership record, then this node's own
-/// `cluster.peers`. Looked up at each dial, never kept by a client (safety rule 21c).
+/// `cluster.peers`; what the node itself said comes last. Looked up at each dial, never kept by a client (safety rule 21c).
 pub(crate) type Addresses = Arc<ArcSwap<BTreeMap<NodeId, Vec<String>>>>;
 
 /// Made once with a node's data folder.
@@ -54,6 +54,8 @@ pub(crate) struct Identity {
 /// Times and bounds of the transport.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
+    /// `host:port` where this node says that it is reached; empty: it does not say.
+    pub(crate) advertise: String,
     pub(crate) heartbeat_interval: Duration,
     /// Also how long a control connection may be silent while a ping is out.
     pub(crate) heartbeat_timeout: Duration,
@@ -86,6 +88,7 @@ impl Config {
         send_timeout: Duration,
     ) -> Self {
         Self {
+            advertise: String::new(),
             heartbeat_interval,
             heartbeat_timeout,
             connect_timeout: send_timeout,
@@ -112,6 +115,15 @@ pub(crate) trait Incarnations: Send + Sync + 'static {
     fn known(&self, node_id: NodeId) -> Option<Incarnation>;
     /// Durable on return. Called on a blocking thread; replaces what was known.
     fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()>;
+    /// Whether this node holds neither entry nor vote: then it is in the epoch of whoever of its
+    /// cluster speaks to it first (safety rule 10). Called on an async task.
+    fn may_adopt_epoch(&self) -> bool {
+        false
+    }
+    /// Durable on return. Called on a blocking thread.
+    fn adopt_epoch(&self, _epoch: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The state hash at an index, as nodes compare it.

@@ -1,9 +1,8 @@
 //! Putting the parts together, from the folder upwards.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -17,11 +16,7 @@ use crate::audit;
 use crate::config;
 use crate::consensus;
 use crate::consensus::membership::Changer;
-use crate::consensus::membership::changer::Who;
-use crate::consensus::{
-    founding::{self, FoundingList},
-    snapshots,
-};
+use crate::consensus::{founding, snapshots};
 use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
@@ -30,14 +25,12 @@ use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, members, observe, parts};
+use crate::node::{StartError, addresses, founders, members, observe, parts};
 use crate::peer;
 use crate::proposals;
-use crate::raft::NodeRecord;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::trace::counted::Rejected;
-use crate::types::NodeId;
 use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
@@ -139,14 +132,15 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         history: audit.history.clone(),
     };
     let network = peer::Network::new(
-        peer::Config::new(
-            settings.raft.heartbeat_interval,
-            settings.raft.heartbeat_timeout,
-            settings.raft.send_timeout,
-        ),
+        peer_config(&settings),
         identity(&opened.identity),
         Arc::clone(&addresses),
-        Arc::new(remembered.clone()),
+        Arc::new(parts::Incarnations {
+            remembered: remembered.clone(),
+            reader: opened.reader.clone(),
+            data_dir: settings.node.data_dir.clone(),
+            identity: Mutex::new(opened.identity.clone()),
+        }),
         Arc::new(notices),
         Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
         &registry,
@@ -171,8 +165,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     );
     raft.removal().restore(remembered.removed());
     let _ = raft_later.set(raft.clone());
-    let who = Who { cluster_id: opened.identity.cluster_id.clone(), epoch: opened.identity.epoch };
-    let changer = Changer::new(raft.clone(), who, instants.tracer().clone());
+    let changer = Changer::new(raft.clone(), instants.tracer().clone());
     let leadership = leadership::Handle::new(
         raft.clone(),
         opened.reader.clone(),
@@ -196,7 +189,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     )
     .map_err(metrics_failed)?;
 
-    let list = founding_list(&settings, &opened.identity);
+    let list = founders::founding_list(&settings).of_this_life(settings.node.id, opened.identity.incarnation);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -262,7 +255,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         tasks
             .spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
     }
-    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    let compacted =
+        Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("membership", changer.clone().run());
     tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
@@ -326,6 +320,7 @@ fn api_parts(
         changer: opened.changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
+        compaction: snapshots_config(settings),
         settings_file: settings.settings.clone(),
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),
@@ -417,6 +412,12 @@ fn identity(identity: &store::Identity) -> peer::Identity {
     }
 }
 
+fn peer_config(settings: &config::Settings) -> peer::Config {
+    let raft = &settings.raft;
+    let config = peer::Config::new(raft.heartbeat_interval, raft.heartbeat_timeout, raft.send_timeout);
+    peer::Config { advertise: settings.peer.advertise.clone(), ..config }
+}
+
 fn core_config(settings: &config::Settings, identity: &store::Identity) -> consensus::core::Config {
     consensus::core::Config {
         cluster_id: settings.cluster.id.clone(),
@@ -479,31 +480,4 @@ fn api_config(settings: &config::Settings) -> api::Config {
         allowed_hosts: api.allowed_hosts.clone(),
         allowed_origins: api.allowed_origins.clone(),
     }
-}
-
-/// The founding members; this node is one of them whether its file lists it or not.
-fn founding_list(settings: &config::Settings, identity: &store::Identity) -> FoundingList {
-    let record = |name: &str, peer: &str, api: &str| NodeRecord {
-        name: name.to_owned(),
-        peer_addr: peer.to_owned(),
-        api_addr: api.to_owned(),
-        incarnation: None,
-    };
-    let mut list: BTreeMap<NodeId, NodeRecord> = settings
-        .cluster
-        .peers
-        .iter()
-        .map(|m| (m.node_id, record(&m.name, &m.peer_addr, &m.api_addr)))
-        .collect();
-    if !list.is_empty() {
-        let own = || record(&settings.node.name, &settings.peer.advertise, &settings.api.advertise);
-        list.entry(settings.node.id).or_insert_with(own);
-    }
-    if list.len() == 1
-        && let Some(alone) = list.get_mut(&settings.node.id)
-    {
-        // A wiped node that is sent this membership again would elect itself on the spot (safety rule 8).
-        alone.incarnation = Some(identity.incarnation);
-    }
-    FoundingList(list)
 }

@@ -1,6 +1,11 @@
 //! What one part needs of another, as the traits it defined: the joints between them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::audit;
 use crate::consensus;
@@ -10,7 +15,7 @@ use crate::instants::Instants;
 use crate::machine::apply::View;
 use crate::node::members;
 use crate::node::remembered::Remembered;
-use crate::peer::{self, HashMark, Receiving, SendOutcome};
+use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
 use crate::store;
 use crate::store::snapshot::receive::ReceiveError;
@@ -49,15 +54,66 @@ impl proposals::Chain for Chain {
 }
 
 /// What compaction asks of the store.
-pub(super) struct Compacted(pub(super) store::Reader);
+pub(super) struct Compacted {
+    pub(super) reader: store::Reader,
+    pub(super) snapshots: store::Snapshots,
+}
 
 impl snapshots::Compacted for Compacted {
     fn log_bytes_after(&self, index: LogIndex) -> u64 {
-        self.0.log_bytes_after(index)
+        self.reader.log_bytes_after(index)
     }
 
     fn flush_ahead(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.flush_ahead())
+        Box::pin(self.reader.flush_ahead())
+    }
+
+    fn built(&self, n: u64) -> BoxFuture<'_, snapshots::Built> {
+        let mut progress = self.snapshots.progress();
+        Box::pin(async move {
+            match progress.wait_for(|p| n < p.ended).await.map(|p| p.ended) {
+                Ok(n_ended) => snapshots::Built { n_ended, newest: self.snapshots.newest_index() },
+                // The store lives as long as this does.
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+/// The incarnations of other nodes, in this node's own records, and this node's identity.
+pub(super) struct Incarnations {
+    pub(super) remembered: Remembered,
+    pub(super) reader: store::Reader,
+    pub(super) data_dir: PathBuf,
+    /// As in the data folder. Guards the one change that there may be of it.
+    pub(super) identity: Mutex<store::Identity>,
+}
+
+impl peer::Incarnations for Incarnations {
+    fn known(&self, node_id: NodeId) -> Option<Incarnation> {
+        self.remembered.known(node_id)
+    }
+
+    fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
+        self.remembered.remember(node_id, incarnation)
+    }
+
+    fn may_adopt_epoch(&self) -> bool {
+        self.reader.is_blank()
+    }
+
+    fn adopt_epoch(&self, epoch: u64) -> io::Result<()> {
+        let mut identity = self.identity.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if identity.epoch == epoch {
+            return Ok(());
+        }
+        if identity.epoch != 0 || !self.reader.is_blank() {
+            return Err(io::Error::other("this node holds data of another epoch"));
+        }
+        let adopted = store::Identity { epoch, ..identity.clone() };
+        adopted.write(&self.data_dir)?;
+        *identity = adopted;
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::consensus::membership::standing::Removed;
 use crate::node::StartError;
-use crate::peer::{self, Incarnation};
+use crate::peer::Incarnation;
 use crate::store;
 use crate::types::NodeId;
 use crate::types::position::LogPos;
@@ -171,12 +171,13 @@ impl Remembered {
     }
 }
 
-impl peer::Incarnations for Remembered {
-    fn known(&self, node_id: NodeId) -> Option<Incarnation> {
+impl Remembered {
+    pub(super) fn known(&self, node_id: NodeId) -> Option<Incarnation> {
         self.peers().get(&node_id)?.incarnation
     }
 
-    fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
+    /// Durable on return. Blocking.
+    pub(super) fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
         let value = Bytes::copy_from_slice(&incarnation);
         self.shared.local.write_blocking(vec![(key(INCARNATION, node_id), Some(value))])?;
         self.peers().entry(node_id).or_default().incarnation = Some(incarnation);
@@ -190,7 +191,6 @@ mod tests {
 
     use super::*;
     use crate::instants::Instants;
-    use crate::peer::Incarnations;
 
     fn open(dir: &std::path::Path) -> store::Opened {
         let registry = Registry::new();

@@ -62,9 +62,11 @@ impl Asker {
             .unwrap_or(Err(PeerError::TimedOut { node_id: 0, after: within }))?;
         let incarnation = Incarnation::try_from(hello.incarnation.as_ref())
             .map_err(|_| unreachable("its incarnation is malformed".into()))?;
+        let is_blank = hello.cluster_epoch == 0 && hello.last_log_id.is_none();
+        let is_of_epoch = is_blank || hello.cluster_epoch == self.shared.epoch();
         Ok(Probed {
             cluster_id: hello.cluster_id,
-            epoch: hello.cluster_epoch,
+            is_of_epoch,
             node_id: hello.node_id,
             incarnation,
             known_commands: hello::commands_of(&hello.known_commands),

@@ -36,13 +36,6 @@ const OPERATIONS_MAX: usize = 64;
 
 type NodeChange = ChangeMembers<NodeId, NodeRecord>;
 
-/// Who this node is, for comparison with who listens at an address.
-#[derive(Debug, Clone)]
-pub(crate) struct Who {
-    pub(crate) cluster_id: String,
-    pub(crate) epoch: u64,
-}
-
 /// Cheap to clone; all clones change one membership, one change at a time.
 #[derive(Clone)]
 pub(crate) struct Changer {
@@ -51,7 +44,6 @@ pub(crate) struct Changer {
 
 struct Shared {
     raft: Handle,
-    who: Who,
     tracer: Tracer,
     /// Held over a whole change, both of its entries included.
     busy: Arc<tokio::sync::Mutex<()>>,
@@ -79,10 +71,10 @@ pub(crate) struct Changed {
 }
 
 impl Changer {
-    pub(crate) fn new(raft: Handle, who: Who, tracer: Tracer) -> Self {
+    pub(crate) fn new(raft: Handle, tracer: Tracer) -> Self {
         let busy = Arc::new(tokio::sync::Mutex::new(()));
         let operations = Mutex::default();
-        Self { shared: Arc::new(Shared { raft, who, tracer, busy, operations }) }
+        Self { shared: Arc::new(Shared { raft, tracer, busy, operations }) }
     }
 
     fn raft(&self) -> &Handle {
@@ -163,7 +155,7 @@ impl Changer {
             Err(_) if request.force => return Ok(()),
             Err(error) => return Err(refused(format!("{addr}: {error}"))),
         };
-        if let Some(other) = mismatch(&self.shared.who, node_id, &found) {
+        if let Some(other) = mismatch(&self.raft().config().cluster_id, node_id, &found) {
             return Err(refused(format!("{addr}: {other}")));
         }
         let lacks = |(kind, version): &&(crate::machine::command::Kind, u8)| {
@@ -295,11 +287,11 @@ impl Changer {
 }
 
 /// Why it is not who is meant.
-fn mismatch(who: &Who, node_id: NodeId, found: &Probed) -> Option<String> {
-    if found.cluster_id != who.cluster_id {
-        return Some(format!("it belongs to cluster {:?}, not {:?}", found.cluster_id, who.cluster_id));
+fn mismatch(cluster_id: &str, node_id: NodeId, found: &Probed) -> Option<String> {
+    if found.cluster_id != cluster_id {
+        return Some(format!("it belongs to cluster {:?}, not {cluster_id:?}", found.cluster_id));
     }
-    if found.epoch != who.epoch {
+    if !found.is_of_epoch {
         return Some("its cluster was recovered without this one, or the other way round".into());
     }
     (found.node_id != node_id).then(|| format!("node {} listens there, not {node_id}", found.node_id))

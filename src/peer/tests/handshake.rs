@@ -168,7 +168,7 @@ async fn a_probe_tells_who_it_is_and_leaves_no_trace() {
     let (answerer, addr) = welcoming(Identity { cluster_id: "other".into(), epoch: 7, ..identity(2) }).await;
     let asker = Bare::new(identity(1), quick());
     let probed = asker.network.asker().probe(&addr.to_string(), Duration::from_secs(5)).await.unwrap();
-    assert_eq!((probed.cluster_id.as_str(), probed.epoch, probed.node_id), ("other", 7, 2));
+    assert_eq!((probed.cluster_id.as_str(), probed.is_of_epoch, probed.node_id), ("other", false, 2));
     assert_eq!(probed.incarnation, [2; 16]);
     assert_eq!(probed.known_commands, [(16, 1), (17, 1), (18, 1)]);
     assert!(answerer.incarnations.known.lock().unwrap().is_empty());
