@@ -4,6 +4,7 @@
 //! same thing by `run::run`.
 
 mod addresses;
+mod agreement;
 mod answers;
 mod build;
 pub(crate) mod founders;

@@ -15,6 +15,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) lease_timeout: Duration,
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
+    /// The state differs from the others'.
+    pub(crate) has_diverged: bool,
     pub(crate) intent: Intent,
     /// Greatest commit index of the cluster known one second ago.
     pub(crate) committed_a_second_ago: LogIndex,
@@ -98,7 +100,7 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    check(!i.is_disk_full && !i.is_store_failed, Check::Storage);
+    check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
     if leads {
         check(!lease_remaining.is_zero(), Check::Lease);
         check(has_own_leadership, Check::Leadership);
@@ -122,6 +124,9 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Stopping => "the process is stopping".into(),
         Check::Storage if i.is_store_failed => {
             "the log cannot be synced; the process is about to exit".into()
+        }
+        Check::Storage if i.has_diverged => {
+            "the state of this node differs from the others': stop it, wipe its folder and add it again".into()
         }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
         Check::Leader => {
@@ -191,6 +196,7 @@ mod tests {
             lease_timeout: Duration::from_millis(175),
             is_disk_full: false,
             is_store_failed: false,
+            has_diverged: false,
             intent: Intent::Lead,
             committed_a_second_ago: 0,
         }
@@ -226,6 +232,7 @@ mod tests {
         assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
         assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
         assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
+        assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
         // Safety rule 11: openraft goes on saying Leader; the clock says that the quorum is gone.
         let cut = Status { quorum_ack_age: Some(Duration::from_millis(175)), ..s.clone() };
         assert_eq!(failing(&cut, &good, &|_| ()), [Check::Lease]);

@@ -20,6 +20,7 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
 use crate::node::{StartError, addresses, founders, observe, parts};
@@ -115,11 +116,13 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
         Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
+    let agreement = Arc::new(Agreement::new(settings.node.id, opened.reader.clone()));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
         instants: Arc::clone(&instants),
+        agreement: Arc::clone(&agreement),
     };
     let network = peer::Network::new(
         peer::Config::new(
@@ -242,6 +245,15 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let compacted =
         Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
+    let judge = agreement::Judge {
+        agreement,
+        raft: raft.clone(),
+        leadership: leadership.clone(),
+        health: opened.health.clone(),
+        feed: feed.clone(),
+        resign_timeout: settings.raft.resign_timeout,
+    };
+    tasks.spawn("agreement", judge.run());
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(

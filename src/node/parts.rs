@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use crate::consensus::{BoxFuture, snapshots};
+use crate::consensus::{BoxFuture, agreement::Evidence, snapshots};
 use crate::instants::Instants;
 use crate::machine::apply::View;
+use crate::node::agreement::Agreement;
 use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
 use crate::store;
@@ -134,6 +135,7 @@ pub(super) struct Notices {
     pub(super) health: store::Health,
     pub(super) leadership: Arc<std::sync::OnceLock<crate::leadership::Handle>>,
     pub(super) instants: Arc<Instants>,
+    pub(super) agreement: Arc<Agreement>,
 }
 
 impl peer::Notices for Notices {
@@ -147,6 +149,18 @@ impl peer::Notices for Notices {
 
     fn hash_mark(&self) -> Option<HashMark> {
         self.reader.view().hash_mark.map(|(index, hash)| HashMark { index, hash })
+    }
+
+    fn peer_hash_mark(&self, node_id: NodeId, mark: HashMark) {
+        self.agreement.on_mark(node_id, (mark.index, mark.hash));
+    }
+
+    fn state_evidence(&self) -> Option<Evidence> {
+        self.agreement.evidence()
+    }
+
+    fn state_evidence_told(&self, evidence: Evidence) {
+        self.agreement.on_told(evidence);
     }
 
     fn replicated(&self, node_id: NodeId, r: peer::Replicated) {

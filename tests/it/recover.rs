@@ -366,6 +366,7 @@ fn an_export_that_is_not_whole_is_not_restored() {
     // What a killed attempt leaves is refused by a start, and is no obstacle to the next.
     fs::write(node.node(1).data_dir.join("UNFINISHED"), "command = restore\n").expect("writable");
     fs::create_dir_all(node.node(1).data_dir.join("snapshots/restore.tmp/db")).expect("writable");
+    node.allow("the node does not start");
     node.node_mut(1).assert_refuses(FOLDER, &["UNFINISHED", "restore", "repeat"]);
     let out = restore(&whole);
     assert!(out.status.success(), "{}", said(&out));
