@@ -9,10 +9,10 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract rocksdb
+.PHONY: help build demo test check bench lint docs contract boards dashboards-live rocksdb
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the binary, in $(TARGET)/release
 	@[ -x "$(BINARY)" ] || echo "blockraft: building the binary; the first time some six minutes on two cores, RocksDB included"
@@ -34,8 +34,14 @@ lint: ## format and lints; writes nothing
 docs: ## the documentation, without a warning
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --document-private-items
 
-contract: ## alert rules, systemd unit, compose file
+contract: ## alert rules, boards, systemd unit, compose file
 	scripts/contract.sh
+
+boards: ## write Grafana's boards anew, from dashboards/generate.py
+	python3 dashboards/generate.py
+
+dashboards-live: build ## every query of the boards on a real Prometheus (Debian's) over a live cluster; names panels without data
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/dashboards_live.py
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)

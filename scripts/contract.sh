@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is shipped beside the binary holds: alert rules, the systemd unit, the compose file. It writes
+# What is shipped beside the binary holds: alert rules, boards, the systemd unit, the compose file. It writes
 # nothing; a tool that the machine lacks is named, and its part left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +16,13 @@ if command -v amtool >/dev/null; then
   amtool check-config dashboards/alertmanager.yml
 else
   skip "alertmanager's configuration (amtool, of Debian's package prometheus-alertmanager)"
+fi
+
+# The boards are what their generator writes; each alert is on one, and each exported family is used.
+if command -v python3 >/dev/null; then
+  PYTHONDONTWRITEBYTECODE=1 python3 dashboards/generate.py --check
+else
+  skip "Grafana's boards (python3)"
 fi
 
 # It exits 0 for values it ignores, so whatever it says is an error.

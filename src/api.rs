@@ -1,6 +1,6 @@
 //! HTTP and JSON-RPC on one port: what tools, operators and sequencers see of a node.
 //!
-//! Two tables hold the contract: [`table::METHODS`] (JSON-RPC) and [`routes::ROUTES`] (plain HTTP). What is
+//! Two tables hold the contract: [`table::methods`] (JSON-RPC) and [`routes::ROUTES`] (plain HTTP). What is
 //! registered, decoded, measured and documented follows from them. Owns sockets and nothing else: every
 //! fact is asked of the handles in [`Parts`] when a request wants it.
 
@@ -11,6 +11,7 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::audit;
 use crate::consensus;
 use crate::instants::Instants;
 use crate::leadership;
@@ -27,6 +28,7 @@ pub(crate) mod args;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
+pub(crate) mod control;
 pub(crate) mod envelope;
 pub(crate) mod error;
 #[cfg(test)]
@@ -39,8 +41,11 @@ pub(crate) mod http;
 pub(crate) mod limit;
 pub(crate) mod logging;
 pub(crate) mod metrics;
+pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod page;
 pub(crate) mod probes;
+pub(crate) mod records;
 pub(crate) mod routes;
 pub(crate) mod rpc;
 pub(crate) mod sessions;
@@ -103,6 +108,7 @@ pub(crate) struct Parts {
     pub(crate) proposals: proposals::Handle,
     pub(crate) reader: store::Reader,
     pub(crate) feed: crate::feed::Hub,
+    pub(crate) audit: audit::Handle,
     pub(crate) health: store::Health,
     pub(crate) snapshots: store::Snapshots,
     /// When this node snapshots and what it purges.
@@ -130,6 +136,7 @@ pub(crate) struct Api {
     pub(crate) limiter: limit::Limiter,
     pub(crate) seen: cluster::Seen,
     pub(crate) head: handlers::HeadCache,
+    pub(crate) once: once::Once,
     pub(crate) documents: openrpc::Documents,
     pub(crate) large_reads: Semaphore,
     /// A snapshot's check.
@@ -137,7 +144,7 @@ pub(crate) struct Api {
     pub(crate) exports: Arc<Semaphore>,
     /// In units of [`body::BUDGET_UNIT`].
     pub(crate) body_budget: Arc<Semaphore>,
-    /// Proposals and streams that outlive the connection they came by.
+    /// Proposals, streams and steering calls that outlive the connection they came by.
     pub(crate) tasks: TaskTracker,
     /// Subscriptions over WebSocket.
     pub(crate) forwarders: TaskTracker,
@@ -152,6 +159,7 @@ impl Api {
             limiter: limit::Limiter::new(config.rate_limit),
             seen: cluster::Seen::default(),
             head: handlers::HeadCache::default(),
+            once: once::Once::default(),
             documents: openrpc::Documents::new(),
             large_reads: Semaphore::new(LARGE_READS_MAX),
             verifying: Semaphore::new(1),

@@ -27,8 +27,7 @@ const NEWEST_ID: &str = r#"id="$(curl -sS "http://$endpoint/" -H 'Content-Type: 
 
 /// File name and content of every script, sorted by name.
 pub(crate) fn scripts() -> Vec<(String, String)> {
-    let mut scripts: Vec<(String, String)> = table::METHODS
-        .iter()
+    let mut scripts: Vec<(String, String)> = table::methods()
         // curl speaks no WebSocket: `GET /v1/applied` shows the same feed.
         .filter(|m| !subscriptions::needs_socket(m.name))
         .map(of_method)

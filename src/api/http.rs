@@ -26,7 +26,7 @@ use crate::api::routes::{Access, Asked, Found};
 use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
-use crate::api::{Api, body, envelope, routes, sse, trace};
+use crate::api::{Api, body, envelope, page, routes, sse, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -78,7 +78,7 @@ impl Front {
         request: Request<Incoming>,
         connection: Arc<Connection>,
     ) -> Response<Body> {
-        let is_rpc = request.uri().path() == "/";
+        let is_rpc = request.uri().path() == "/" && !page::is_asked(&request);
         let found = match is_rpc {
             true => Found::Nothing,
             false => routes::find(request.method(), request.uri().path()),
@@ -87,7 +87,7 @@ impl Front {
             Found::Route(route, _) => route.open,
             Found::OtherMethod(_) | Found::Nothing => Access::Clients,
         };
-        if let Err((reason, fault)) = self.admit(&request, &connection, open) {
+        if let Err((reason, fault)) = self.admit(&request, &connection, open, is_rpc) {
             self.api.parts.metrics.reject(reason);
             let goodbye = match &found {
                 Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason),
@@ -143,6 +143,7 @@ impl Front {
         request: &Request<Incoming>,
         connection: &Connection,
         open: Access,
+        is_rpc: bool,
     ) -> Result<(), (Rejected, Fault)> {
         let api = &self.api;
         let checked = api.hosts.check(request.version(), request.uri(), request.headers(), || {
@@ -162,7 +163,7 @@ impl Front {
         if connection.is_extra {
             return Err((Rejected::Connections, Fault::overloaded(1_000)));
         }
-        if request.uri().path() != "/" {
+        if !is_rpc {
             self.take_tokens(connection, 1)?;
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::api::http::{Front, json, plain_fault};
 use crate::api::socket::Connection;
 use crate::api::status::StatusJson;
 use crate::api::wire::{Acknowledged, BlockAt, Leader};
-use crate::api::{blocks, body, cluster, handlers, probes, snapshots, sse, status, stream};
+use crate::api::{blocks, body, cluster, handlers, page, probes, snapshots, sse, status, stream};
 
 /// One request on its way to a route.
 pub(crate) struct Asked {
@@ -276,6 +276,21 @@ pub(crate) const ROUTES: &[Route] = &[
             Box::pin(async {
                 let (front, _, id) = asked.without_body();
                 snapshots::export(&front, &id).await
+            })
+        },
+    },
+    Route {
+        label: "GET /",
+        says: "The status page, for a browser: only where Accept names text/html.",
+        open: Access::Clients,
+        params: &[HttpParam { name: "Accept", place: "header", says: "text/html by name." }],
+        takes: None,
+        replies: &[ok("One self-contained page.", "text/html")],
+        errors: &[],
+        run: |asked| {
+            Box::pin(async {
+                let _ = asked.without_body();
+                page::answer()
             })
         },
     },

@@ -1,7 +1,9 @@
 //! The JSON-RPC methods: one row each.
 //!
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
-//! examples all follow from these rows. A new method is a row here and a function in `handlers`.
+//! examples all follow from these rows, in here and in [`control`]. A new method is a row and a function.
+
+pub(crate) mod control;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -31,6 +33,10 @@ pub(crate) struct Method {
     pub(crate) says: &'static str,
     /// Refused with `notLeader` everywhere else.
     pub(crate) is_leader_only: bool,
+    /// Recorded before it acts and with its outcome; see [`crate::api::control`].
+    pub(crate) audited: bool,
+    /// Takes an operation id, by which it is made once.
+    pub(crate) once: bool,
     pub(crate) params: &'static [Param],
     pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
     /// Beside the standard ones.
@@ -93,12 +99,14 @@ const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 /// The method that proposes.
 pub(crate) const PROPOSE: &str = "block_propose";
 
-pub(crate) const METHODS: &[Method] = &[
+const METHODS: &[Method] = &[
     Method {
         name: "raft_status",
         alias: None,
         says: "This node's whole view of itself: role, positions, lease, head, membership.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<StatusJson>,
         errors: LOCAL,
@@ -110,6 +118,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Every member's raft_status, asked by this node over the peer port.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<ClusterJson>,
         errors: LOCAL,
@@ -124,6 +134,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who leads. Fence, readiness and lease are null where another node leads.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<bool>("verify", "Ask a quorum whether this leader still leads.")],
         result: schema::<Leader>,
         errors: LOCAL,
@@ -138,6 +150,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The members with their names and addresses.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MembersJson>,
         errors: LOCAL,
@@ -152,6 +166,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The settings of the cluster in force, as flat TOML keys, and the log index that set them.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<SettingsJson>,
         errors: LOCAL,
@@ -163,6 +179,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Changes settings of the cluster, for every node at once.",
         is_leader_only: true,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<Patch>("set", "The settings to change, by TOML key."),
             Param::optional::<u64>("expectedIndex", "Refuse when the settings in force have another index."),
@@ -177,6 +195,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Proposes a block; answers once it is committed and applied here. The same block again is a success.",
         is_leader_only: true,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<Block>("block", "The block."),
             Param::optional::<u64>(
@@ -201,6 +221,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The highest block, without header and data; null before the first one.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<Consistency>("consistency", "Default local.")],
         result: schema::<Option<HeadAt>>,
         errors: LINEARIZABLE,
@@ -215,6 +237,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The block at a height.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<BlockAt>,
         errors: BY_HEIGHT,
@@ -226,6 +250,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Blocks from a height on: at least one, none above the head, at most maxBytes of JSON.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<u64>("fromHeight", "The first height."),
             Param::optional::<u64>("limit", "1 to 1000, default 100."),
@@ -241,6 +267,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who proposed the block at a height, when, and where it stands in the log.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<ProvenanceJson>,
         errors: BY_HEIGHT,
@@ -256,6 +284,8 @@ pub(crate) const METHODS: &[Method] = &[
         says: "Applied blocks, in log order, as block_applied; from a place in the history or from now on. What a \
                slow reader misses is told as a gap and follows. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::TOPICS[0].params,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -267,6 +297,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -278,6 +310,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Subscribes to a topic; its items come as raft_subscription. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::SUBSCRIBE_PARAMS,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -289,6 +323,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -300,6 +336,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Where the time of the block at a height went, on every node that remembers it.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<TimelineJson>,
         errors: BY_HEIGHT,
@@ -385,6 +423,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Changes which lines this node logs, for good or for a while.",
         is_leader_only: false,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<String>("filter", "As telemetry.log_filter."),
             Param::optional::<u64>("forMs", "After it the last filter without a time holds again."),
@@ -402,6 +442,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: Some("rpc_discover"),
         says: "This document.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: openrpc::document_schema,
         errors: &[],
@@ -413,6 +455,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The names of all methods, sorted.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MethodNames>,
         errors: &[],
@@ -437,14 +481,24 @@ const EXAMPLE_SNAPSHOT_STATUS: &str = r#"{"threshold":500,"thresholdBytes":67108
 
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
 
+/// All rows.
+pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
+    METHODS.iter().chain(control::METHODS)
+}
+
+/// Names of the rows that are recorded.
+pub(crate) fn audited() -> Vec<&'static str> {
+    methods().filter(|m| m.audited).map(|m| m.name).collect()
+}
+
 /// The method of a name or an alias.
 pub(crate) fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().find(|m| m.name == name || m.alias == Some(name))
+    methods().find(|m| m.name == name || m.alias == Some(name))
 }
 
 /// All names, aliases too, sorted.
 pub(crate) fn names() -> Vec<&'static str> {
-    let mut names: Vec<&str> = METHODS.iter().flat_map(|m| m.names()).collect();
+    let mut names: Vec<&str> = methods().flat_map(|m| m.names()).collect();
     names.sort_unstable();
     names
 }

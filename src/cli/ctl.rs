@@ -7,6 +7,7 @@ mod command;
 pub(crate) mod confirm;
 mod curl;
 mod export;
+mod live;
 mod plan;
 mod probe;
 mod propose;
@@ -27,6 +28,7 @@ use crate::types::NodeId;
 const AFTER_HELP: &str = "\
 Examples:
   blockraft ctl status --all                     every node in one table
+  blockraft ctl watch                            all nodes on one screen, as they move
   blockraft ctl why                              what keeps the cluster from taking blocks, in words
   blockraft ctl block get 42 --json              one block, as the node gives it
   blockraft ctl transfer 2                       hand leadership to node 2

@@ -3,15 +3,15 @@
 //! The parts: [`folder`] holds what stays, [`child`] owns one process, [`watch`] looks at the nodes, [`demo`]
 //! produces, [`board`] is what is known, and [`screen`] shows it. [`stage`] drives them.
 
-mod board;
+pub(crate) mod board;
 pub(crate) mod child;
 mod demo;
-mod feed;
+pub(crate) mod feed;
 pub(crate) mod folder;
 pub(crate) mod ports;
-mod screen;
+pub(crate) mod screen;
 mod stage;
-mod watch;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::audit;
 use crate::config;
 use crate::consensus;
 use crate::consensus::{founding, snapshots};
@@ -42,6 +43,7 @@ pub(super) struct Running {
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
     pub(super) feed: feed::Hub,
+    pub(super) audit: audit::Handle,
     pub(super) health: store::Health,
     pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
@@ -106,6 +108,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
+    let audit = observe::open_audit(&settings, &opened, &registry).await?;
     let source = Arc::new(opened.reader.clone());
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
@@ -195,6 +198,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let for_api = ForApi {
         reader: opened.reader.clone(),
         feed: feed.clone(),
+        audit: audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -228,7 +232,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         })
     });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
-    tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
+    tasks.spawn("audit", never_fails(audit.clone().run()));
+    observe::record_start(&audit, &raft, &opened.last_exit);
+    tasks.spawn(
+        "leadership",
+        leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
+    );
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
@@ -278,6 +287,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         proposals,
         reader: opened.reader,
         feed,
+        audit,
         health: opened.health,
         instants,
         servers,
@@ -309,6 +319,7 @@ fn api_parts(
         proposals: proposals.clone(),
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
+        audit: opened.audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         compaction: snapshots_config(settings),
@@ -328,6 +339,7 @@ fn api_parts(
 struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
+    audit: audit::Handle,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,

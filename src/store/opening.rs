@@ -10,6 +10,7 @@ use crate::raft::log_id_of;
 use crate::store::health::Health;
 use crate::store::identity::{Identity, Lock};
 use crate::store::local::Local;
+use crate::store::log::room::Room;
 use crate::store::log::writer::Writer;
 use crate::store::log::{self, LogStore};
 use crate::store::metrics::Metrics;
@@ -114,7 +115,8 @@ impl Parts<'_> {
             self.instants.clone(),
         );
         let (watermark, marker) = Watermark::start(log.slots, log.mark, self.health.clone()).map_err(io)?;
-        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), last, first);
+        let room = Room::new(log::open::log_dir(data_dir));
+        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), room, last, first);
         let writer =
             std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
         let disk =

@@ -17,6 +17,8 @@ const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 /// Small, so that a memtable is flushed long before the budget is used up, and so that the WAL
 /// reserves 17.6 MiB and not 64.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// What RocksDB reserves for a new WAL: the write buffer and a tenth.
+pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10) as u64;
 const CACHE_BYTES: usize = 16 << 20;
 /// Old info logs say nothing that a restart does not.
 const INFO_LOGS: usize = 2;

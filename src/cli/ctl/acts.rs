@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::cli::ctl::command::{Audit, Block, Command, Snapshot};
 use crate::cli::ctl::confirm::confirm;
 use crate::cli::ctl::plan::{self, Call, plan};
-use crate::cli::ctl::{Context, curl, export, probe, propose, render, watch};
+use crate::cli::ctl::{Context, curl, export, live, probe, propose, render, watch};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
 use crate::client::cluster::{Cluster, ClusterError, Target};
@@ -25,7 +25,8 @@ pub(crate) async fn run(cx: &Context, command: Command) -> Result<u8, Failure> {
     match command {
         Command::Live => probe::live(cx).await,
         Command::Ready { wait } => probe::ready(cx, wait).await,
-        Command::Watch { from_id } => watch::leadership(cx, from_id).await,
+        Command::Watch(asked) if live::is_wanted(cx, &asked) => live::run(cx).await,
+        Command::Watch(asked) => watch::leadership(cx, asked.from_id).await,
         Command::Tail(tail) => watch::applied(cx, &tail).await,
         Command::Block(Block::Propose(block)) => propose::run(cx, block).await,
         Command::Block(Block::Range { from, limit }) => range(cx, from, limit).await,

@@ -89,12 +89,8 @@ pub(crate) enum Command {
     /// Snapshots of a node: make, list, describe, verify, export; purge the log behind them.
     #[command(subcommand)]
     Snapshot(Snapshot),
-    /// Follow every change of leadership.
-    Watch {
-        /// From this leadership on, instead of the one in force.
-        #[arg(long, value_name = "ID")]
-        from_id: Option<u64>,
-    },
+    /// All nodes on one screen, as they move. Elsewhere than on a terminal: every change of leadership, one line each.
+    Watch(Watch),
     /// Follow applied blocks, one line each.
     Tail(Tail),
     /// Call any method, e.g. `call block_get '{"height":42}'`.
@@ -111,6 +107,16 @@ pub(crate) enum Command {
         #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
         wait: Option<Duration>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// Lines on a terminal too.
+    #[arg(long)]
+    pub(crate) lines: bool,
+    /// Lines, from this leadership on instead of the one in force.
+    #[arg(long, value_name = "ID")]
+    pub(crate) from_id: Option<u64>,
 }
 
 #[derive(Debug, Args)]

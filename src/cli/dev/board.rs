@@ -58,6 +58,8 @@ pub(crate) struct Board {
     pub(crate) longest_pause: Duration,
     acks: VecDeque<(Instant, u64)>,
     last_ack: Option<Instant>,
+    /// Heads as they were seen, within the rate's window.
+    heads: VecDeque<(Instant, Height)>,
 }
 
 impl Board {
@@ -74,6 +76,7 @@ impl Board {
             longest_pause: Duration::ZERO,
             acks: VecDeque::new(),
             last_ack: None,
+            heads: VecDeque::new(),
         }
     }
 
@@ -117,6 +120,23 @@ impl Board {
         count as f64 / RATE_WINDOW.as_secs_f64()
     }
 
+    /// Notes the head for [`Self::head_rate`].
+    pub(crate) fn see_head(&mut self, now: Instant) {
+        let Some(head) = self.head else { return };
+        self.heads.push_back((now, head));
+        let is_old = |(at, _): &(Instant, Height)| RATE_WINDOW < now.saturating_duration_since(*at);
+        while 2 < self.heads.len() && self.heads.front().is_some_and(is_old) {
+            self.heads.pop_front();
+        }
+    }
+
+    /// Blocks a second, whoever produces them; `None` until two heads were seen.
+    pub(crate) fn head_rate(&self) -> Option<f64> {
+        let ((first_at, first), (last_at, last)) = (self.heads.front()?, self.heads.back()?);
+        let secs = last_at.saturating_duration_since(*first_at).as_secs_f64();
+        (0.0 < secs).then(|| last.saturating_sub(*first) as f64 / secs)
+    }
+
     pub(crate) fn feeds(&mut self, feeds: Feeds) {
         for (row, feed) in self.rows.iter_mut().zip(feeds) {
             row.feed = feed;
@@ -131,10 +151,10 @@ impl Board {
             let (was, is) = (row.status.is_some(), status.is_some());
             let node_id = row.node_id;
             // The end of a process has been told already.
-            let text = match (was, is, row.pid) {
+            let text = match (was, is, row.ended.is_none()) {
                 (false, true, _) => Some(format!("node {node_id} answers")),
-                (true, false, Some(_)) => Some(format!("node {node_id} does not answer")),
-                (true, false, None) | (false, false, _) | (true, true, _) => None,
+                (true, false, true) => Some(format!("node {node_id} does not answer")),
+                (true, false, false) | (false, false, _) | (true, true, _) => None,
             };
             row.status = status;
             told.extend(text.map(|t| self.event(t)));
@@ -252,6 +272,26 @@ mod tests {
             ["node 3 leads in term 3"]
         );
         assert_eq!((board.leader, board.fence, board.leader_changes), (Some((3, 3)), Some(3), 2));
+    }
+
+    #[test]
+    fn the_rate_of_heads_is_that_of_the_last_seconds() {
+        let mut board = board();
+        let begin = Instant::now();
+        assert_eq!(board.head_rate(), None);
+        for second in 0..10u32 {
+            // Ten a second, then five.
+            board.head = Some(u64::from(if second < 5 { 10 * second } else { 25 + 5 * second }));
+            board.see_head(begin + Duration::from_secs(second.into()));
+        }
+        assert_eq!(board.head_rate(), Some(5.0));
+    }
+
+    #[test]
+    fn a_node_of_somebody_else_that_falls_silent_is_told() {
+        let mut board = Board::new([(1, "a".into())]);
+        assert_eq!(board.look(vec![status(1, 2, Some(1))]), ["node 1 answers", "node 1 leads in term 2"]);
+        assert_eq!(board.look(vec![None]), ["node 1 does not answer", "no node leads"]);
     }
 
     #[test]

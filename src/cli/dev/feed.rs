@@ -11,7 +11,7 @@ use crate::client::http::{Ask, Http};
 
 /// Between two looks: a scrape costs more than a status, and this changes less.
 const EVERY: Duration = Duration::from_secs(1);
-/// A node on this machine that takes longer hangs.
+/// A node that takes longer has no figures this time.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The feed of one node, over all its subscribers.

@@ -1,4 +1,4 @@
-//! What `dev` prints: one screen that is drawn again and again on a terminal, lines elsewhere.
+//! What `dev` and `ctl watch` show: one screen that is drawn again and again on a terminal; `dev` prints lines elsewhere.
 //!
 //! The texts are made by plain functions; [`Screen`] puts them on the terminal and gives it back.
 
@@ -15,14 +15,24 @@ use crate::cli::table::{Cell, Table, Tone};
 use crate::cli::{out, units};
 use crate::client::wire::Status;
 
+/// The check that says only who leads.
+const ROLE: &str = "role";
+
 /// What does not change while it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) cluster_id: String,
-    pub(crate) folder: String,
-    pub(crate) is_temporary: bool,
     /// host:port of each API.
     pub(crate) apis: Vec<String>,
+    /// `None`: somebody else's cluster is watched.
+    pub(crate) demo: Option<Demo>,
+}
+
+/// Of a cluster that `dev` runs itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Demo {
+    pub(crate) folder: String,
+    pub(crate) is_temporary: bool,
     /// How each node is started by hand, by index.
     pub(crate) commands: Vec<String>,
     pub(crate) is_producing: bool,
@@ -38,9 +48,11 @@ impl Facts {
 /// The first lines of a plain log: everything to be copied.
 pub(crate) fn intro(facts: &Facts, board: &Board) -> String {
     let mut text = String::new();
-    let kept = if facts.is_temporary { "removed at the end" } else { "kept" };
     let _ = writeln!(text, "blockraft dev: {} nodes, cluster {}", board.rows.len(), facts.cluster_id);
-    let _ = writeln!(text, "folder {} ({kept}); each node's log is nN.log there\n", facts.folder);
+    if let Some(demo) = &facts.demo {
+        let kept = if demo.is_temporary { "removed at the end" } else { "kept" };
+        let _ = writeln!(text, "folder {} ({kept}); each node's log is nN.log there\n", demo.folder);
+    }
     let mut nodes = Table::new(&["NODE", "URL", "PID"]);
     for row in &board.rows {
         let pid = row.pid.map_or("-".into(), |p| p.to_string());
@@ -106,8 +118,8 @@ pub(crate) fn farewell(facts: &Facts, board: &Board) -> String {
         board.leader_changes.saturating_sub(1),
         units::duration(board.longest_pause)
     );
-    if !facts.is_temporary {
-        let _ = writeln!(text, "go on with: blockraft dev --dir {}", facts.folder);
+    if let Some(demo) = facts.demo.as_ref().filter(|d| !d.is_temporary) {
+        let _ = writeln!(text, "go on with: blockraft dev --dir {}", demo.folder);
     }
     text
 }
@@ -122,32 +134,29 @@ pub(crate) fn frame(
     now: Instant,
 ) -> String {
     let mut lines = Vec::new();
-    let title = Tone::Strong.paint("blockraft dev", is_colored);
-    lines.push(format!("{title} · cluster {} · {} · Ctrl-C stops it", facts.cluster_id, facts.folder));
+    lines.push(title(facts, is_colored));
     lines.push(String::new());
     let tone = if board.fence.is_some() { Tone::Good } else { Tone::Bad };
     let head = board.head.map_or("-".into(), |h| h.to_string());
-    let rate = if facts.is_producing {
-        format!("{:.1} blocks/s · {} accepted", board.rate(now), board.acked)
-    } else {
-        "no demo blocks".into()
+    let rate = match &facts.demo {
+        Some(demo) if demo.is_producing => {
+            format!("{:.1} blocks/s · {} accepted", board.rate(now), board.acked)
+        }
+        Some(_) => "no demo blocks".into(),
+        None => board.head_rate().map_or("- blocks/s".into(), |rate| format!("{rate:.1} blocks/s")),
     };
     lines.push(format!("{} · head {head} · {rate}", tone.paint(&leader(board), is_colored)));
     lines.push(String::new());
-    lines.extend(nodes(board).render(is_colored).lines().map(String::from));
-    lines.push(String::new());
-    lines.push(Tone::Faint.paint("try", is_colored));
-    lines.push(format!("  {}", facts.export()));
-    lines.extend(try_lines(&facts.apis[0]).into_iter().take(2).map(|l| format!("  {l}")));
-    if let Some((id, _)) = board.leader
-        && let Some(pid) = board.rows.iter().find(|r| r.node_id == id).and_then(|r| r.pid)
-    {
-        lines.push(format!("  kill -9 {pid}    # node {id}, which leads"));
+    lines.extend(nodes(board, facts.demo.is_some()).render(is_colored).lines().map(String::from));
+    let why = why(board);
+    if !why.is_empty() {
+        lines.push(String::new());
+        lines.extend(why.into_iter().map(|l| format!("  {}", Tone::Warn.paint(&l, is_colored))));
     }
-    if !facts.restarts {
-        let ended =
-            board.rows.iter().zip(&facts.commands).filter(|(r, _)| r.ended.is_some() && r.status.is_none());
-        lines.extend(ended.map(|(r, command)| format!("  {command}    # starts node {} again", r.node_id)));
+    if let Some(demo) = &facts.demo {
+        lines.push(String::new());
+        lines.push(Tone::Faint.paint("try", is_colored));
+        lines.extend(to_try(facts, demo, board));
     }
     lines.push(String::new());
     lines.push(Tone::Faint.paint("events", is_colored));
@@ -163,12 +172,60 @@ pub(crate) fn frame(
     lines.iter().map(|l| clip(l, width)).collect::<Vec<_>>().join("\n")
 }
 
-fn nodes(board: &Board) -> Table {
-    let mut t =
-        Table::new(&["NODE", "URL", "PID", "ROLE", "TERM", "HEAD", "APPLIED", "BEHIND", "UP", "FEED"]);
+fn title(facts: &Facts, is_colored: bool) -> String {
+    let (command, place) = match &facts.demo {
+        Some(demo) => ("blockraft dev", demo.folder.clone()),
+        None => ("blockraft ctl watch", format!("{} nodes", facts.apis.len())),
+    };
+    let command = Tone::Strong.paint(command, is_colored);
+    format!("{command} · cluster {} · {place} · Ctrl-C stops it", facts.cluster_id)
+}
+
+fn to_try(facts: &Facts, demo: &Demo, board: &Board) -> Vec<String> {
+    let mut lines =
+        vec![format!("  {}", facts.export()), format!("  open http://{}/ in a browser", facts.apis[0])];
+    lines.extend(try_lines(&facts.apis[0]).into_iter().take(2).map(|l| format!("  {l}")));
+    if let Some((id, _)) = board.leader
+        && let Some(pid) = board.rows.iter().find(|r| r.node_id == id).and_then(|r| r.pid)
+    {
+        lines.push(format!("  kill -9 {pid}    # node {id}, which leads"));
+    }
+    if !demo.restarts {
+        let ended =
+            board.rows.iter().zip(&demo.commands).filter(|(r, _)| r.ended.is_some() && r.status.is_none());
+        lines.extend(ended.map(|(r, command)| format!("  {command}    # starts node {} again", r.node_id)));
+    }
+    lines
+}
+
+/// What stands in the way, in the nodes' own words. That a follower follows a ready leader is no trouble.
+fn why(board: &Board) -> Vec<String> {
+    let mut lines = Vec::new();
+    for status in board.rows.iter().filter_map(|r| r.status.as_ref()) {
+        let told = status.blockers.iter().filter(|b| board.fence.is_none() || b.check != ROLE);
+        lines.extend(told.map(|b| format!("node {}: {}", status.node_id, b.hint)));
+    }
+    lines
+}
+
+fn nodes(board: &Board, has_pids: bool) -> Table {
+    let mut heads =
+        vec!["NODE", "URL", "PID", "ROLE", "TERM", "HEAD", "APPLIED", "BEHIND", "REPLAY", "UP", "FEED"];
+    if !has_pids {
+        heads.remove(2);
+    }
+    let mut t = Table::new(&heads);
     for row in &board.rows {
-        let pid = row.pid.map_or("-".into(), |p| p.to_string());
-        let mut cells: Vec<Cell> = vec![row.node_id.into(), format!("http://{}", row.api).into(), pid.into()];
+        let name = row.status.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+        let node = if has_pids || name.is_empty() {
+            row.node_id.to_string()
+        } else {
+            format!("{} {name}", row.node_id)
+        };
+        let mut cells: Vec<Cell> = vec![node.into(), format!("http://{}", row.api).into()];
+        if has_pids {
+            cells.push(row.pid.map_or("-".into(), |p| p.to_string()).into());
+        }
         match (&row.status, &row.ended) {
             (Some(s), _) => {
                 cells.extend(status(s));
@@ -182,7 +239,7 @@ fn nodes(board: &Board) -> Table {
     t
 }
 
-fn status(s: &Status) -> [Cell; 6] {
+fn status(s: &Status) -> [Cell; 7] {
     let mut role = s.role.clone();
     for (is, word) in [(s.ready, "ready"), (s.paused, "paused")] {
         if is {
@@ -197,6 +254,7 @@ fn status(s: &Status) -> [Cell; 6] {
         s.height().map_or("-".into(), |h| h.to_string()).into(),
         s.applied_index.into(),
         s.cluster_committed_index.saturating_sub(s.applied_index).into(),
+        s.applied_index.saturating_sub(s.snapshot_index).into(),
         render::span(&s.uptime_ms.into()).into(),
     ]
 }
@@ -289,16 +347,19 @@ fn size() -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::wire::Blocker;
 
     fn facts() -> Facts {
         Facts {
             cluster_id: "dev-1".into(),
-            folder: "/tmp/x".into(),
-            is_temporary: true,
             apis: vec!["127.0.0.1:7401".into(), "127.0.0.1:7402".into()],
-            commands: vec!["blockraft node --config /tmp/x/n1.toml".into(), "n2".into()],
-            is_producing: true,
-            restarts: false,
+            demo: Some(Demo {
+                folder: "/tmp/x".into(),
+                is_temporary: true,
+                commands: vec!["blockraft node --config /tmp/x/n1.toml".into(), "n2".into()],
+                is_producing: true,
+                restarts: false,
+            }),
         }
     }
 
@@ -351,6 +412,29 @@ mod tests {
         board.feeds(vec![None, Some(Feed { subscribers: 2, depth: 3, dropped: 41 })]);
         let text = frame(&facts(), &board, 200, 40, false, Instant::now());
         assert!(text.contains("2 read, 3 wait, 41 dropped"), "{text}");
+    }
+
+    #[test]
+    fn a_cluster_of_somebody_else_has_no_processes() {
+        let mut board = board();
+        let hint = "no leader is heard";
+        let blocker = |check: &str| Blocker { check: check.into(), hint: hint.into(), ..Default::default() };
+        let mut follower =
+            Status { node_id: 1, name: "n1".into(), term: 3, leader_id: Some(2), ..Default::default() };
+        follower.blockers = vec![blocker(ROLE)];
+        let leader = board.rows[1].status.clone();
+        board.look(vec![Some(follower.clone()), leader]);
+        let facts = Facts { demo: None, ..facts() };
+        let text = frame(&facts, &board, 200, 40, false, Instant::now());
+        assert!(text.starts_with("blockraft ctl watch · cluster dev-1 · 2 nodes"), "{text}");
+        assert!(text.contains("1 n1") && text.contains("node 2 leads, term 3, fence 3"), "{text}");
+        for absent in ["PID", "kill", "try", hint] {
+            assert!(!text.contains(absent), "{absent} in {text}");
+        }
+        // Without a ready leader every reason is told.
+        board.look(vec![Some(follower), None]);
+        let text = frame(&facts, &board, 200, 40, false, Instant::now());
+        assert!(text.contains("node 1: no leader is heard"), "{text}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::cli::dev::child::{self, Ended, Launch, Process};
 use crate::cli::dev::demo::{self, News};
 use crate::cli::dev::feed::{self, Feeds};
 use crate::cli::dev::folder::Folder;
-use crate::cli::dev::screen::{self, Facts, Screen};
+use crate::cli::dev::screen::{self, Demo, Facts, Screen};
 use crate::cli::dev::watch::{self, Look};
 use crate::cli::dev::{Args, ports};
 use crate::cli::exit::{self, Failure};
@@ -80,15 +80,14 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let apis: Vec<String> = addresses.iter().map(|a| a.api.to_string()).collect();
     let endpoints: Vec<Endpoint> =
         apis.iter().map(|a| a.parse().expect("an address of ours is well-formed")).collect();
-    let facts = Facts {
-        cluster_id: folder.cluster_id().into(),
+    let demo = Demo {
         folder: folder.path().display().to_string(),
         is_temporary: folder.is_temporary(),
         commands: launches.values().map(child::command_line).collect(),
-        apis,
         is_producing: 0 < args.produce,
         restarts: args.restart,
     };
+    let facts = Facts { cluster_id: folder.cluster_id().into(), apis, demo: Some(demo) };
     let (ended_tx, ended_rx) = mpsc::unbounded_channel();
     let stage = Stage {
         board: Board::new((1..).zip(facts.apis.iter().cloned())),
@@ -130,7 +129,7 @@ async fn play(
     let mut inputs = Inputs { ended, looks, feeds, news };
     let outcome = match stage.begin() {
         Ok(()) => {
-            tokio::spawn(watch::run(cluster.clone(), looks_tx, stop.clone()));
+            tokio::spawn(watch::run(cluster.clone(), watch::HERE, looks_tx, stop.clone()));
             tokio::spawn(feed::run(cluster.clone(), feeds_tx, stop.clone()));
             let producer = (0 < args.produce)
                 .then(|| tokio::spawn(demo::run(cluster, args.produce, args.size, news_tx, stop.clone())));
