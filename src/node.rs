@@ -10,6 +10,7 @@ mod build;
 pub(crate) mod founders;
 mod observe;
 mod parts;
+mod recorded;
 pub(crate) mod run;
 mod stop;
 pub(crate) mod tasks;

@@ -126,7 +126,8 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
             "the log cannot be synced; the process is about to exit".into()
         }
         Check::Storage if i.has_diverged => {
-            "the state of this node differs from the others': stop it, wipe its folder and add it again".into()
+            "the state of this node differs from the others': stop it, wipe its folder and add it again"
+                .into()
         }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
         Check::Leader => {

@@ -169,7 +169,8 @@ impl Judge {
         self.feed.stop();
         if has_majority && self.raft.is_leader() {
             let resigned =
-                resign(&self.leadership, Intent::HandOver, self.resign_timeout, std::future::ready(())).await?;
+                resign(&self.leadership, Intent::HandOver, self.resign_timeout, std::future::ready(()))
+                    .await?;
             tracing::info!(?resigned, "a leader whose state differs handed over");
         }
         Ok(())

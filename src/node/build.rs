@@ -24,7 +24,7 @@ use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, founders, observe, parts};
+use crate::node::{StartError, addresses, founders, observe, parts, recorded};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -233,6 +233,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("audit", never_fails(audit.clone().run()));
+    let records = recorded::run(audit.clone(), opened.local.clone(), raft.clone(), opened.snapshots.clone());
+    tasks.spawn("records", never_fails(records));
     observe::record_start(&audit, &raft, &opened.last_exit);
     tasks.spawn(
         "leadership",

@@ -147,7 +147,8 @@ fn the_node_in_the_minority_stops_serving() {
 #[test]
 fn without_a_majority_all_stop_serving() {
     let (cluster, leader, wrong) = with_a_false_state(2);
-    let mut stream = crate::support::stream::Stream::open(&cluster.node(leader).api, None).expect("it answers");
+    let mut stream =
+        crate::support::stream::Stream::open(&cluster.node(leader).api, None).expect("it answers");
     // As far as it goes: the leader stops in the middle.
     for block in blocks(BEFORE + 1..=AFTER) {
         if stream.send(&[block]).is_err() {

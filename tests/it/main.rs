@@ -18,6 +18,7 @@ mod peer_port;
 mod recover;
 mod recovery;
 mod refusals;
+mod snapshots;
 mod stop;
 mod support;
 mod tidy;
