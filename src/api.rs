@@ -1,6 +1,6 @@
 //! HTTP and JSON-RPC on one port: what tools, operators and sequencers see of a node.
 //!
-//! Two tables hold the contract: [`table::METHODS`] (JSON-RPC) and [`routes::ROUTES`] (plain HTTP). What is
+//! Two tables hold the contract: [`table::methods`] (JSON-RPC) and [`routes::ROUTES`] (plain HTTP). What is
 //! registered, decoded, measured and documented follows from them. Owns sockets and nothing else: every
 //! fact is asked of the handles in [`Parts`] when a request wants it.
 
@@ -11,6 +11,7 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::audit;
 use crate::consensus;
 use crate::instants::Instants;
 use crate::leadership;
@@ -27,6 +28,7 @@ pub(crate) mod args;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
+pub(crate) mod control;
 pub(crate) mod envelope;
 pub(crate) mod error;
 #[cfg(test)]
@@ -39,13 +41,16 @@ pub(crate) mod http;
 pub(crate) mod limit;
 pub(crate) mod logging;
 pub(crate) mod metrics;
+pub(crate) mod once;
 pub(crate) mod openrpc;
 pub(crate) mod page;
 pub(crate) mod probes;
+pub(crate) mod records;
 pub(crate) mod routes;
 pub(crate) mod rpc;
 pub(crate) mod sessions;
 pub(crate) mod settings;
+pub(crate) mod snapshots;
 pub(crate) mod socket;
 pub(crate) mod sse;
 pub(crate) mod status;
@@ -103,9 +108,11 @@ pub(crate) struct Parts {
     pub(crate) proposals: proposals::Handle,
     pub(crate) reader: store::Reader,
     pub(crate) feed: crate::feed::Hub,
+    pub(crate) audit: audit::Handle,
     pub(crate) health: store::Health,
-    #[expect(dead_code, reason = "read by the snapshot methods, which come with their own rows")]
     pub(crate) snapshots: store::Snapshots,
+    /// When this node snapshots and what it purges.
+    pub(crate) compaction: consensus::snapshots::Config,
     /// What this node's own file says; shown where it differs from the log.
     pub(crate) settings_file: ClusterSettings,
     /// How the process before this one ended.
@@ -129,11 +136,15 @@ pub(crate) struct Api {
     pub(crate) limiter: limit::Limiter,
     pub(crate) seen: cluster::Seen,
     pub(crate) head: handlers::HeadCache,
+    pub(crate) once: once::Once,
     pub(crate) documents: openrpc::Documents,
     pub(crate) large_reads: Semaphore,
+    /// A snapshot's check.
+    pub(crate) verifying: Semaphore,
+    pub(crate) exports: Arc<Semaphore>,
     /// In units of [`body::BUDGET_UNIT`].
     pub(crate) body_budget: Arc<Semaphore>,
-    /// Proposals and streams that outlive the connection they came by.
+    /// Proposals, streams and steering calls that outlive the connection they came by.
     pub(crate) tasks: TaskTracker,
     /// Subscriptions over WebSocket.
     pub(crate) forwarders: TaskTracker,
@@ -148,8 +159,11 @@ impl Api {
             limiter: limit::Limiter::new(config.rate_limit),
             seen: cluster::Seen::default(),
             head: handlers::HeadCache::default(),
+            once: once::Once::default(),
             documents: openrpc::Documents::new(),
             large_reads: Semaphore::new(LARGE_READS_MAX),
+            verifying: Semaphore::new(1),
+            exports: Arc::new(Semaphore::new(snapshots::EXPORTS_MAX)),
             body_budget: Arc::new(Semaphore::new(budget as usize)),
             tasks: TaskTracker::new(),
             forwarders: TaskTracker::new(),

@@ -13,10 +13,11 @@ pub(crate) mod dev;
 pub(crate) mod endpoints;
 pub(crate) mod exit;
 pub(crate) mod inspect;
-pub(crate) mod later;
 pub(crate) mod node;
 pub(crate) mod out;
 pub(crate) mod processor;
+pub(crate) mod recover;
+pub(crate) mod snapshot;
 pub(crate) mod table;
 pub(crate) mod units;
 
@@ -55,8 +56,8 @@ enum Command {
     Config(config::Args),
     Inspect(inspect::Args),
     #[command(subcommand)]
-    Snapshot(later::Snapshot),
-    Recover(later::Recover),
+    Snapshot(snapshot::Snapshot),
+    Recover(recover::Recover),
     Completions(completions::Args),
 }
 
@@ -90,7 +91,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Snapshot(_) | Command::Recover(_) => later::run(),
+        Command::Snapshot(command) => snapshot::run(command),
+        Command::Recover(args) => recover::run(&args),
         Command::Completions(args) => completions::run(&args, command()),
     };
     code.into()

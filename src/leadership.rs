@@ -9,6 +9,7 @@ pub(crate) mod elections;
 pub(crate) mod handle;
 pub(crate) mod metrics;
 pub(crate) mod policy;
+pub(crate) mod record;
 pub(crate) mod task;
 
 pub(crate) type Handle = handle::Handle;

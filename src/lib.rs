@@ -5,6 +5,7 @@ pub mod node;
 pub mod types;
 
 pub(crate) mod api;
+pub(crate) mod audit;
 pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod consensus;

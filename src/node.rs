@@ -6,6 +6,7 @@
 mod addresses;
 mod answers;
 mod build;
+pub(crate) mod founders;
 mod observe;
 mod parts;
 pub(crate) mod run;

@@ -112,6 +112,15 @@ pub(crate) trait Incarnations: Send + Sync + 'static {
     fn known(&self, node_id: NodeId) -> Option<Incarnation>;
     /// Durable on return. Called on a blocking thread; replaces what was known.
     fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()>;
+    /// Whether this node holds neither entry nor vote: then it is in the epoch of whoever of its
+    /// cluster speaks to it first (safety rule 10). Called on an async task.
+    fn may_adopt_epoch(&self) -> bool {
+        false
+    }
+    /// Durable on return. Called on a blocking thread.
+    fn adopt_epoch(&self, _epoch: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The state hash at an index, as nodes compare it.

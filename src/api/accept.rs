@@ -175,7 +175,7 @@ pub(crate) async fn run<S: Serve>(
                 is_failing = false;
                 let (slot, end) = slots.take(remote.ip().to_canonical());
                 let ending = Ending { stop: stop.clone(), kill: kill.clone(), end };
-                let connection = Connection::new(remote.ip().to_canonical(), slot);
+                let connection = Connection::new(remote, slot);
                 tasks.spawn(connected(stream, connection, serve.clone(), builder.clone(), ending));
             }
             Err(e) => {

@@ -28,16 +28,23 @@ pub(crate) struct Param {
     pub(crate) name: &'static str,
     pub(crate) says: &'static str,
     pub(crate) is_required: bool,
+    /// Has no position.
+    pub(crate) is_named: bool,
     pub(crate) schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 impl Param {
     pub(crate) const fn required<T: Decode>(name: &'static str, says: &'static str) -> Self {
-        Self { name, says, is_required: true, schema: T::schema }
+        Self { name, says, is_required: true, is_named: false, schema: T::schema }
     }
 
     pub(crate) const fn optional<T: Decode>(name: &'static str, says: &'static str) -> Self {
-        Self { name, says, is_required: false, schema: T::schema }
+        Self { name, says, is_required: false, is_named: false, schema: T::schema }
+    }
+
+    /// Optional, and given by name alone. Stands behind those that have a position.
+    pub(crate) const fn named<T: Decode>(name: &'static str, says: &'static str) -> Self {
+        Self { name, says, is_required: false, is_named: true, schema: T::schema }
     }
 }
 
@@ -69,12 +76,12 @@ impl<'a> Args<'a> {
             Some(b'[') => {
                 let given: Vec<&RawValue> =
                     serde_json::from_str(raw).map_err(|e| Fault::param("params", short(&e.to_string())))?;
+                let most = params.iter().take_while(|p| !p.is_named).count();
                 for (i, value) in given.into_iter().enumerate() {
-                    match values.get_mut(i) {
+                    match values[..most].get_mut(i) {
                         Some(slot) => *slot = present(value),
                         None if present(value).is_none() => {}
                         None => {
-                            let most = params.len();
                             return Err(Fault::param(
                                 format!("[{i}]"),
                                 format!("a value at position {i}, and the method takes {most}"),
@@ -99,6 +106,14 @@ impl<'a> Args<'a> {
         let at = self.params.iter().position(|p| p.name == name);
         let at = at.expect("a handler asks for the parameters of its own row");
         self.values[at].map(|raw| T::decode(raw, name)).transpose()
+    }
+
+    /// What was given, by name, but for one; as JSON text in the order of the row.
+    pub(crate) fn to_object(&self, without: &str) -> Box<RawValue> {
+        let given = self.params.iter().zip(&self.values).filter(|(p, _)| p.name != without);
+        let fields = given.filter_map(|(p, value)| Some(format!(r#""{}":{}"#, p.name, (*value)?.get())));
+        let object = format!("{{{}}}", fields.collect::<Vec<_>>().join(","));
+        RawValue::from_string(object).expect("names of parameters are plain, and the values were JSON")
     }
 
     /// A required parameter of the method's row.

@@ -209,6 +209,20 @@ impl Fault {
         Self::from(ProposeError::ShuttingDown)
     }
 
+    /// What was named is not there.
+    pub(crate) fn not_found(message: String) -> Self {
+        Self::refused(Code::NotFound, "notFound", message)
+    }
+
+    /// The disk is full or damaged; nothing happened.
+    pub(crate) fn storage(message: String) -> Self {
+        Self::refused(Code::Storage, "storage", message)
+    }
+
+    pub(crate) fn not_ready(message: &'static str) -> Self {
+        Self::refused(Code::Unavailable, "notReady", message)
+    }
+
     /// Refused for who asks, by the setting that says so.
     pub(crate) fn forbidden(message: String) -> Self {
         Self::refused(Code::Auth, "forbidden", message)

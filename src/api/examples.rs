@@ -20,10 +20,14 @@ const TO_THE_LEADER: &str = r#"endpoint="$(curl -sS "http://$endpoint/" -H 'Cont
   -d '{"jsonrpc":"2.0","id":1,"method":"raft_leader"}' | sed 's/.*"leaderApi":"\([^"]*\)".*/\1/')"
 "#;
 
+/// A snapshot that is there.
+const NEWEST_ID: &str = r#"id="$(curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
+  -d '{"jsonrpc":"2.0","id":1,"method":"snapshot_create"}' | sed 's/.*"result":{"id":"\([^"]*\)".*/\1/')"
+"#;
+
 /// File name and content of every script, sorted by name.
 pub(crate) fn scripts() -> Vec<(String, String)> {
-    let mut scripts: Vec<(String, String)> = table::METHODS
-        .iter()
+    let mut scripts: Vec<(String, String)> = table::methods()
         // curl speaks no WebSocket: `GET /v1/applied` shows the same feed.
         .filter(|m| !subscriptions::needs_socket(m.name))
         .map(of_method)
@@ -56,6 +60,9 @@ fn of_route(route: &Route) -> (String, String) {
             format!("curl -sSN --max-time 2 \"http://$endpoint{path}?fromHeight=1\" || [ $? = 28 ]")
         }
         None if route.path() == page::PATH => format!("curl -sS {url} -H 'Accept: text/html'"),
+        None if path.contains("{id}") => {
+            format!("{NEWEST_ID}curl -sS \"http://$endpoint{}\" -o \"$id.tar\"", path.replace("{id}", "$id"))
+        }
         None => format!("curl -sS {url}"),
         Some(media) => {
             let message = message(route.path().ends_with("/stream"));

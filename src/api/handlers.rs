@@ -1,12 +1,13 @@
 //! What the methods do, in the words of the parts they ask. No JSON-RPC and no HTTP here but for errors.
 
-use std::{sync::Arc, sync::Mutex, time::Instant};
+use std::{net::SocketAddr, sync::Arc, sync::Mutex, time::Instant};
 
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::api::args::{Args, Consistency, Patience};
+use crate::api::control::Noted;
 use crate::api::error::Fault;
 use crate::api::sessions::Session;
 use crate::api::settings::Patch;
@@ -20,7 +21,7 @@ use crate::proposals::{Permit, Proposal};
 use crate::store::{ReadError, Reader};
 use crate::types::block::Block;
 use crate::types::error::Accepted;
-use crate::types::{Height, LogIndex};
+use crate::types::{Height, LogIndex, Term};
 
 /// Header and data above it are read and encoded on a blocking thread. By eye: a tenth of a millisecond.
 const LARGE_BYTES: u64 = 256 << 10;
@@ -52,6 +53,22 @@ pub(crate) struct Call {
     pub(crate) parent: Option<Parent>,
     /// Of a call that has a span.
     pub(crate) trace: Option<Arc<Traced>>,
+    pub(crate) remote: Option<SocketAddr>,
+    /// Of a call whose row is `once`.
+    pub(crate) operation_id: Option<String>,
+    /// A lock, held for a copy: the handler has the call by reference.
+    pub(crate) noted: Mutex<Noted>,
+}
+
+impl Call {
+    /// Where in the log the call ended, for its record.
+    pub(crate) fn note(&self, term: Option<Term>, index: Option<LogIndex>) {
+        *self.noted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Noted { term, index };
+    }
+
+    pub(crate) fn noted(&self) -> Noted {
+        *self.noted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 pub(crate) type Answer<'a> = BoxFuture<'a, Result<Box<RawValue>, Fault>>;
@@ -114,14 +131,12 @@ pub(crate) fn raft_configure<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let patch: Patch = args.need("set")?;
         let expected: Option<LogIndex> = args.get("expectedIndex")?;
-        // In a task of its own: a client that goes away does not leave a change half asked for.
-        let api = call.api.clone();
-        let task = call.api.tasks.spawn(async move { configure(&api, &patch, expected).await });
-        task.await.map_err(|_| Fault::internal("the change of settings broke off"))?
+        configure(call, &patch, expected).await
     })
 }
 
-async fn configure(api: &Api, patch: &Patch, expected: Option<LogIndex>) -> Result<Box<RawValue>, Fault> {
+async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Result<Box<RawValue>, Fault> {
+    let api = &call.api;
     let mut tries = 0;
     loop {
         let base = api.parts.reader.view().settings.clone();
@@ -135,6 +150,7 @@ async fn configure(api: &Api, patch: &Patch, expected: Option<LogIndex>) -> Resu
         tries += 1;
         match api.parts.consensus.configure(settings, Some(base.index)).await {
             Ok(now) => {
+                call.note(None, Some(now.index));
                 let settings = settings::to_map(&now.settings);
                 return Ok(to_raw(&SettingsJson { settings, index: now.index }));
             }

@@ -154,8 +154,7 @@ impl Metrics {
         registry.register(Box::new(sessions_closed.clone()))?;
         registry.register(Box::new(health.clone()))?;
 
-        let names =
-            table::METHODS.iter().flat_map(|m| m.names()).chain(routes::ROUTES.iter().map(|r| r.label));
+        let names = table::methods().flat_map(|m| m.names()).chain(routes::ROUTES.iter().map(|r| r.label));
         let cells = names
             .chain([OTHER])
             .map(|name| {

@@ -65,8 +65,7 @@ pub(crate) fn document_schema(_: &mut SchemaGenerator) -> Schema {
 /// What `api/openrpc.json` must be.
 pub(crate) fn openrpc_document() -> Value {
     let mut generator = generator(SchemaSettings::draft07());
-    let methods: Vec<Value> = table::METHODS
-        .iter()
+    let methods: Vec<Value> = table::methods()
         .flat_map(|m| m.names().map(move |name| (m, name)))
         .map(|(m, name)| method(m, name, &mut generator))
         .collect();
@@ -113,7 +112,8 @@ fn method(m: &Method, name: &str, generator: &mut SchemaGenerator) -> Value {
         "result": { "name": "result", "schema": (m.result)(generator) },
         "errors": errors,
         "examples": [example(m)],
-        "x-leader-only": m.is_leader_only
+        "x-leader-only": m.is_leader_only,
+        "x-audited": m.audited
     })
 }
 

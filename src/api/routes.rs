@@ -16,7 +16,7 @@ use crate::api::http::{Front, json};
 use crate::api::socket::Connection;
 use crate::api::status::StatusJson;
 use crate::api::wire::{Acknowledged, BlockAt, Leader};
-use crate::api::{blocks, body, cluster, handlers, page, probes, sse, status, stream};
+use crate::api::{blocks, body, cluster, handlers, page, probes, snapshots, sse, status, stream};
 
 /// One request on its way to a route.
 pub(crate) struct Asked {
@@ -251,6 +251,21 @@ pub(crate) const ROUTES: &[Route] = &[
                 asked.connection.be_patient();
                 let (front, head, _) = asked.without_body();
                 sse::applied(&front.api, &head).await
+            })
+        },
+    },
+    Route {
+        label: "GET /v1/snapshots/{id}",
+        says: "A snapshot as a tar archive, which blockraft snapshot restore takes.",
+        open: Access::Clients,
+        params: &[HttpParam { name: "id", place: "path", says: "As snapshot_list names it." }],
+        takes: None,
+        replies: &[ok("The archive; its length is announced.", "application/x-tar")],
+        errors: &[404, 429, 507],
+        run: |asked| {
+            Box::pin(async {
+                let (front, _, id) = asked.without_body();
+                snapshots::export(&front, &id).await
             })
         },
     },

@@ -3,7 +3,12 @@
 //! [`Observe`] stands around every call, alone or in a batch, over HTTP and over WebSocket: it counts,
 //! measures and limits. The library's own `batch` would go past it.
 
-use std::{borrow::Cow, panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+use std::{
+    borrow::Cow,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures::FutureExt;
 use jsonrpsee::{
@@ -28,7 +33,7 @@ use crate::api::metrics::Rejected;
 use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::trace::Parent;
-use crate::api::{Api, subscriptions, table, trace};
+use crate::api::{Api, control, subscriptions, table, trace};
 use crate::instants::proposal::Traced;
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
@@ -107,7 +112,7 @@ impl Rpc {
 /// Every row of the table under its names.
 pub(crate) fn module(api: Arc<Api>) -> RpcModule<Arc<Api>> {
     let mut module = RpcModule::new(api.clone());
-    for method in table::METHODS {
+    for method in table::methods() {
         for name in method.names() {
             if subscriptions::register(&mut module, &api, name) {
                 continue;
@@ -144,7 +149,13 @@ async fn run(
         session: caller.and_then(|c| c.session.clone()),
         parent: caller.and_then(|c| c.parent),
         trace: extensions.get::<Arc<Traced>>().cloned(),
+        remote: caller.map(|c| c.connection.remote_addr),
+        operation_id: None,
+        noted: Mutex::default(),
     };
+    if method.audited || method.once {
+        return control::run(method, call, args).await;
+    }
     (method.run)(&call, args).await
 }
 

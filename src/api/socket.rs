@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -41,6 +41,7 @@ const CALL_BYTES_MAX: usize = 64 << 20;
 /// One connection, as the requests on it and its sessions see it.
 pub(crate) struct Connection {
     pub(crate) remote: IpAddr,
+    pub(crate) remote_addr: SocketAddr,
     /// Beyond the bounds: only probes and metrics are answered.
     pub(crate) is_extra: bool,
     opened: Instant,
@@ -59,9 +60,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(remote: IpAddr, slot: Slot) -> Self {
+    pub(crate) fn new(remote_addr: SocketAddr, slot: Slot) -> Self {
+        // IPv4 over IPv6 is IPv4.
+        let remote = remote_addr.ip().to_canonical();
         Self {
             remote,
+            remote_addr: SocketAddr::new(remote, remote_addr.port()),
             is_extra: slot.is_extra(),
             opened: Instant::now(),
             last_read_ms: AtomicU64::new(0),
@@ -229,7 +233,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, remote) = listener.accept().await.unwrap();
-        let connection = Arc::new(Connection::new(remote.ip(), accept::lone_slot()));
+        let connection = Arc::new(Connection::new(remote, accept::lone_slot()));
         (client, Socket::new(server, connection.clone()), connection)
     }
 

@@ -9,6 +9,7 @@ use crate::api::Parts;
 use crate::api::wire::BlockRefJson;
 use crate::consensus;
 use crate::consensus::Role;
+use crate::types::member::Members;
 use crate::types::{LogIndex, NodeId, Term};
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -99,11 +100,22 @@ struct LeaseJson {
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Membership")]
-struct MembershipJson {
+pub(crate) struct MembershipJson {
     version: LogIndex,
     voters: Vec<NodeId>,
     learners: Vec<NodeId>,
     joint: bool,
+}
+
+impl From<&Members> for MembershipJson {
+    fn from(m: &Members) -> Self {
+        Self {
+            version: m.version,
+            voters: m.voters.iter().copied().collect(),
+            learners: m.learners.iter().copied().collect(),
+            joint: m.joint,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -156,12 +168,7 @@ pub(crate) fn of(parts: &Parts) -> StatusJson {
         },
         head: view.head.clone().map(Into::into),
         address_differs: own.is_some_and(|m| m.peer_addr != parts.node.peer_advertise),
-        membership: MembershipJson {
-            version: raft.members.version,
-            voters: raft.members.voters.iter().copied().collect(),
-            learners: raft.members.learners.iter().copied().collect(),
-            joint: raft.members.joint,
-        },
+        membership: MembershipJson::from(&raft.members),
         peers: (leadership.role == Role::Leader).then(|| peers(raft.peers.unwrap_or_default())),
         settings_differ: view.settings.index != 0 && view.settings.settings != parts.settings_file,
         last_exit: parts.last_exit.clone(),

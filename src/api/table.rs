@@ -1,7 +1,9 @@
 //! The JSON-RPC methods: one row each.
 //!
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
-//! examples all follow from these rows. A new method is a row here and a function in `handlers`.
+//! examples all follow from these rows, in here and in [`control`]. A new method is a row and a function.
+
+pub(crate) mod control;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -12,12 +14,15 @@ use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
 use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
+use crate::api::snapshots::{
+    Purged, SnapshotAnswer, SnapshotDescription, SnapshotStatus, SnapshotVerdict, SnapshotsJson,
+};
 use crate::api::status::StatusJson;
 use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
+use crate::api::{handlers, logging, openrpc, snapshots, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -28,6 +33,10 @@ pub(crate) struct Method {
     pub(crate) says: &'static str,
     /// Refused with `notLeader` everywhere else.
     pub(crate) is_leader_only: bool,
+    /// Recorded before it acts and with its outcome; see [`crate::api::control`].
+    pub(crate) audited: bool,
+    /// Takes an operation id, by which it is made once.
+    pub(crate) once: bool,
     pub(crate) params: &'static [Param],
     pub(crate) result: fn(&mut SchemaGenerator) -> Schema,
     /// Beside the standard ones.
@@ -62,6 +71,8 @@ const PROPOSAL: &[Code] = &[
 const LOCAL: &[Code] = &[Code::Overloaded, Code::Unavailable];
 const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Unavailable];
 const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Unavailable];
+const BY_ID: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
+const SNAPSHOT: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 const BY_LEADER: &[Code] = &[
     Code::NotLeader,
     Code::NoLeader,
@@ -82,17 +93,20 @@ fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
+const SNAPSHOT_ID: Param = Param::required::<String>("id", "As snapshot_list names it.");
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
 /// The method that proposes.
 pub(crate) const PROPOSE: &str = "block_propose";
 
-pub(crate) const METHODS: &[Method] = &[
+const METHODS: &[Method] = &[
     Method {
         name: "raft_status",
         alias: None,
         says: "This node's whole view of itself: role, positions, lease, head, membership.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<StatusJson>,
         errors: LOCAL,
@@ -104,6 +118,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Every member's raft_status, asked by this node over the peer port.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<ClusterJson>,
         errors: LOCAL,
@@ -118,6 +134,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who leads. Fence, readiness and lease are null where another node leads.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<bool>("verify", "Ask a quorum whether this leader still leads.")],
         result: schema::<Leader>,
         errors: LOCAL,
@@ -132,6 +150,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The members with their names and addresses.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MembersJson>,
         errors: LOCAL,
@@ -146,6 +166,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The settings of the cluster in force, as flat TOML keys, and the log index that set them.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<SettingsJson>,
         errors: LOCAL,
@@ -157,6 +179,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Changes settings of the cluster, for every node at once.",
         is_leader_only: true,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<Patch>("set", "The settings to change, by TOML key."),
             Param::optional::<u64>("expectedIndex", "Refuse when the settings in force have another index."),
@@ -171,6 +195,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Proposes a block; answers once it is committed and applied here. The same block again is a success.",
         is_leader_only: true,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<Block>("block", "The block."),
             Param::optional::<u64>(
@@ -195,6 +221,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The highest block, without header and data; null before the first one.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[Param::optional::<Consistency>("consistency", "Default local.")],
         result: schema::<Option<HeadAt>>,
         errors: LINEARIZABLE,
@@ -209,6 +237,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The block at a height.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<BlockAt>,
         errors: BY_HEIGHT,
@@ -220,6 +250,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Blocks from a height on: at least one, none above the head, at most maxBytes of JSON.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[
             Param::required::<u64>("fromHeight", "The first height."),
             Param::optional::<u64>("limit", "1 to 1000, default 100."),
@@ -235,6 +267,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Who proposed the block at a height, when, and where it stands in the log.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<ProvenanceJson>,
         errors: BY_HEIGHT,
@@ -250,6 +284,8 @@ pub(crate) const METHODS: &[Method] = &[
         says: "Applied blocks, in log order, as block_applied; from a place in the history or from now on. What a \
                slow reader misses is told as a gap and follows. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::TOPICS[0].params,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -261,6 +297,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -272,6 +310,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Subscribes to a topic; its items come as raft_subscription. WebSocket only.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::SUBSCRIBE_PARAMS,
         result: subscription_schema,
         errors: SUBSCRIBE,
@@ -283,6 +323,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Ends a subscription of this connection, whichever method made it; false: there is none.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: subscriptions::UNSUBSCRIBE_PARAMS,
         result: schema::<bool>,
         errors: LOCAL,
@@ -294,6 +336,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "Where the time of the block at a height went, on every node that remembers it.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[HEIGHT],
         result: schema::<TimelineJson>,
         errors: BY_HEIGHT,
@@ -304,10 +348,83 @@ pub(crate) const METHODS: &[Method] = &[
         run: timeline::block_timeline,
     },
     Method {
+        name: "snapshot_create",
+        alias: None,
+        says: "Makes a snapshot of this node's state now, whatever the policy says. Joins one that is being built; \
+               with nothing new since the newest one it answers that one.",
+        is_leader_only: false,
+        params: &[Param::optional::<bool>(
+            "wait",
+            "Answer once it is there (default), or at once with its id.",
+        )],
+        result: schema::<SnapshotAnswer>,
+        errors: SNAPSHOT,
+        example: ("{}", EXAMPLE_CREATED),
+        run: snapshots::create,
+    },
+    Method {
+        name: "snapshot_list",
+        alias: None,
+        says: "The snapshots that this node keeps, newest first.",
+        is_leader_only: false,
+        params: &[],
+        result: schema::<SnapshotsJson>,
+        errors: LOCAL,
+        example: ("{}", EXAMPLE_SNAPSHOTS),
+        run: snapshots::list,
+    },
+    Method {
+        name: "snapshot_describe",
+        alias: None,
+        says: "A snapshot and its files, with their checksums.",
+        is_leader_only: false,
+        params: &[SNAPSHOT_ID],
+        result: schema::<SnapshotDescription>,
+        errors: BY_ID,
+        example: (EXAMPLE_BY_ID, EXAMPLE_DESCRIPTION),
+        run: snapshots::describe,
+    },
+    Method {
+        name: "snapshot_verify",
+        alias: None,
+        says: "Compares every file of a snapshot with its checksum, restores it into a scratch folder and compares \
+               that with its manifest.",
+        is_leader_only: false,
+        params: &[SNAPSHOT_ID],
+        result: schema::<SnapshotVerdict>,
+        errors: BY_ID,
+        example: (EXAMPLE_BY_ID, r#"{"ok":true,"problems":[]}"#),
+        run: snapshots::verify,
+    },
+    Method {
+        name: "snapshot_status",
+        alias: None,
+        says: "The policy of snapshots and purges, and where this node's log stands.",
+        is_leader_only: false,
+        params: &[],
+        result: schema::<SnapshotStatus>,
+        errors: LOCAL,
+        example: ("{}", EXAMPLE_SNAPSHOT_STATUS),
+        run: snapshots::status,
+    },
+    Method {
+        name: "snapshot_purgeLog",
+        alias: None,
+        says: "Purges this node's log up to an index, never beyond its newest snapshot. Answers where it begins then.",
+        is_leader_only: false,
+        params: &[Param::optional::<u64>("uptoIndex", "Default: as far as the newest snapshot reaches.")],
+        result: schema::<Purged>,
+        errors: LOCAL,
+        example: ("{}", r#"{"purgedIndex":1500}"#),
+        run: snapshots::purge_log,
+    },
+    Method {
         name: "node_setLogFilter",
         alias: None,
         says: "Changes which lines this node logs, for good or for a while.",
         is_leader_only: false,
+        audited: true,
+        once: false,
         params: &[
             Param::required::<String>("filter", "As telemetry.log_filter."),
             Param::optional::<u64>("forMs", "After it the last filter without a time holds again."),
@@ -325,6 +442,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: Some("rpc_discover"),
         says: "This document.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: openrpc::document_schema,
         errors: &[],
@@ -336,6 +455,8 @@ pub(crate) const METHODS: &[Method] = &[
         alias: None,
         says: "The names of all methods, sorted.",
         is_leader_only: false,
+        audited: false,
+        once: false,
         params: &[],
         result: schema::<MethodNames>,
         errors: &[],
@@ -351,16 +472,33 @@ const EXAMPLE_STATUS: &str = r#"{"clusterId":"demo","nodeId":1,"name":"node-1","
 
 const EXAMPLE_SETTINGS: &str = r#"{"settings":{"chain.continuity":"strict","chain.timestamps":"strict","chain.require_fence":false,"chain.max_block_bytes":15728640,"chain.max_ahead":"15s","chain.first_height":null,"chain.block_interval":"0s","state.history_blocks":10000,"state.history_bytes":8589934592},"index":4}"#;
 
+const EXAMPLE_BY_ID: &str = r#"{"id":"19a1f3c2b40-1"}"#;
+const EXAMPLE_CREATED: &str =
+    r#"{"id":"19a1f3c2b40-1","lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"elapsedMs":12}"#;
+const EXAMPLE_SNAPSHOTS: &str = r#"{"snapshots":[{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local"}]}"#;
+const EXAMPLE_DESCRIPTION: &str = r#"{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local","clusterId":"demo","membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"stateHash":"0x5f0c","formatVersion":1,"files":[{"name":"000012.sst","sizeBytes":865075,"checksum":"0x9c4e"}]}"#;
+const EXAMPLE_SNAPSHOT_STATUS: &str = r#"{"threshold":500,"thresholdBytes":67108864,"trailingLogs":200,"retain":3,"minIntervalMs":200,"graceEntries":50000,"lastLogIndex":1720,"snapshotIndex":1700,"purgedIndex":1500,"compactionLag":20,"logEntries":220,"logBytes":140800,"building":false}"#;
+
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
+
+/// All rows.
+pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
+    METHODS.iter().chain(control::METHODS)
+}
+
+/// Names of the rows that are recorded.
+pub(crate) fn audited() -> Vec<&'static str> {
+    methods().filter(|m| m.audited).map(|m| m.name).collect()
+}
 
 /// The method of a name or an alias.
 pub(crate) fn find(name: &str) -> Option<&'static Method> {
-    METHODS.iter().find(|m| m.name == name || m.alias == Some(name))
+    methods().find(|m| m.name == name || m.alias == Some(name))
 }
 
 /// All names, aliases too, sorted.
 pub(crate) fn names() -> Vec<&'static str> {
-    let mut names: Vec<&str> = METHODS.iter().flat_map(|m| m.names()).collect();
+    let mut names: Vec<&str> = methods().flat_map(|m| m.names()).collect();
     names.sort_unstable();
     names
 }

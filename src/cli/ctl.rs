@@ -4,7 +4,7 @@
 
 mod acts;
 mod command;
-mod confirm;
+pub(crate) mod confirm;
 mod curl;
 mod export;
 mod live;

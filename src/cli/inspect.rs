@@ -4,7 +4,10 @@ pub(crate) mod report;
 
 use std::path::PathBuf;
 
-use crate::cli::{exit, out};
+use crate::cli::exit::{self, Failure};
+use crate::cli::inspect::report::Report;
+use crate::cli::out;
+use crate::store::inspect::{self, Depth};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -32,7 +35,15 @@ pub(crate) struct Args {
     pub(crate) json: bool,
 }
 
-pub(crate) fn run(_args: &Args) -> u8 {
-    out::complain("not available in this version");
-    exit::FAILED
+pub(crate) fn run(args: &Args) -> u8 {
+    exit::code(show(args))
+}
+
+fn show(args: &Args) -> Result<u8, Failure> {
+    let depth = if args.verify { Depth::All } else { Depth::Start };
+    let found = inspect::look(&args.dir, depth)
+        .map_err(|e| Failure { code: e.exit_code(), message: Some(e.to_string()) })?;
+    let report = Report::new(&args.dir, found, args.verify);
+    out::print(&if args.json { report.json() } else { report.table(out::is_colored()) })?;
+    Ok(report.exit_code())
 }

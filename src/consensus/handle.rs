@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{async_runtime::watch::WatchReceiver, errors::ClientWriteError};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
 
 use crate::consensus::{
     PeerError, Peers, Role, Status,
@@ -99,6 +102,8 @@ struct Shared {
     memory: status::Memory,
     /// The core has run once: before that its metrics say learner, term 0, empty log.
     is_started: AtomicBool,
+    /// Somebody wants a snapshot at once.
+    snapshot_asked: Notify,
 }
 
 impl Handle {
@@ -110,8 +115,17 @@ impl Handle {
         send_timeout: Duration,
     ) -> Self {
         let memory = status::Memory::default();
-        let is_started = AtomicBool::new(false);
-        Self { shared: Arc::new(Shared { node_id, core, peers, config, send_timeout, memory, is_started }) }
+        let shared = Shared {
+            node_id,
+            core,
+            peers,
+            config,
+            send_timeout,
+            memory,
+            is_started: AtomicBool::new(false),
+            snapshot_asked: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     pub(crate) fn node_id(&self) -> NodeId {
@@ -290,6 +304,39 @@ impl Handle {
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => Err(ReadError::TimedOut),
         }
+    }
+
+    /// Asks for a snapshot at once, whatever the policy says. One that is being built is the answer too.
+    pub(crate) fn ask_snapshot(&self) {
+        self.shared.snapshot_asked.notify_one();
+    }
+
+    /// Completes when somebody asked; each asking once.
+    pub(super) async fn snapshot_asked(&self) {
+        self.shared.snapshot_asked.notified().await;
+    }
+
+    /// Purges the log up to an index, but never beyond the newest snapshot. Returns where it begins
+    /// then: raft waits for what it is sending to a follower, and this waits for that, bounded.
+    pub(crate) async fn purge(&self, upto: LogIndex) -> Result<LogIndex, Stopped> {
+        let upto = upto.min(self.status().positions.snapshot);
+        if self.status().positions.purged < upto {
+            self.shared.core.purge_log(upto).await?;
+        }
+        let mut watch = self.watch();
+        let purged =
+            async { while self.status().positions.purged < upto && watch.changed().await.is_ok() {} };
+        // Not in time: what is answered is how far it came.
+        let _ = timeout(self.shared.send_timeout * 5, purged).await;
+        Ok(self.status().positions.purged)
+    }
+
+    /// Waits until raft has taken a snapshot up to an index over; `false`: not in time.
+    pub(crate) async fn snapshot_taken_over(&self, index: LogIndex) -> bool {
+        let mut watch = self.watch();
+        let taken =
+            async { while self.status().positions.snapshot < index && watch.changed().await.is_ok() {} };
+        timeout(self.shared.send_timeout * 5, taken).await.is_ok()
     }
 
     /// Whether a quorum confirms the leader that this node names.

@@ -4,11 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::audit::history::History;
 use crate::consensus::{Role, core::Stopped};
 use crate::leadership::{
     handle::Handle,
     metrics::{Counters, reason},
     policy::Intent,
+    record,
 };
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
 use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
@@ -24,6 +26,7 @@ pub(crate) async fn run(
     handle: Handle,
     settings: ClusterSettings,
     counters: Counters,
+    history: History,
 ) -> Result<(), Stopped> {
     let mut samples = tokio::time::interval(SAMPLE_EVERY);
     samples.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -31,6 +34,8 @@ pub(crate) async fn run(
     let mut led: Option<Term> = None;
     let mut seen: Option<Term> = None;
     let mut counted = handle.reader().view().leadership.as_ref().map_or(0, |l| l.pos.term);
+    // What was applied and not recorded before a crash is recorded now.
+    let mut recorded = history.last_leadership().await;
     let mut known: Option<(Term, Option<NodeId>)> = None;
     loop {
         let is_sample = tokio::select! {
@@ -49,6 +54,7 @@ pub(crate) async fn run(
             if status.is_started && status.leader_id.is_none() {
                 counters.leaderless_seconds.inc_by(SAMPLE_EVERY.as_secs_f64());
             }
+            recorded = record::leaderships(&handle, &history, recorded);
             counted = count_leaderships(&handle, &counters, counted);
         }
         if status.is_started {

@@ -8,7 +8,7 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint},
 };
 
-use crate::types::{NodeId, block::Block, proto, trace::Carrier};
+use crate::types::{Height, NodeId, block::Block, proto, trace::Carrier};
 
 /// Length of a trace carrier.
 pub(crate) const CARRIER_BYTES: usize = Carrier::BYTES;
@@ -121,6 +121,15 @@ impl Command {
                 _ => return None,
             }
         }
+    }
+
+    /// The height of the block that it proposes, accepted or not.
+    pub(crate) fn block_height(&self) -> Option<Height> {
+        if self.kind != Kind::Block {
+            return None;
+        }
+        let command = proto::BlockCommand::decode(self.payload.clone()).ok()?;
+        Some(proto::RaftBlockState::decode(command.block).ok()?.height)
     }
 
     /// Whether this binary can apply it.

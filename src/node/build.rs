@@ -1,9 +1,8 @@
 //! Putting the parts together, from the folder upwards.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -13,12 +12,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
+use crate::audit;
 use crate::config;
 use crate::consensus;
-use crate::consensus::{
-    founding::{self, FoundingList},
-    snapshots,
-};
+use crate::consensus::{founding, snapshots};
 use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
@@ -26,14 +23,12 @@ use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, observe, parts};
+use crate::node::{StartError, addresses, founders, observe, parts};
 use crate::peer;
 use crate::proposals;
-use crate::raft::NodeRecord;
 use crate::store;
 use crate::telemetry;
 use crate::telemetry::trace::counted::Rejected;
-use crate::types::NodeId;
 use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
@@ -47,6 +42,7 @@ pub(super) struct Running {
     pub(super) proposals: proposals::handle::Handle,
     pub(super) reader: store::Reader,
     pub(super) feed: feed::Hub,
+    pub(super) audit: audit::Handle,
     pub(super) health: store::Health,
     pub(super) instants: Arc<Instants>,
     /// What ends when `serving` is cancelled.
@@ -111,6 +107,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
+    let audit = observe::open_audit(&settings, &opened, &registry).await?;
     let source = Arc::new(opened.reader.clone());
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
@@ -135,7 +132,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         ),
         identity(&opened.identity),
         Arc::clone(&addresses),
-        Arc::new(parts::Incarnations(opened.local.clone())),
+        Arc::new(parts::Incarnations {
+            local: opened.local.clone(),
+            reader: opened.reader.clone(),
+            data_dir: settings.node.data_dir.clone(),
+            identity: Mutex::new(opened.identity.clone()),
+        }),
         Arc::new(notices),
         Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
         &registry,
@@ -181,7 +183,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     )
     .map_err(metrics_failed)?;
 
-    let list = founding_list(&settings);
+    let list = founders::founding_list(&settings);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -193,6 +195,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let for_api = ForApi {
         reader: opened.reader.clone(),
         feed: feed.clone(),
+        audit: audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -226,7 +229,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         })
     });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
-    tasks.spawn("leadership", leadership::task::run(leadership.clone(), settings.settings.clone(), counters));
+    tasks.spawn("audit", never_fails(audit.clone().run()));
+    observe::record_start(&audit, &raft, &opened.last_exit);
+    tasks.spawn(
+        "leadership",
+        leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
+    );
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
@@ -240,7 +248,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         tasks
             .spawn("recovery", never_fails(observe::tell_recovery(raft.clone(), tracer, opening, last_exit)));
     }
-    let compacted = Arc::new(parts::Compacted(opened.reader.clone()));
+    let compacted =
+        Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
@@ -266,6 +275,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         proposals,
         reader: opened.reader,
         feed,
+        audit,
         health: opened.health,
         instants,
         servers,
@@ -297,8 +307,10 @@ fn api_parts(
         proposals: proposals.clone(),
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
+        audit: opened.audit.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
+        compaction: snapshots_config(settings),
         settings_file: settings.settings.clone(),
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),
@@ -315,6 +327,7 @@ fn api_parts(
 struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
+    audit: audit::Handle,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,
@@ -449,25 +462,4 @@ fn api_config(settings: &config::Settings) -> api::Config {
         allowed_hosts: api.allowed_hosts.clone(),
         allowed_origins: api.allowed_origins.clone(),
     }
-}
-
-/// The founding members; this node is one of them whether its file lists it or not.
-fn founding_list(settings: &config::Settings) -> FoundingList {
-    let record = |name: &str, peer: &str, api: &str| NodeRecord {
-        name: name.to_owned(),
-        peer_addr: peer.to_owned(),
-        api_addr: api.to_owned(),
-        incarnation: None,
-    };
-    let mut list: BTreeMap<NodeId, NodeRecord> = settings
-        .cluster
-        .peers
-        .iter()
-        .map(|m| (m.node_id, record(&m.name, &m.peer_addr, &m.api_addr)))
-        .collect();
-    if !list.is_empty() {
-        let own = || record(&settings.node.name, &settings.peer.advertise, &settings.api.advertise);
-        list.entry(settings.node.id).or_insert_with(own);
-    }
-    FoundingList(list)
 }

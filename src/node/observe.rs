@@ -1,10 +1,13 @@
-//! What is watched of a node: its instants and spans, its elections, how it came back.
+//! What is watched of a node: its instants and spans, its elections, its record, how it came back.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
+use crate::api;
+use crate::audit;
+use crate::audit::history::{Event as Recorded, Kind};
 use crate::config;
 use crate::consensus::Role;
 use crate::consensus::handle::Handle;
@@ -14,8 +17,10 @@ use crate::instants::stages::StageExemplars;
 use crate::instants::task::{Standing, Task};
 use crate::instants::{Instants, Mark, Tracing};
 use crate::leadership::ages::Ages;
+use crate::node::StartError;
 use crate::peer;
 use crate::proposals;
+use crate::store;
 use crate::telemetry::exemplars::Exemplars;
 use crate::telemetry::info;
 use crate::telemetry::names;
@@ -158,4 +163,39 @@ pub(super) async fn tell_recovery(raft: Handle, tracer: Tracer, started: Instant
         text(names::LAST_EXIT, last_exit),
     ]);
     tracer.record(span);
+}
+
+/// Opens what this node records of itself.
+pub(super) async fn open_audit(
+    settings: &config::Settings,
+    opened: &store::Opened,
+    registry: &Registry,
+) -> Result<audit::Handle, StartError> {
+    let (local, health) = (opened.local.clone(), opened.health.clone());
+    let (node_id, registry) = (settings.node.id, registry.clone());
+    let open = move || audit::Handle::open(local, health, node_id, &api::table::audited(), &registry);
+    match tokio::task::spawn_blocking(open).await {
+        Ok(Ok(audit)) => Ok(audit),
+        Ok(Err(error)) => Err(StartError { exit_code: 1, message: error.to_string() }),
+        Err(panicked) => Err(StartError { exit_code: 1, message: format!("opening the record: {panicked}") }),
+    }
+}
+
+/// This process began; how the one before it ended is known.
+pub(super) fn record_start(audit: &audit::Handle, raft: &Handle, last: &store::exit::LastExit) {
+    let event = Recorded::new(Kind::Lifecycle, raft.status().term, "start")
+        .with("lastExit", last.cause.label())
+        .with("version", env!("CARGO_PKG_VERSION"));
+    let event = match last.cause {
+        store::exit::Cause::First => event,
+        _ => event.with("lastExitAt", last.at_ms).with("lastExitText", last.text.as_str()),
+    };
+    audit.history.record(event);
+}
+
+/// This process ends in order.
+pub(super) fn record_stop(audit: &audit::Handle, raft: &Handle, took: Duration) {
+    let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let event = Recorded::new(Kind::Lifecycle, raft.status().term, "stop");
+    audit.history.record(Recorded { duration_ms: Some(took), ..event });
 }

@@ -1,6 +1,11 @@
 //! What one part needs of another, as the traits it defined: the joints between them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use crate::consensus::{BoxFuture, snapshots};
 use crate::instants::Instants;
@@ -44,23 +49,43 @@ impl proposals::Chain for Chain {
 }
 
 /// What compaction asks of the store.
-pub(super) struct Compacted(pub(super) store::Reader);
+pub(super) struct Compacted {
+    pub(super) reader: store::Reader,
+    pub(super) snapshots: store::Snapshots,
+}
 
 impl snapshots::Compacted for Compacted {
     fn log_bytes_after(&self, index: LogIndex) -> u64 {
-        self.0.log_bytes_after(index)
+        self.reader.log_bytes_after(index)
     }
 
     fn flush_ahead(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.0.flush_ahead())
+        Box::pin(self.reader.flush_ahead())
+    }
+
+    fn built(&self, n: u64) -> BoxFuture<'_, snapshots::Built> {
+        let mut progress = self.snapshots.progress();
+        Box::pin(async move {
+            match progress.wait_for(|p| n < p.ended).await.map(|p| p.ended) {
+                Ok(n_ended) => snapshots::Built { n_ended, newest: self.snapshots.newest_index() },
+                // The store lives as long as this does.
+                Err(_) => std::future::pending().await,
+            }
+        })
     }
 }
 
 /// Key of the incarnation of another node, in the records of this one.
 const INCARNATION: &[u8] = b"peer/incarnation/";
 
-/// The incarnations of other nodes, in this node's own records.
-pub(super) struct Incarnations(pub(super) store::Local);
+/// The incarnations of other nodes, in this node's own records, and this node's identity.
+pub(super) struct Incarnations {
+    pub(super) local: store::Local,
+    pub(super) reader: store::Reader,
+    pub(super) data_dir: PathBuf,
+    /// As in the data folder. Guards the one change that there may be of it.
+    pub(super) identity: Mutex<store::Identity>,
+}
 
 impl Incarnations {
     fn key(node_id: NodeId) -> Vec<u8> {
@@ -70,7 +95,7 @@ impl Incarnations {
 
 impl peer::Incarnations for Incarnations {
     fn known(&self, node_id: NodeId) -> Option<Incarnation> {
-        match self.0.get(&Self::key(node_id)) {
+        match self.local.get(&Self::key(node_id)) {
             Ok(stored) => stored.and_then(|bytes| Incarnation::try_from(bytes.as_ref()).ok()),
             Err(error) => {
                 tracing::warn!(peer_id = node_id, %error, "the incarnation of a peer cannot be read");
@@ -81,7 +106,25 @@ impl peer::Incarnations for Incarnations {
 
     fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
         let record = (Self::key(node_id), Some(bytes::Bytes::copy_from_slice(&incarnation)));
-        self.0.write_blocking(vec![record])
+        self.local.write_blocking(vec![record])
+    }
+
+    fn may_adopt_epoch(&self) -> bool {
+        self.reader.is_blank()
+    }
+
+    fn adopt_epoch(&self, epoch: u64) -> io::Result<()> {
+        let mut identity = self.identity.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if identity.epoch == epoch {
+            return Ok(());
+        }
+        if identity.epoch != 0 || !self.reader.is_blank() {
+            return Err(io::Error::other("this node holds data of another epoch"));
+        }
+        let adopted = store::Identity { epoch, ..identity.clone() };
+        adopted.write(&self.data_dir)?;
+        *identity = adopted;
+        Ok(())
     }
 }
 

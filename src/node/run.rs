@@ -29,18 +29,29 @@ pub(crate) fn run(settings: config::Settings, until: impl Future<Output = ()> + 
         Ok(started) => started,
         Err(error) => return refuse(&StartError { exit_code: 2, message: error.to_string() }),
     };
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("blockraft").build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") });
-            }
-        };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return refuse(&StartError { exit_code: 1, message: format!("no runtime: {error}") });
+        }
+    };
     let code = runtime.block_on(live(settings, Process { registry, log: Some(log), rejected }, until));
     // What is left are reads that nobody waits for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     lines.flush(LOG_WITHIN);
     code
+}
+
+/// One worker for two processors: the other one has the log's writer and the database. A block is
+/// a chain of small steps, and each that another worker is woken for costs a switch
+/// (`benches/README.md`). `TOKIO_WORKER_THREADS` overrides it.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        builder.worker_threads(processors.div_ceil(2));
+    }
+    builder.enable_all().thread_name("blockraft").build()
 }
 
 /// A start that was refused is told on stderr too: the log may go elsewhere, or nowhere.

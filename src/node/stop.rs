@@ -6,9 +6,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::leadership::{policy::Intent, task::resign};
 use crate::node::build::{Running, SERVERS_WITHIN};
+use crate::node::observe;
 
 /// The spans of what ended last are built so long. By eye: five times what the task gathers for.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
+/// What is recorded but not durable. By eye: many syncs.
+const RECORDED_WITHIN: Duration = Duration::from_millis(200);
 /// And exported, while the store closes (design 11).
 const EXPORTED_WITHIN: Duration = Duration::from_millis(500);
 
@@ -49,6 +52,10 @@ pub(super) async fn stop(mut running: Running) {
     // A store that failed may never let its last apply return.
     if timeout(raft_shutdown, running.raft.core().shutdown()).await.is_err() {
         tracing::warn!("raft did not stop in time");
+    }
+    observe::record_stop(&running.audit, &running.raft, started.elapsed());
+    if !running.audit.flush(RECORDED_WITHIN).await {
+        tracing::warn!("stopping with records unwritten: the disk is full or hangs");
     }
     running.instants.finish(WRITTEN_WITHIN).await;
     running.tasks.stop().await;

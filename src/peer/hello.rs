@@ -211,7 +211,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
     let who = &shared.identity;
     proto::Hello {
         cluster_id: who.cluster_id.clone(),
-        cluster_epoch: who.epoch,
+        cluster_epoch: shared.epoch(),
         node_id: who.node_id,
         incarnation: bytes::Bytes::copy_from_slice(&who.incarnation),
         purpose: purpose as i32,
@@ -243,10 +243,15 @@ async fn check(shared: &Shared, hello: &proto::Hello, dialled: Option<NodeId>) -
         let reason = format!("cluster is {:?} here and {:?} there", who.cluster_id, hello.cluster_id);
         return Err(Refused::new(RefusalCode::ClusterId, reason));
     }
-    if hello.cluster_epoch != who.epoch {
+    let own_epoch = shared.epoch();
+    // A node without any data belongs to the epoch that its cluster is in. One that shows none is let
+    // in: it takes ours over, or refuses us.
+    let is_blank_there = hello.cluster_epoch == 0 && hello.last_log_id.is_none();
+    let may_adopt = own_epoch == 0 && shared.incarnations.may_adopt_epoch();
+    if hello.cluster_epoch != own_epoch && !is_blank_there && !may_adopt {
         let reason = format!(
-            "epoch is {} here and {} there: one of them was recovered without the other",
-            who.epoch, hello.cluster_epoch
+            "epoch is {own_epoch} here and {} there: one of them was recovered without the other",
+            hello.cluster_epoch
         );
         return Err(Refused::new(RefusalCode::ClusterEpoch, reason));
     }
@@ -267,7 +272,27 @@ async fn check(shared: &Shared, hello: &proto::Hello, dialled: Option<NodeId>) -
         return Err(Refused::new(RefusalCode::Malformed, reason));
     }
     check_position(shared, hello)?;
-    check_incarnation(shared, hello).await
+    check_incarnation(shared, hello).await?;
+    if hello.cluster_epoch != own_epoch && !is_blank_there {
+        adopt_epoch(shared, hello).await?;
+    }
+    Ok(())
+}
+
+/// Takes over the epoch of a cluster that was recovered or restored, durably, before this node hears
+/// anything else of it.
+async fn adopt_epoch(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> {
+    let epoch = hello.cluster_epoch;
+    let incarnations = Arc::clone(&shared.incarnations);
+    let adopted = tokio::task::spawn_blocking(move || incarnations.adopt_epoch(epoch)).await;
+    match adopted.map_err(std::io::Error::other).and_then(|adopted| adopted) {
+        Ok(()) => {
+            shared.set_epoch(epoch);
+            tracing::info!(peer_id = hello.node_id as i64, epoch, "the cluster's epoch was taken over");
+            Ok(())
+        }
+        Err(e) => Err(Refused::new(RefusalCode::Storage, format!("epoch could not be stored: {e}"))),
+    }
 }
 
 /// A folder put back from an older copy keeps its incarnation, but lacks what it acknowledged.

@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -71,9 +74,20 @@ pub(super) struct Shared {
     pub(super) handover: Mutex<Option<Handover>>,
     candidacy: Mutex<Candidacy>,
     elections_tx: watch::Sender<Elections>,
+    /// That of `identity`, or the one that was adopted since.
+    epoch: AtomicU64,
 }
 
 impl Shared {
+    /// The cluster's epoch, as far as this node knows.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
     pub(super) fn addresses_of(&self, node_id: NodeId) -> Vec<String> {
         self.addresses.load().get(&node_id).cloned().unwrap_or_default()
     }
@@ -135,9 +149,11 @@ impl Network {
         registry: &prometheus::Registry,
     ) -> prometheus::Result<Self> {
         let (elections_tx, _) = watch::channel(Elections::default());
+        let epoch = AtomicU64::new(identity.epoch);
         let shared = Arc::new(Shared {
             config,
             identity,
+            epoch,
             incarnations,
             notices,
             snapshots,

@@ -47,13 +47,7 @@ impl Lock {
         let mut file = file.map_err(|e| OpenError::io(&path, e))?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut by = String::new();
-                let _ = file.take(256).read_to_string(&mut by);
-                let by =
-                    if by.trim().is_empty() { "another process".to_owned() } else { by.trim().to_owned() };
-                return Err(OpenError::Locked { path: data_dir.to_owned(), by });
-            }
+            Err(TryLockError::WouldBlock) => return Err(held(data_dir, file)),
             Err(TryLockError::Error(e)) => return Err(OpenError::io(&path, e)),
         }
         let text =
@@ -62,6 +56,38 @@ impl Lock {
         let _ = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         Ok(Self { _file: file })
     }
+}
+
+/// Held while a folder is looked at: no node starts meanwhile.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    _file: Option<File>,
+}
+
+impl Shared {
+    /// Changes nothing. `Err` says whose the folder is when a process uses it.
+    pub(crate) fn take(data_dir: &Path) -> Result<Self, OpenError> {
+        let path = data_dir.join(LOCK);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // Nobody ever used it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self { _file: None }),
+            Err(e) => return Err(OpenError::io(&path, e)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Self { _file: Some(file) }),
+            Err(TryLockError::WouldBlock) => Err(held(data_dir, file)),
+            Err(TryLockError::Error(e)) => Err(OpenError::io(&path, e)),
+        }
+    }
+}
+
+/// Says who holds the lock.
+fn held(data_dir: &Path, lock: File) -> OpenError {
+    let mut by = String::new();
+    let _ = lock.take(256).read_to_string(&mut by);
+    let by = if by.trim().is_empty() { "another process".to_owned() } else { by.trim().to_owned() };
+    OpenError::Locked { path: data_dir.to_owned(), by }
 }
 
 impl Identity {

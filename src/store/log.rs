@@ -31,6 +31,7 @@ pub(crate) mod age;
 pub(crate) mod open;
 pub(crate) mod queue;
 pub(crate) mod read;
+pub(crate) mod room;
 pub(crate) mod tail;
 pub(crate) mod wal;
 pub(crate) mod writer;

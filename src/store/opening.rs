@@ -10,9 +10,11 @@ use crate::raft::log_id_of;
 use crate::store::health::Health;
 use crate::store::identity::{Identity, Lock};
 use crate::store::local::Local;
+use crate::store::log::room::Room;
 use crate::store::log::writer::Writer;
 use crate::store::log::{self, LogStore};
 use crate::store::metrics::Metrics;
+use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::reader::Reader;
 use crate::store::snapshot::{Snapshots, last_index};
 use crate::store::state::db::{self, Loaded, StateDb};
@@ -30,6 +32,9 @@ pub(super) fn open(
     let data_dir = config.data_dir.as_path();
     let lock = Lock::take(data_dir, who)?;
     let io = |e| OpenError::io(data_dir, e);
+    if let Some(unfinished) = Unfinished::read(data_dir)? {
+        return Err(OpenError::damage(&data_dir.join(UNFINISHED), unfinished.says()));
+    }
     let found = Identity::read(data_dir)?;
     if let Some(identity) = &found {
         identity.check(data_dir, who)?;
@@ -110,7 +115,8 @@ impl Parts<'_> {
             self.instants.clone(),
         );
         let (watermark, marker) = Watermark::start(log.slots, log.mark, self.health.clone()).map_err(io)?;
-        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), last, first);
+        let room = Room::new(log::open::log_dir(data_dir));
+        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), room, last, first);
         let writer =
             std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
         let disk =
@@ -232,17 +238,26 @@ fn rebuild_state(
     while let Some(data) = snapshots.newest_data().filter(|d| purged <= last_index(&d.manifest)) {
         let id = data.manifest.id.clone();
         let expected = data.manifest.last_log_id.as_ref().map(|l| LogPos { term: l.term, index: l.index });
-        let what = match snapshots.verify(&id).unwrap_or_default().first() {
-            Some(problem) => format!("{}: {}", problem.file, problem.what),
+        let metrics = snapshots.metrics();
+        let what = match snapshots.check_files(&id).unwrap_or_default().first() {
+            Some(problem) => {
+                metrics.count("restore", "corrupt", 0.0);
+                format!("{}: {}", problem.file, problem.what)
+            }
             None => match install::build(data_dir, &data.dir, rocks, expected) {
                 Ok(built) => {
+                    metrics.count("restore", "ok", 0.0);
                     db::remove_others(data_dir).map_err(io)?;
                     return Ok(built);
                 }
                 Err(e) if e.is_no_space() => {
+                    metrics.count("restore", "failed", 0.0);
                     return Err(OpenError::DiskFull { path: data_dir.to_owned(), what: e.to_string() });
                 }
-                Err(e) => e.to_string(),
+                Err(e) => {
+                    metrics.count("restore", "corrupt", 0.0);
+                    e.to_string()
+                }
             },
         };
         snapshots.set_aside(&id, &what).map_err(io)?;

@@ -60,6 +60,12 @@ impl Reader {
         self.state.view()
     }
 
+    /// Whether this node holds neither entry nor vote nor state.
+    pub(crate) fn is_blank(&self) -> bool {
+        let tail = self.log.tail();
+        tail.last().is_none() && tail.queued_vote.is_none() && self.view().applied.term == 0
+    }
+
     /// Changes with every batch.
     #[allow(dead_code, reason = "a reader that waits for an index")]
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {

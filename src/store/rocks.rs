@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
-    Env, ErrorKind, LogLevel, Options, SingleThreaded, WriteBufferManager,
+    Env, ErrorKind, InfoLogger, LogLevel, Options, SingleThreaded, WriteBufferManager,
 };
 
 pub(crate) type Db = DBWithThreadMode<SingleThreaded>;
@@ -17,6 +17,8 @@ const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 /// Small, so that a memtable is flushed long before the budget is used up, and so that the WAL
 /// reserves 17.6 MiB and not 64.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
+/// What RocksDB reserves for a new WAL: the write buffer and a tenth.
+pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10) as u64;
 const CACHE_BYTES: usize = 16 << 20;
 /// Old info logs say nothing that a restart does not.
 const INFO_LOGS: usize = 2;
@@ -119,7 +121,8 @@ impl Shared {
 
     /// Reads what a recovery would keep, and changes nothing.
     pub(crate) fn open_log_read_only(&self, dir: &Path, recovery: Recovery) -> Result<Db, rocksdb::Error> {
-        let o = self.log_options(false, recovery)?;
+        let mut o = self.log_options(false, recovery)?;
+        o.set_info_logger(silent());
         Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&LOG_FAMILIES), false)
     }
 
@@ -129,10 +132,18 @@ impl Shared {
         Db::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))
     }
 
+    /// Changes nothing.
     pub(crate) fn open_state_read_only(&self, dir: &Path) -> Result<Db, rocksdb::Error> {
-        let o = self.options(false)?;
+        let mut o = self.options(false)?;
+        o.set_info_logger(silent());
         Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&STATE_FAMILIES), false)
     }
+}
+
+/// Without a logger of its own, even an open that only reads renames the info log of the folder and
+/// begins a new one.
+fn silent() -> InfoLogger {
+    InfoLogger::new_callback_logger(LogLevel::Fatal, |_, _| {})
 }
 
 /// Whether a folder holds a database. Looked at before RocksDB is called: at the second open after

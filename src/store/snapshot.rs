@@ -4,34 +4,43 @@
 //! and durable; one that is being read is not deleted. Knows nothing of when one is due.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::watch;
 
-use crate::raft::convert::{log_id_from_proto, stored_membership_from_proto};
+use crate::raft::convert::{log_id_from_proto, members_of, stored_membership_from_proto};
 use crate::raft::{SnapshotData, SnapshotMeta, TypeConfig};
 use crate::store::files;
 use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
+use crate::store::snapshot::check::Problem;
+use crate::store::snapshot::progress::Progress;
 use crate::store::state::install::{is_database_file, link_files};
-use crate::types::{LogIndex, proto::SnapshotFile, proto::SnapshotManifest};
+use crate::types::member::Members;
+use crate::types::{LogIndex, proto::SnapshotManifest};
 
 pub(crate) mod build;
+pub(crate) mod check;
+pub(crate) mod export;
+pub(crate) mod progress;
 pub(crate) mod receive;
 
 /// Version of the disk format of the state that this binary writes and reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Before the encoded manifest and its CRC.
 const MAGIC: [u8; 8] = *b"brsnapm1";
-const MANIFEST: &str = "manifest";
+pub(crate) const MANIFEST: &str = "manifest";
 /// The folder of the files that a manifest names.
-const FILES: &str = "db";
-/// Read at once while a checksum is computed.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const FILES: &str = "db";
+/// Ending of the folder of one that is not finished.
+const TMP: &str = "tmp";
+/// Ending of the folder of one that is set aside.
+const DAMAGED: &str = "damaged";
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
@@ -40,13 +49,6 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotDat
 struct Stored {
     manifest: SnapshotManifest,
     pin: Arc<()>,
-}
-
-/// What is wrong with a file of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
-    pub(crate) file: String,
-    pub(crate) what: String,
 }
 
 /// A file as the file system tells it from others; SST files never change.
@@ -77,6 +79,7 @@ struct Inner {
     pending: Mutex<Option<Stored>>,
     /// Checksums of SST files that were computed before.
     checksums: Mutex<HashMap<FileKey, Bytes>>,
+    progress: watch::Sender<Progress>,
 }
 
 impl Snapshots {
@@ -89,21 +92,21 @@ impl Snapshots {
         rocks: rocks::Shared,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        let dir = data_dir.join("snapshots");
+        let dir = folder_of(data_dir);
         files::create_dir(&dir)?;
-        let mut list = Vec::new();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("tmp") => files::remove_dir(&path)?,
-                Some("damaged") => {}
-                _ => match read_whole(&path) {
-                    Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
-                    Err(what) => set_aside(&path, &what)?,
-                },
+            if path.extension().is_some_and(|e| e == TMP) {
+                files::remove_dir(&path)?;
             }
         }
-        list.sort_by_key(|s| last_index(&s.manifest));
+        let mut list = Vec::new();
+        for (path, read) in read_folder(&dir)? {
+            match read {
+                Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
+                Err(what) => set_aside(&path, &what)?,
+            }
+        }
         let inner = Inner {
             dir,
             cluster_id: cluster_id.to_owned(),
@@ -114,6 +117,7 @@ impl Snapshots {
             list: Mutex::new(list),
             pending: Mutex::new(None),
             checksums: Mutex::new(HashMap::new()),
+            progress: watch::Sender::new(Progress::default()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
         snapshots.prune();
@@ -125,13 +129,20 @@ impl Snapshots {
         self.stored().last().map(|s| s.manifest.clone())
     }
 
+    /// Last index that the newest one holds; 0: there is none.
+    pub(crate) fn newest_index(&self) -> LogIndex {
+        self.stored().last().and_then(|s| last_index(&s.manifest)).unwrap_or(0)
+    }
+
+    pub(crate) fn retain(&self) -> usize {
+        self.inner.retain
+    }
+
     /// Newest first.
-    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
         self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
     }
 
-    #[allow(dead_code, reason = "the snapshot calls of the contract list and describe")]
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
         self.stored().iter().find(|s| s.manifest.id == id).map(|s| s.manifest.clone())
     }
@@ -141,13 +152,36 @@ impl Snapshots {
         self.stored().last().map(|s| self.data(s))
     }
 
-    /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
-    pub(crate) fn verify(&self, id: &str) -> Option<Vec<Problem>> {
-        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
-        let problems = verify_files(&data.dir, &data.manifest);
+    /// Compares every file with its checksum, then restores the snapshot into a folder of its own and
+    /// compares what that holds. `None`: no such snapshot. `Err`: the scratch folder cannot be
+    /// written. Blocking; takes as long as the history is large.
+    pub(crate) fn verify(&self, id: &str) -> io::Result<Option<Vec<Problem>>> {
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s));
+        let Some(data) = data else { return Ok(None) };
+        let metrics = &self.inner.metrics.snapshots;
+        let mut problems = check::files(&data.dir, &data.manifest);
+        if problems.is_empty() {
+            // Of this call alone: two at once do not meet.
+            let name = format!("{id}-verify-{:x}", rand::random::<u64>());
+            let restored = check::restore(&data.dir, &self.tmp_dir(&name), &data.manifest, &self.inner.rocks);
+            match restored {
+                Ok(Ok(())) => {}
+                Ok(Err(what)) => problems.push(Problem { file: FILES.to_owned(), what }),
+                Err(error) => {
+                    metrics.count("verify", "failed", 0.0);
+                    return Err(error);
+                }
+            }
+        }
         let outcome = if problems.is_empty() { "ok" } else { "corrupt" };
-        self.inner.metrics.snapshots.count("verify", outcome, 0.0);
-        Some(problems)
+        metrics.count("verify", outcome, 0.0);
+        Ok(Some(problems))
+    }
+
+    /// Compares every file with its checksum. `None`: no such snapshot. Blocking.
+    pub(crate) fn check_files(&self, id: &str) -> Option<Vec<Problem>> {
+        let data = self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s))?;
+        Some(check::files(&data.dir, &data.manifest))
     }
 
     /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
@@ -229,7 +263,7 @@ impl Snapshots {
     }
 
     fn tmp_dir(&self, id: &str) -> PathBuf {
-        self.inner.dir.join(format!("{id}.tmp"))
+        self.inner.dir.join(format!("{id}.{TMP}"))
     }
 
     /// Keeps a snapshot of this node's own state.
@@ -242,12 +276,7 @@ impl Snapshots {
 
     /// Writes the manifest, makes everything durable and puts the folder in its place.
     fn put_in_place(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<Stored> {
-        write_manifest(&tmp.join(MANIFEST), &manifest)?;
-        files::sync_dir(tmp)?;
-        let dir = self.inner.dir.join(&manifest.id);
-        fs::rename(tmp, &dir)?;
-        // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
-        files::sync_dir(&self.inner.dir)?;
+        place(&self.inner.dir, tmp, &manifest)?;
         Ok(Stored { manifest, pin: Arc::default() })
     }
 
@@ -329,6 +358,24 @@ pub(crate) fn meta_of(manifest: &SnapshotManifest) -> Result<SnapshotMeta, Strin
     })
 }
 
+/// The members that a snapshot names.
+pub(crate) fn members_in(manifest: &SnapshotManifest) -> Members {
+    let stored = manifest.membership.as_ref().and_then(|m| stored_membership_from_proto(m).ok());
+    members_of(&stored.unwrap_or_default())
+}
+
+/// Writes the manifest beside the files in `tmp`, makes everything durable and puts the folder in its
+/// place among the snapshots of `dir`.
+pub(crate) fn place(dir: &Path, tmp: &Path, manifest: &SnapshotManifest) -> io::Result<PathBuf> {
+    write_manifest(&tmp.join(MANIFEST), manifest)?;
+    files::sync_dir(tmp)?;
+    let placed = dir.join(&manifest.id);
+    fs::rename(tmp, &placed)?;
+    // Before anything is purged: RocksDB syncs the new folder, not the one it lies in.
+    files::sync_dir(dir)?;
+    Ok(placed)
+}
+
 fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {
     let body = manifest.encode_to_vec();
     let mut content = MAGIC.to_vec();
@@ -339,6 +386,10 @@ fn write_manifest(path: &Path, manifest: &SnapshotManifest) -> io::Result<()> {
 
 pub(crate) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
     let content = fs::read(dir.join(MANIFEST)).map_err(|e| format!("its manifest cannot be read: {e}"))?;
+    decode_manifest(&content)
+}
+
+pub(crate) fn decode_manifest(content: &[u8]) -> Result<SnapshotManifest, String> {
     let body = content
         .strip_prefix(&MAGIC)
         .and_then(|rest| rest.split_at_checked(4))
@@ -349,6 +400,29 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<SnapshotManifest, String> {
         SnapshotManifest::decode(body).map_err(|e| format!("its manifest does not decode: {e}"))?;
     meta_of(&manifest)?;
     Ok(manifest)
+}
+
+/// Where the snapshots of a data folder lie.
+pub(crate) fn folder_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("snapshots")
+}
+
+/// The snapshots in a folder, oldest first, and those that cannot be used with the reason, last.
+/// Changes nothing.
+pub(crate) fn read_folder(dir: &Path) -> io::Result<Vec<(PathBuf, Result<SnapshotManifest, String>)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|e| e != TMP && e != DAMAGED) {
+            let read = read_whole(&path);
+            found.push((path, read));
+        }
+    }
+    found.sort_by_key(|(path, read)| match read {
+        Ok(manifest) => (false, last_index(manifest), path.clone()),
+        Err(_) => (true, None, path.clone()),
+    });
+    Ok(found)
 }
 
 /// The manifest of a snapshot whose files are all there in full length. Checksums are not looked at:
@@ -375,41 +449,13 @@ fn set_aside(path: &Path, what: &str) -> io::Result<()> {
     // The newest damaged one tells enough; each pins the space of its files.
     for entry in fs::read_dir(files::parent(path))? {
         let other = entry?.path();
-        if other.extension().is_some_and(|e| e == "damaged") {
+        if other.extension().is_some_and(|e| e == DAMAGED) {
             files::remove_dir(&other)?;
         }
     }
-    let aside = path.with_extension("damaged");
+    let aside = path.with_extension(DAMAGED);
     tracing::warn!(what, path = %aside.display(), "a damaged snapshot is set aside");
     fs::rename(path, aside)
-}
-
-/// Compares every file that a manifest names with its size and checksum.
-pub(crate) fn verify_files(dir: &Path, manifest: &SnapshotManifest) -> Vec<Problem> {
-    let problem = |file: &SnapshotFile| {
-        let what = match checksum(&dir.join(&file.name)) {
-            Ok((size, _)) if size != file.size_bytes => format!("has {size} bytes, not {}", file.size_bytes),
-            Ok((_, sum)) if sum != file.checksum => "its checksum differs".to_owned(),
-            Ok(_) => return None,
-            Err(e) => e.to_string(),
-        };
-        Some(Problem { file: file.name.clone(), what })
-    };
-    manifest.files.iter().filter_map(problem).collect()
-}
-
-/// Size and blake3 of a file.
-pub(crate) fn checksum(path: &Path) -> io::Result<(u64, Bytes)> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buf, mut size) = (blake3::Hasher::new(), vec![0; READ_BYTES], 0);
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            return Ok((size, Bytes::copy_from_slice(hasher.finalize().as_bytes())));
-        }
-        hasher.update(&buf[..n]);
-        size += n as u64;
-    }
 }
 
 /// The files of a folder that belong to the database, sorted.

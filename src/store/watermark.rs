@@ -46,6 +46,13 @@ pub(crate) enum Found {
     Mark(Slots, Mark),
 }
 
+/// What the file says, for those who do not write it.
+pub(crate) enum Peeked {
+    Missing,
+    Damaged,
+    Mark(Mark),
+}
+
 /// The handle the log's writer thread uses.
 #[derive(Clone)]
 pub(crate) struct Watermark {
@@ -95,22 +102,19 @@ impl Slots {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Missing),
             Err(e) => return Err(e),
         };
-        let mut newest: Option<(u64, Mark)> = None;
-        for slot in 0..2 {
-            let mut record = [0; RECORD_BYTES];
-            if file.read_exact_at(&mut record, slot * SLOT_BYTES).is_err() {
-                continue;
-            }
-            if let Some((sequence, mark)) = decode(&record)
-                && newest.is_none_or(|(newest, _)| newest < sequence)
-            {
-                newest = Some((sequence, mark));
-            }
-        }
-        Ok(match newest {
+        Ok(match newest(&file) {
             None => Found::Damaged,
             Some((sequence, mark)) => Found::Mark(Self { file, sequence }, mark),
         })
+    }
+
+    /// Reads the file and changes nothing.
+    pub(crate) fn peek(path: &Path) -> io::Result<Peeked> {
+        match File::open(path) {
+            Ok(file) => Ok(newest(&file).map_or(Peeked::Damaged, |(_, mark)| Peeked::Mark(mark))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Peeked::Missing),
+            Err(e) => Err(e),
+        }
     }
 
     /// Durable on return.
@@ -242,6 +246,23 @@ impl Shared {
             }
         }
     }
+}
+
+/// The newest whole slot.
+fn newest(file: &File) -> Option<(u64, Mark)> {
+    let mut newest: Option<(u64, Mark)> = None;
+    for slot in 0..2 {
+        let mut record = [0; RECORD_BYTES];
+        if file.read_exact_at(&mut record, slot * SLOT_BYTES).is_err() {
+            continue;
+        }
+        if let Some((sequence, mark)) = decode(&record)
+            && newest.is_none_or(|(newest, _)| newest < sequence)
+        {
+            newest = Some((sequence, mark));
+        }
+    }
+    newest
 }
 
 fn encode(sequence: u64, mark: &Mark) -> [u8; RECORD_BYTES] {

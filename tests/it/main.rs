@@ -6,12 +6,15 @@
 
 mod api;
 mod api_stream;
+mod audit;
 mod cluster;
 mod contract;
 mod feed;
+mod inspect;
 mod metrics;
 mod page;
 mod peer_port;
+mod recover;
 mod recovery;
 mod refusals;
 mod stop;

@@ -9,6 +9,7 @@ pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod exposition;
 pub(crate) mod feed;
+pub(crate) mod folder;
 pub(crate) mod http;
 pub(crate) mod logs;
 pub(crate) mod node;

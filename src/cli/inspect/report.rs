@@ -1,10 +1,16 @@
 //! What `inspect` found, and how it is shown.
-#![cfg_attr(not(test), expect(dead_code, reason = "shown once the store reads a stopped node's folder"))]
+
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::cli::table::{Cell, Table, Tone};
 use crate::cli::{exit, units};
+use crate::store;
+use crate::store::identity;
+use crate::store::inspect::{Finding, Found, LogFound, StateFound};
+use crate::types::member::Members;
+use crate::types::proto::SnapshotManifest;
 use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// Everything that is told of a folder. `None`: it is not there, as in a folder that was never used.
@@ -115,6 +121,26 @@ pub(crate) struct Problem {
 const REFUSED: u8 = 4;
 
 impl Report {
+    pub(crate) fn new(dir: &Path, found: Found, is_verified: bool) -> Self {
+        let membership = found.members().map(Membership::from);
+        Self {
+            dir: dir.display().to_string(),
+            identity: found.identity.map(Identity::from),
+            vote: found.vote.map(|v| Vote {
+                term: v.term,
+                voted_for: Some(v.voted_for),
+                committed: v.committed,
+            }),
+            log: found.log.map(Log::from),
+            state: found.state.map(State::from),
+            membership,
+            snapshots: found.snapshots.iter().map(Snapshot::from).collect(),
+            last_exit: found.last_exit.map(|e| format!("{}: {}", e.cause.label(), e.text)),
+            is_verified,
+            problems: found.findings.into_iter().map(Problem::from).collect(),
+        }
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         if self.problems.iter().any(|p| p.refuses) {
             REFUSED
@@ -167,6 +193,87 @@ impl Report {
         };
         format!("{}\n", Tone::Good.paint(text, is_colored))
     }
+}
+
+impl From<store::Identity> for Identity {
+    fn from(i: store::Identity) -> Self {
+        Self {
+            cluster_id: i.cluster_id,
+            node_id: i.node_id,
+            epoch: i.epoch,
+            incarnation: format!("{:032x}", u128::from_be_bytes(i.incarnation)),
+            format_version: u64::from(identity::FORMAT_VERSION),
+        }
+    }
+}
+
+impl From<LogFound> for Log {
+    fn from(l: LogFound) -> Self {
+        let last = l.last.unwrap_or_default();
+        Self {
+            purged_index: l.purged.map_or(0, |p| p.index),
+            last_index: last.index,
+            last_term: last.term,
+            committed_index: l.committed,
+            synced_index: l.marked,
+            entries: l.entries,
+            size_bytes: l.file_bytes,
+        }
+    }
+}
+
+impl From<StateFound> for State {
+    fn from(s: StateFound) -> Self {
+        let applied = s.applied.unwrap_or_default();
+        Self {
+            applied_index: applied.index,
+            applied_term: applied.term,
+            head: s.head.map(|h| Head { height: h.height, hash: prefixed(&h.hash) }),
+            oldest_height: s.oldest_height,
+            state_hash: s.applied.is_some().then(|| hex(&s.state_hash)),
+            size_bytes: s.file_bytes,
+        }
+    }
+}
+
+impl From<Members> for Membership {
+    fn from(m: Members) -> Self {
+        Self {
+            version: m.version,
+            voters: m.voters.into_iter().collect(),
+            learners: m.learners.into_iter().collect(),
+            joint: m.joint,
+        }
+    }
+}
+
+impl From<&SnapshotManifest> for Snapshot {
+    fn from(m: &SnapshotManifest) -> Self {
+        let last = m.last_log_id.unwrap_or_default();
+        Self {
+            id: m.id.clone(),
+            created_at: m.created_at_ms,
+            last_index: last.index,
+            last_term: last.term,
+            height: (m.height != 0).then_some(m.height),
+            size_bytes: store::snapshot::size_of(m),
+        }
+    }
+}
+
+impl From<Finding> for Problem {
+    fn from(f: Finding) -> Self {
+        let file = if f.file.as_os_str().is_empty() { ".".into() } else { f.file.display().to_string() };
+        Self { file, what: f.what, refuses: f.refuses }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    hex_simd::encode_to_string(bytes, hex_simd::AsciiCase::Lower)
+}
+
+fn prefixed(bytes: &[u8]) -> String {
+    format!("0x{}", hex(bytes))
 }
 
 fn identity(i: &Identity) -> Cell {

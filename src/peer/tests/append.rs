@@ -170,6 +170,61 @@ async fn answers_come_in_order_and_the_stream_ends_with_the_last() {
     assert!(rx.try_recv().is_err(), "nothing was dialled");
 }
 
+/// The commit index alone, behind this entry.
+fn commit(index: u64) -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest {
+        prev_log_id: Some(log_id(index)),
+        entries: Vec::new(),
+        leader_commit: Some(log_id(index)),
+        ..request(index, 0)
+    }
+}
+
+#[tokio::test]
+async fn a_commit_index_travels_with_the_entries_that_follow_closely_and_alone_behind_the_last() {
+    const LAST: u64 = 300;
+    let (addr, mut rx) = receiver().await;
+    let (_bare, mut client) = sender(config(), addr).await;
+    let mut connection = prove(&mut client, &mut rx).await;
+    let requests = (2..=LAST).flat_map(|i| {
+        let entry = AppendEntriesRequest { leader_commit: Some(log_id(i - 1)), ..request(i, 10) };
+        [entry, commit(i)]
+    });
+    // Never ends: what waits is sent because nothing came.
+    let input = futures::stream::iter(requests).chain(futures::stream::pending());
+    let receiving = tokio::spawn(async move {
+        let (mut entries, mut bare, mut committed) = (Vec::new(), 0, None);
+        while committed != Some(log_id(LAST)) {
+            let (id, request) = receive(&mut connection).await;
+            assert!(committed <= request.leader_commit, "a commit index fell");
+            committed = request.leader_commit;
+            bare += usize::from(request.entries.is_empty());
+            entries.extend(request.entries.iter().map(|e| e.log_id));
+            acknowledge(&mut connection, id, &request).await;
+        }
+        (entries, bare)
+    });
+    let mut answers = client.stream_append(input, option()).await.unwrap();
+    let mut matched = None;
+    let received = in_time("the last commit index", async {
+        tokio::pin!(receiving);
+        loop {
+            tokio::select! {
+                received = &mut receiving => return received.unwrap(),
+                answer = answers.next() => {
+                    let answer = answer.unwrap().unwrap().unwrap();
+                    assert!(matched <= answer, "an acknowledgement fell");
+                    matched = answer;
+                }
+            }
+        }
+    })
+    .await;
+    let (entries, bare) = received;
+    assert_eq!(entries, (2..=LAST).map(log_id).collect::<Vec<_>>(), "every entry once and in order");
+    assert!((1..LAST as usize - 1).contains(&bare), "{bare} of {} went alone", LAST - 1);
+}
+
 #[tokio::test]
 async fn no_more_requests_are_taken_than_the_window_has_room_for() {
     // Bytes: four of a mebibyte; requests: 64; a single one above every bound still goes.

@@ -3,19 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use openraft::EntryPayload;
 use prost::Message;
 
 use crate::raft::convert::vote_from_proto;
-use crate::raft::{Entry, LogId, Vote, log_id_of};
+use crate::raft::{Entry, LogId, StoredMembership, Vote, log_id_of};
 use crate::store::OpenError;
 use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
 use crate::store::log::read::{Frames, ReadError};
 use crate::store::log::tail::Tail;
-use crate::store::log::wal;
+use crate::store::log::wal::{self, Damage};
 use crate::store::log::writer::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
 use crate::store::rocks::{self, Db, LOG_FAMILIES, Recovery};
-use crate::store::watermark::{Found, Mark, Slots};
-use crate::types::{LogIndex, proto};
+use crate::store::watermark::{Found, Mark, Peeked, Slots};
+use crate::types::{Height, LogIndex, proto};
 
 /// Payload bytes kept in memory while the log is read; what [`Tail`] keeps.
 const KEEP_BYTES: u64 = 16 << 20;
@@ -40,6 +41,8 @@ pub(crate) struct Contents {
     pub(crate) sizes: Vec<u64>,
     /// The last entries, about [`KEEP_BYTES`].
     pub(crate) tail: Vec<(Frame, Entry)>,
+    /// The newest membership among the entries; `None`: none of them is one.
+    pub(crate) membership: Option<StoredMembership>,
     /// Link of the entry the watermark names, if the log holds it.
     marked_link: Option<Link>,
     first: LogIndex,
@@ -61,6 +64,14 @@ impl Contents {
     /// Index of the first entry.
     pub(crate) fn first_index(&self) -> LogIndex {
         self.first
+    }
+
+    /// Height of the last block among the entries of the tail.
+    pub(crate) fn last_block_height(&self) -> Option<Height> {
+        self.tail.iter().rev().find_map(|(_, entry)| match &entry.payload {
+            EntryPayload::Normal(command) => command.block_height(),
+            EntryPayload::Blank | EntryPayload::Membership(_) => None,
+        })
     }
 
     pub(crate) fn into_tail(self) -> Tail {
@@ -120,9 +131,49 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     Ok(Opened { db, contents, slots, mark })
 }
 
-/// Opens a log whose last record was torn by a power loss: only if nothing that was ever reported
-/// durable lies behind it. Everything is looked at before anything is changed.
-fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Error) -> Result<Db, OpenError> {
+/// A log that was read and not changed.
+pub(crate) struct Looked {
+    pub(crate) db: Db,
+    pub(crate) contents: Contents,
+    pub(crate) mark: Mark,
+    /// The last record was torn by a power loss: what a start drops.
+    pub(crate) torn: Option<Damage>,
+}
+
+/// Reads a log that should be there as [`open`] would, and changes nothing.
+pub(crate) fn look(data_dir: &Path, rocks: &rocks::Shared) -> Result<Looked, OpenError> {
+    let dir = log_dir(data_dir);
+    let path = watermark_path(data_dir);
+    let mark = match Slots::peek(&path).map_err(|e| OpenError::io(&path, e))? {
+        Peeked::Mark(mark) => mark,
+        Peeked::Missing => return Err(OpenError::damage(&path, "the watermark is missing")),
+        Peeked::Damaged => return Err(OpenError::damage(&path, "neither slot of the watermark is whole")),
+    };
+    if !rocks::is_database(&dir) {
+        return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
+    }
+    match rocks.open_log_read_only(&dir, Recovery::ShortTail) {
+        Ok(db) => {
+            let contents = read(&db, &mark).map_err(|e| describe(&dir, e))?;
+            check_mark(&dir, &contents, &mark)?;
+            Ok(Looked { db, contents, mark, torn: None })
+        }
+        Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => {
+            let (db, contents, damage) = look_at_torn(&dir, rocks, &mark, &e)?;
+            Ok(Looked { db, contents, mark, torn: Some(damage) })
+        }
+        Err(e) => Err(OpenError::rocks(&dir, &e)),
+    }
+}
+
+/// What a log holds whose last record was torn by a power loss: only if nothing that was ever
+/// reported durable lies behind it. Changes nothing.
+fn look_at_torn(
+    dir: &Path,
+    rocks: &rocks::Shared,
+    mark: &Mark,
+    error: &rocksdb::Error,
+) -> Result<(Db, Contents, Damage), OpenError> {
     let damage = wal::first_damage(dir).map_err(|e| OpenError::io(dir, e))?;
     let Some(damage) = damage else { return Err(OpenError::damage(dir, error)) };
     let offset = damage.offset;
@@ -141,10 +192,16 @@ fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Erro
         .map_err(|e| refuse(OpenError::rocks(dir, &e)))?;
     let contents = read(&db, mark).map_err(|e| refuse(describe(dir, e)))?;
     check_mark(dir, &contents, mark).map_err(refuse)?;
+    Ok((db, contents, damage))
+}
+
+/// Opens a log whose last record was torn. Everything is looked at before anything is changed.
+fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Error) -> Result<Db, OpenError> {
+    let (db, contents, damage) = look_at_torn(dir, rocks, mark, error)?;
     drop(db);
     tracing::warn!(
         file = %damage.file.display(),
-        offset,
+        offset = damage.offset,
         last_index = contents.last.map(|e| e.pos.index),
         "the last record of the log is torn; everything that was reported durable is before it"
     );
@@ -176,6 +233,7 @@ pub(crate) fn read(db: &Db, mark: &Mark) -> Result<Contents, ReadError> {
         committed: None,
         sizes: Vec::new(),
         tail: Vec::new(),
+        membership: None,
         marked_link: None,
         first: purged.map_or(0, |p| p.pos.index + 1),
     };
@@ -208,7 +266,11 @@ fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), Rea
             contents.marked_link = Some(frame.link);
         }
         kept_bytes += u64::from(frame.length);
-        tail.push_back((frame, codec::decode(&frame, Bytes::copy_from_slice(payload))?));
+        let entry = codec::decode(&frame, Bytes::copy_from_slice(payload))?;
+        if let EntryPayload::Membership(m) = &entry.payload {
+            contents.membership = Some(StoredMembership::new(Some(entry.log_id), m.clone()));
+        }
+        tail.push_back((frame, entry));
         while KEEP_BYTES < kept_bytes
             && 1 < tail.len()
             && let Some((front, _)) = tail.pop_front()

@@ -27,6 +27,20 @@ pub(crate) struct Damage {
 
 /// The first damage of the write-ahead logs in a folder; `None`: every record checks.
 pub(crate) fn first_damage(dir: &Path) -> io::Result<Option<Damage>> {
+    let logs = wals(dir)?;
+    for (i, (_, path)) in logs.iter().enumerate() {
+        let content = fs::read(path)?;
+        if let Some(offset) = first_bad(&content) {
+            let later = logs[i + 1..].iter().any(|(_, p)| fs::read(p).is_ok_and(|c| !is_zero(&c)));
+            let has_more = later || has_record_after(&content, offset);
+            return Ok(Some(Damage { file: path.clone(), offset: offset as u64, has_more }));
+        }
+    }
+    Ok(None)
+}
+
+/// The write-ahead logs of a database, oldest first.
+pub(super) fn wals(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut logs: Vec<(u64, PathBuf)> = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -36,18 +50,14 @@ pub(crate) fn first_damage(dir: &Path) -> io::Result<Option<Damage>> {
         }
     }
     logs.sort();
-    for (i, (_, path)) in logs.iter().enumerate() {
-        let content = fs::read(path)?;
-        if let Some(offset) = first_bad(&content) {
-            let later = logs[i + 1..].iter().any(|(_, p)| fs::metadata(p).is_ok_and(|m| 0 < m.len()));
-            let has_more = later || has_record_after(&content, offset);
-            return Ok(Some(Damage { file: path.clone(), offset: offset as u64, has_more }));
-        }
-    }
-    Ok(None)
+    Ok(logs)
 }
 
-/// Offset of the first record that does not check.
+fn is_zero(content: &[u8]) -> bool {
+    content.iter().all(|b| *b == 0)
+}
+
+/// Offset of the first record that does not check. Zeros up to the end are room that was reserved.
 fn first_bad(content: &[u8]) -> Option<usize> {
     let mut at = 0;
     while at < content.len() {
@@ -59,6 +69,7 @@ fn first_bad(content: &[u8]) -> Option<usize> {
         }
         match record_at(content, at) {
             Some(length) => at += HEADER_BYTES + length,
+            None if is_zero(&content[at..]) => return None,
             None => return Some(at),
         }
     }

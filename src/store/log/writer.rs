@@ -17,6 +17,7 @@ use crate::store::codec::{self, Edge, KEY_BYTES};
 use crate::store::health::{Database, Fatal};
 use crate::store::log::Shared;
 use crate::store::log::queue::{Group, Op};
+use crate::store::log::room::Room;
 use crate::store::rocks::{self, Db, WriteError};
 use crate::store::watermark::Watermark;
 use crate::types::position::LogPos;
@@ -33,6 +34,7 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     db: Arc<Db>,
     watermark: Watermark,
+    room: Room,
     /// Where the log ends once everything taken so far is written.
     last: Option<Edge>,
     /// Index of the first entry that may still be in the database.
@@ -61,10 +63,11 @@ impl Writer {
         shared: Arc<Shared>,
         db: Arc<Db>,
         watermark: Watermark,
+        room: Room,
         last: Option<Edge>,
         first: u64,
     ) -> Self {
-        Self { shared, db, watermark, last, first }
+        Self { shared, db, watermark, room, last, first }
     }
 
     /// Runs until the queue is closed and empty, or a write failed for good.
@@ -90,6 +93,7 @@ impl Writer {
             self.fail(group, "the watermark could not be lowered before the log is cut");
             return false;
         }
+        self.room.look();
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
         let (last, took) = match self.write_synced(&mut group) {
             Ok(written) => written,

@@ -14,8 +14,9 @@ use rocksdb::checkpoint::Checkpoint;
 use crate::raft::convert::{log_id_to_proto, stored_membership_to_proto};
 use crate::raft::{LogId, SnapshotData, SnapshotMeta, TypeConfig, log_id_of, pos_of};
 use crate::store::files;
+use crate::store::snapshot::progress::Running;
 use crate::store::snapshot::{
-    FILES, FORMAT_VERSION, FileKey, Snapshot, Snapshots, checksum, database_files, last_index, meta_of,
+    FILES, FORMAT_VERSION, FileKey, Snapshot, Snapshots, check, database_files, last_index, meta_of,
 };
 use crate::store::state::apply::unix_ms;
 use crate::store::state::db::{StateDb, StateError};
@@ -48,34 +49,34 @@ pub(crate) struct Builder {
 }
 
 enum Source {
-    /// A snapshot at this position exists.
+    /// A snapshot at this position exists, and nobody asked for another.
     Existing,
     Checkpoint {
+        running: Running,
         tmp: PathBuf,
-        id: String,
         expected: Option<LogId>,
     },
-    Failed(BuildError),
+    Failed(Running, BuildError),
 }
 
 impl Builder {
     /// Makes the checkpoint; nothing is applied until this returns.
     pub(crate) async fn begin(snapshots: Snapshots, db: Arc<StateDb>, applied: Option<LogId>) -> Self {
         let began = Instant::now();
-        if let Some(newest) = snapshots.newest()
-            && last_index(&newest) == applied.as_ref().map(|id| id.index)
-        {
+        let newest = snapshots.newest().as_ref().and_then(last_index);
+        let is_covered = newest.is_some() && newest == applied.as_ref().map(|id| id.index);
+        let Some(running) = snapshots.begin(is_covered) else {
             return Self { snapshots, source: Source::Existing, began };
-        }
+        };
         snapshots.inner.metrics.snapshots.set_running("build", true);
         let task = {
-            let snapshots = snapshots.clone();
-            tokio::task::spawn_blocking(move || snapshots.checkpoint(&db, applied))
+            let (snapshots, id) = (snapshots.clone(), running.id.clone());
+            tokio::task::spawn_blocking(move || snapshots.checkpoint(&db, &id, applied))
         };
         let source = match task.await {
-            Ok(Ok((tmp, id))) => Source::Checkpoint { tmp, id, expected: applied },
-            Ok(Err(error)) => Source::Failed(error),
-            Err(_) => Source::Failed(BuildError::Dropped),
+            Ok(Ok(tmp)) => Source::Checkpoint { running, tmp, expected: applied },
+            Ok(Err(error)) => Source::Failed(running, error),
+            Err(_) => Source::Failed(running, BuildError::Dropped),
         };
         Self { snapshots, source, began }
     }
@@ -85,15 +86,18 @@ impl Builder {
         let source = std::mem::replace(&mut self.source, Source::Existing);
         let pos = match &source {
             Source::Checkpoint { expected, .. } => expected.as_ref().map(pos_of),
-            Source::Existing | Source::Failed(_) => None,
+            Source::Existing | Source::Failed(..) => None,
         };
-        let result = match source {
-            Source::Existing => return self.snapshots.current(),
-            Source::Failed(error) => Err(error),
-            Source::Checkpoint { tmp, id, expected } => {
-                let snapshots = self.snapshots.clone();
+        let (running, result) = match source {
+            Source::Existing => {
+                self.snapshots.had_nothing_to_build();
+                return self.snapshots.current();
+            }
+            Source::Failed(running, error) => (running, Err(error)),
+            Source::Checkpoint { running, tmp, expected } => {
+                let (snapshots, id) = (self.snapshots.clone(), running.id.clone());
                 let task = tokio::task::spawn_blocking(move || snapshots.seal(&tmp, &id, expected));
-                task.await.unwrap_or(Err(BuildError::Dropped))
+                (running, task.await.unwrap_or(Err(BuildError::Dropped)))
             }
         };
         let metrics = &self.snapshots.inner.metrics;
@@ -104,6 +108,7 @@ impl Builder {
                 metrics.snapshots.count("build", "ok", seconds);
                 metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "ok", self.began, pos);
                 let meta = meta_of(&data.manifest).expect("a manifest of our own is whole");
+                running.end(Ok(()));
                 Some(Snapshot { meta, snapshot: data })
             }
             Err(error) => {
@@ -111,6 +116,7 @@ impl Builder {
                 metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "failed", self.began, pos);
                 metrics.error("state", "snapshot");
                 tracing::warn!(error = %error, "no snapshot was built; the next one is tried when it is due");
+                running.end(Err(error.to_string()));
                 self.snapshots.current()
             }
         }
@@ -136,15 +142,18 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 impl Snapshots {
     /// Builds a snapshot of a state that nothing is applied to. Blocking.
     pub(crate) fn build_now(&self, db: &StateDb, applied: Option<LogId>) -> Result<SnapshotData, BuildError> {
-        let (tmp, id) = self.checkpoint(db, applied)?;
-        self.seal(&tmp, &id, applied)
+        let id = self.reserve();
+        let running = self.begin(false).expect("one that must be built");
+        let built = self.checkpoint(db, &id, applied).and_then(|tmp| self.seal(&tmp, &id, applied));
+        running.end(built.as_ref().map(drop).map_err(BuildError::to_string));
+        built
     }
 
-    fn checkpoint(&self, db: &StateDb, applied: Option<LogId>) -> Result<(PathBuf, String), BuildError> {
-        let pos = pos_of(&applied.ok_or(BuildError::Empty)?);
-        // The node is part of it: the files of two nodes differ at the same position.
-        let id = format!("{}-{}-{}-{:x}", pos.index, pos.term, self.inner.node_id, unix_ms());
-        let tmp = self.tmp_dir(&id);
+    fn checkpoint(&self, db: &StateDb, id: &str, applied: Option<LogId>) -> Result<PathBuf, BuildError> {
+        if applied.is_none() {
+            return Err(BuildError::Empty);
+        }
+        let tmp = self.tmp_dir(id);
         files::remove_dir(&tmp)?;
         files::create_dir(&tmp)?;
         let result = Checkpoint::new(db.db()).and_then(|c| c.create_checkpoint(tmp.join(FILES)));
@@ -152,7 +161,7 @@ impl Snapshots {
             let _ = files::remove_dir(&tmp);
             return Err(error.into());
         }
-        Ok((tmp, id))
+        Ok(tmp)
     }
 
     fn seal(&self, tmp: &Path, id: &str, expected: Option<LogId>) -> Result<SnapshotData, BuildError> {
@@ -176,7 +185,6 @@ impl Snapshots {
         let record = db.record()?.ok_or(BuildError::Empty)?;
         let membership = db.membership()?;
         drop(db);
-        remove_info_logs(dir)?;
         let found = Some(log_id_of(LogPos { term: record.applied_term, index: record.applied_index }));
         if found != expected {
             return Err(BuildError::Position { found, expected });
@@ -206,7 +214,7 @@ impl Snapshots {
             let key = FileKey { name: name.clone(), inode: m.ino(), size: m.size(), modified_ns };
             let sum = match known.get(&key) {
                 Some(sum) if name.ends_with(".sst") => sum.clone(),
-                _ => checksum(&path)?.1,
+                _ => check::checksum(&path)?.1,
             };
             kept.insert(key, sum.clone());
             files.push(SnapshotFile { name, size_bytes: m.size(), checksum: sum });
@@ -218,15 +226,4 @@ impl Snapshots {
     fn checksums(&self) -> std::sync::MutexGuard<'_, HashMap<FileKey, Bytes>> {
         self.inner.checksums.lock().unwrap_or_else(|p| p.into_inner())
     }
-}
-
-/// Opening a checkpoint leaves a log of RocksDB's own in it.
-pub(super) fn remove_info_logs(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("LOG")) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
 }

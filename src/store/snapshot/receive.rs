@@ -4,16 +4,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::raft::SnapshotData;
-use crate::raft::convert::stored_membership_to_proto;
 use crate::store::files;
-use crate::store::snapshot::build::remove_info_logs;
-use crate::store::snapshot::{FILES, FORMAT_VERSION, Problem, Snapshots, meta_of, verify_files};
-use crate::store::state::db::{StateDb, StateError};
-use crate::types::proto::{self, SnapshotManifest};
+use crate::store::snapshot::check::{self, Problem};
+use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, meta_of};
+use crate::types::proto::SnapshotManifest;
 
 /// Why a snapshot is not received.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +42,7 @@ pub(crate) struct Receiving {
 impl Snapshots {
     /// Begins, or goes on where an earlier attempt at the same id stopped. Blocking.
     pub(crate) fn receive(&self, manifest: SnapshotManifest) -> Result<Receiving, ReceiveError> {
-        check(&manifest, &self.inner.cluster_id)?;
+        check_manifest(&manifest, &self.inner.cluster_id)?;
         let tmp = self.tmp_dir(&manifest.id);
         let dir = tmp.join(FILES);
         files::create_dir(&dir)?;
@@ -124,10 +122,13 @@ impl Receiving {
                 files::sync_file(&path)?;
             }
         }
-        if let Some(Problem { file, what }) = verify_files(&dir, &self.manifest).into_iter().next() {
+        if let Some(Problem { file, what }) = check::files(&dir, &self.manifest).into_iter().next() {
             return Err(ReceiveError::Corrupt { file, what });
         }
-        self.check_content(&dir)?;
+        // The files are those that were sent; whether they are the state that the manifest names is
+        // looked at too, before anything rests on it.
+        check::content(&dir, &self.manifest, &self.snapshots.inner.rocks)
+            .map_err(|what| ReceiveError::Corrupt { file: FILES.to_owned(), what })?;
         files::sync_dir(&dir)?;
         if let Some(held) = self.snapshots.find(&self.manifest.id) {
             files::remove_dir(&self.tmp)?;
@@ -136,32 +137,10 @@ impl Receiving {
         tracing::info!(id = self.manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
         Ok(self.snapshots.keep_received(&self.tmp, &self.manifest)?)
     }
-
-    /// The files are those that were sent; whether they are the state that the manifest names is
-    /// looked at too, before anything rests on it.
-    fn check_content(&self, dir: &Path) -> Result<(), ReceiveError> {
-        let corrupt = |what: String| ReceiveError::Corrupt { file: FILES.to_owned(), what };
-        let read = || {
-            let db = StateDb::open_read_only(dir, &self.snapshots.inner.rocks)?;
-            Ok::<_, StateError>((db.record()?, db.membership()?))
-        };
-        let (record, membership) = read().map_err(|e| corrupt(e.to_string()))?;
-        remove_info_logs(dir)?;
-        let record = record.ok_or_else(|| corrupt("it is empty".to_owned()))?;
-        let found = Some(proto::LogId { term: record.applied_term, index: record.applied_index });
-        let is_same = found == self.manifest.last_log_id
-            && record.state_hash == self.manifest.state_hash
-            && Some(stored_membership_to_proto(&membership)) == self.manifest.membership;
-        if is_same {
-            Ok(())
-        } else {
-            Err(corrupt(format!("it holds {found:?}, or another state than its manifest says")))
-        }
-    }
 }
 
 /// Names come from another node: they may lead nowhere but into the folder of this snapshot.
-fn check(manifest: &SnapshotManifest, cluster_id: &str) -> Result<(), ReceiveError> {
+pub(crate) fn check_manifest(manifest: &SnapshotManifest, cluster_id: &str) -> Result<(), ReceiveError> {
     let fail = |what: &str| Err(ReceiveError::Manifest(what.to_owned()));
     let is_plain = |name: &str| {
         !name.is_empty()

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::store::log::open::{log_dir, watermark_path};
-use crate::store::tests::support::{append, blocks, close, file_with, folder, open, refusal, vote};
+use crate::store::rocks::WAL_RESERVED_BYTES;
+use crate::store::tests::support::{append, blocks, close, copy_dir, file_with, folder, open, refusal, vote};
 use crate::store::watermark::{Found, Mark, Slots};
 use openraft::storage::RaftLogStorage;
 
@@ -81,6 +82,46 @@ async fn a_torn_last_record_that_nobody_was_told_of_is_dropped() {
     close(opened);
     let opened = open(&dir);
     assert_eq!(opened.log.stats().last.map(|p| p.index), Some(120));
+    close(opened);
+}
+
+#[tokio::test]
+async fn a_kill_leaves_zeros_behind_the_last_record_which_are_no_damage() {
+    let (guard, dir) = folder();
+    filled(&dir).await;
+    let killed = guard.path().join("killed");
+    let marked = {
+        let mut opened = open(&dir);
+        let marked = opened.log.shared.tail().last();
+        append(&mut opened.log, blocks(1, 101..=110, 200)).await;
+        copy_dir(&dir, &killed);
+        close(opened);
+        marked
+    };
+    let wal = newest_wal(&killed);
+    let content = fs::read(&wal).unwrap();
+    assert!(WAL_RESERVED_BYTES <= content.len() as u64, "the size is not what is reserved");
+    assert!(fs::metadata(newest_wal(&dir)).unwrap().len() < WAL_RESERVED_BYTES, "a close cuts it off");
+    let torn = guard.path().join("torn");
+    copy_dir(&killed, &torn);
+    for _ in 0..2 {
+        let opened = open(&killed);
+        assert_eq!(opened.log.stats().last.map(|p| p.index), Some(110));
+        // Not closed in between: what is there is copied again.
+        copy_dir(&killed, &guard.path().join("again"));
+        close(opened);
+    }
+    let opened = open(&guard.path().join("again"));
+    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(110));
+    close(opened);
+
+    // A record torn in front of the zeros, which nobody was told of.
+    let Found::Mark(mut slots, mark) = Slots::open(&watermark_path(&torn)).unwrap() else { panic!("a mark") };
+    slots.write(&Mark { last: marked, ..mark }).unwrap();
+    let end = content.iter().rposition(|b| *b != 0).unwrap();
+    flip(&newest_wal(&torn), end as u64 - 10);
+    let opened = open(&torn);
+    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(100));
     close(opened);
 }
 

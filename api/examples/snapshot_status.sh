@@ -1,0 +1,8 @@
+#!/bin/sh
+# snapshot_status: The policy of snapshots and purges, and where this node's log stands.
+set -eu
+endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"
+endpoint="${endpoint%%,*}"
+curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
+  -d '{"jsonrpc":"2.0","id":1,"method":"snapshot_status"}'
+echo

@@ -1,0 +1,8 @@
+#!/bin/sh
+# snapshot_verify: Compares every file of a snapshot with its checksum, restores it into a scratch folder and compares that with its manifest.
+set -eu
+endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"
+endpoint="${endpoint%%,*}"
+curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
+  -d '{"jsonrpc":"2.0","id":1,"method":"snapshot_verify","params":{"id":"19a1f3c2b40-1"}}'
+echo

@@ -1,0 +1,376 @@
+//! The worst day: quorum lost for good, and a cluster that begins anew from an export.
+//!
+//! | test | attacks |
+//! | --- | --- |
+//! | a_cluster_comes_back_from_the_one_folder_… | safety 10: no fence twice, no second cluster of the same id |
+//! | a_recover_that_was_cut_short_… | design 10: a folder that says so, and can be repeated |
+//! | what_cannot_be_recovered_… | exit codes of design 10 |
+//! | an_export_is_restored_into_another_cluster | design 10, safety 10: equal blocks, another cluster |
+//! | an_export_that_is_not_whole_… | safety 28: verified before anything rests on it |
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use anyhow::ensure;
+
+use crate::support::{
+    block::Block,
+    cluster::{CLUSTER_ID, Cluster},
+    config::{Settings, settings},
+    folder::{FOLDER, listing},
+    node::binary,
+    stream::fill,
+    wait::{SOON, wait_for},
+};
+
+const BLOCKS: u64 = 150;
+/// What `recover` adds to the term (safety rule 10).
+const TERM_STEP: u64 = 1_000_000;
+
+fn run(args: &[&str], dirs: &[&Path]) -> Output {
+    let mut command = binary();
+    command.args(args);
+    for dir in dirs {
+        command.arg(dir);
+    }
+    command.output().expect("the binary runs")
+}
+
+fn said(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// With snapshots and purges on the way.
+fn compacting() -> Settings {
+    settings([
+        ("snapshot.threshold", toml::Value::Integer(50)),
+        ("snapshot.trailing_logs", toml::Value::Integer(10)),
+    ])
+}
+
+fn kept(heights: std::ops::RangeInclusive<u64>) -> Vec<Block> {
+    heights.map(|h| Block::sized(h, "kept", 500)).collect()
+}
+
+/// The blocks of a node are those that [`kept`] makes.
+#[track_caller]
+fn assert_blocks(cluster: &Cluster, id: u64, last: u64) {
+    let rows = wait_for("the blocks are read", SOON, || {
+        let rows = cluster.node(id).range(1, last)?;
+        ensure!(rows.len() as u64 == last, "{} of {last} blocks", rows.len());
+        Ok(rows)
+    });
+    for (block, row) in kept(1..=last).iter().zip(&rows) {
+        block.assert_json(&row["block"]);
+    }
+}
+
+/// Three nodes with blocks, all stopped, of which two lost their folders for good: they are moved away.
+fn two_of_three_lost() -> (Cluster, u64, Vec<(u64, PathBuf)>) {
+    let mut cluster = Cluster::three(compacting());
+    let leader = cluster.leader();
+    fill(&cluster.node(leader).api.clone(), &kept(1..=BLOCKS));
+    cluster.settled();
+    let term = cluster.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
+    cluster.nodes.iter_mut().for_each(|n| n.kill_at_once());
+    cluster.nodes.iter_mut().for_each(|n| n.kill());
+    let lost = [1, 2].map(|id| {
+        let dir = cluster.node(id).data_dir.clone();
+        let away = dir.with_extension("lost");
+        fs::rename(&dir, &away).expect("writable");
+        (id, away)
+    });
+    cluster.allow_deaths();
+    cluster.allow_strangers();
+    (cluster, term, lost.to_vec())
+}
+
+#[test]
+fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
+    let (mut cluster, term, lost) = two_of_three_lost();
+    let dir = cluster.node(3).data_dir.clone();
+
+    // The documented commands, docs/recovery.md: look, then act.
+    let before = listing(&dir);
+    let out = run(&["recover", "--plan"], &[&dir]);
+    assert!(out.status.success(), "{}", said(&out));
+    assert_eq!(listing(&dir), before, "the plan changes nothing");
+    let block = format!("block {BLOCKS}");
+    for word in ["most advanced", "node 3", &block, "voters 1, 2", "--apply"] {
+        assert!(said(&out).contains(word), "{word:?} is not in {}", said(&out));
+    }
+    let asked = run(&["recover", "--apply"], &[&dir]);
+    assert_eq!(asked.status.code(), Some(2), "nobody to ask: {}", said(&asked));
+    assert_eq!(listing(&dir).len(), before.len(), "asking changes nothing");
+    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    assert!(out.status.success(), "{}", said(&out));
+
+    cluster.node_mut(3).start();
+    assert_eq!(cluster.leader(), 3);
+    let status = cluster.node(3).status().expect("it answers");
+    assert!(term + TERM_STEP < status["term"].as_u64().expect("a term"), "term was {term}: {status}");
+    assert_eq!(status["membership"]["voters"], serde_json::json!([3]));
+    assert_blocks(&cluster, 3, BLOCKS);
+    fill(&cluster.node(3).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 20));
+
+    // The lost nodes come back with their old folders: refused by both sides, whoever dials. Together they are
+    // a quorum of the old cluster, and may elect; never with node 3, and never under a fence it gave out.
+    for (id, away) in &lost {
+        fs::rename(away, &cluster.node(*id).data_dir).expect("writable");
+    }
+    cluster.node_mut(1).start();
+    cluster.node(1).wait_line(&["epoch", "recovered without the other"]);
+    let of_lost = wait_for("node 1 answers", SOON, || cluster.node(1).status());
+    assert!(of_lost["leaderId"].is_null() && of_lost["ready"] == false, "alone: {of_lost}");
+    assert_eq!(cluster.height(3), BLOCKS + 20);
+    cluster.node_mut(1).kill();
+    assert_eq!(cluster.leader(), 3);
+
+    // Stopped and started as any other node.
+    cluster.node_mut(3).stop(SOON);
+    cluster.node_mut(3).start();
+    cluster.leader();
+    assert_blocks(&cluster, 3, BLOCKS + 20);
+}
+
+#[test]
+fn kept_nodes_come_back_with_empty_folders() {
+    let (mut cluster, _, _) = two_of_three_lost();
+    let dir = cluster.node(3).data_dir.clone();
+    let out = run(&["recover", "--keep", "9,3", "--yes", "--apply"], &[&dir]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(said(&out).contains("node 9") && said(&out).contains("no member"), "{}", said(&out));
+    let out = run(&["recover", "--keep", "1,2", "--yes", "--apply"], &[&dir]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    let out = run(&["recover", "--keep", "1,2,3", "--yes", "--apply"], &[&dir]);
+    assert!(out.status.success(), "{}", said(&out));
+    // What is wiped must not found a cluster of its own: it waits for the others.
+    for id in [1, 2] {
+        cluster.node_mut(id).settings.insert("cluster.peers".into(), toml::Value::Array(vec![]));
+    }
+    cluster.write_configs();
+    cluster.nodes.iter_mut().for_each(|n| n.start());
+    let leader = cluster.leader();
+    fill(&cluster.node(leader).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 20));
+    cluster.settled();
+    for id in 1..=3 {
+        assert_blocks(&cluster, id, BLOCKS + 20);
+    }
+    // And they stay members of the recovered cluster over a restart.
+    for id in 1..=3 {
+        cluster.node_mut(id).stop(SOON);
+    }
+    cluster.nodes.iter_mut().for_each(|n| n.start());
+    cluster.leader();
+    cluster.end();
+}
+
+#[test]
+fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
+    let (mut cluster, _, _) = two_of_three_lost();
+    let dir = cluster.node(3).data_dir.clone();
+    let whole: Vec<(PathBuf, Vec<u8>)> = listing(&dir)
+        .iter()
+        .filter(|l| l.path().is_file())
+        .map(|l| (l.path().to_owned(), fs::read(l.path()).expect("readable")))
+        .collect();
+    let put_back = || {
+        let _ = fs::remove_dir_all(&dir);
+        for (path, bytes) in &whole {
+            fs::create_dir_all(path.parent().expect("it has one")).expect("writable");
+            fs::write(path, bytes).expect("writable");
+        }
+    };
+    // The marker of a run that was killed, and each of the two files that it changes in either state.
+    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    assert!(out.status.success(), "{}", said(&out));
+    let identity = fs::read(dir.join("IDENTITY")).expect("readable");
+    let recovered: Vec<(PathBuf, Vec<u8>)> = listing(&dir.join("log"))
+        .iter()
+        .map(|l| l.path().to_owned())
+        .chain([dir.join("WATERMARK")])
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), fs::read(&path).expect("readable")))
+        .collect();
+    let text = String::from_utf8(identity.clone()).expect("text");
+    let epoch = text.lines().find_map(|l| l.strip_prefix("epoch = ")).expect("an epoch").to_owned();
+    let inspect = run(&["inspect", "--json"], &[&dir]);
+    let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
+    let (term, last) = (&report["log"]["lastTerm"], report["log"]["lastIndex"].as_u64().expect("an index"));
+    put_back();
+    let inspect = run(&["inspect", "--json"], &[&dir]);
+    let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
+    let base_term = &report["log"]["lastTerm"];
+    let marker = format!(
+        "command = recover\nepoch = {epoch}\nterm = {term}\nbase_term = {base_term}\nbase_index = {}\nkeep = 3\n",
+        last - 1
+    );
+    for (has_identity, has_log) in [(false, false), (true, false), (true, true)] {
+        put_back();
+        fs::write(dir.join("UNFINISHED"), &marker).expect("writable");
+        if has_identity {
+            fs::write(dir.join("IDENTITY"), &identity).expect("writable");
+        }
+        if has_log {
+            fs::remove_dir_all(dir.join("log")).expect("writable");
+            fs::create_dir(dir.join("log")).expect("writable");
+            recovered.iter().for_each(|(path, bytes)| fs::write(path, bytes).expect("writable"));
+        }
+        cluster.node_mut(3).assert_refuses(FOLDER, &["UNFINISHED", "recover", "repeat"]);
+        let out = run(&["inspect"], &[&dir]);
+        assert_eq!(out.status.code(), Some(FOLDER), "{}", said(&out));
+        let other = run(&["recover", "--keep", "1,3", "--yes", "--apply"], &[&dir]);
+        assert_eq!(other.status.code(), Some(1), "another choice halfway: {}", said(&other));
+        let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+        assert!(out.status.success(), "{}", said(&out));
+        assert!(said(&out).contains(&epoch), "the epoch that was chosen first: {}", said(&out));
+        cluster.node_mut(3).start();
+        assert_eq!(cluster.leader(), 3);
+        assert_blocks(&cluster, 3, BLOCKS);
+        cluster.node_mut(3).kill();
+    }
+}
+
+#[test]
+fn what_cannot_be_recovered_is_refused() {
+    let (mut cluster, _, lost) = two_of_three_lost();
+    let dir = cluster.node(3).data_dir.clone();
+    // With a second folder there is a quorum: nothing to recover.
+    let out = run(&["recover", "--plan"], &[&dir, &lost[0].1]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(said(&out).contains("nothing is lost"), "{}", said(&out));
+    // The same node twice.
+    let copy = dir.with_extension("copy");
+    fs::create_dir(&copy).expect("writable");
+    fs::copy(dir.join("IDENTITY"), copy.join("IDENTITY")).expect("writable");
+    let out = run(&["recover", "--plan"], &[&copy]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(said(&out).contains("nothing of it can be saved"), "{}", said(&out));
+    // A folder that a node uses, one that is not there, one without a past.
+    cluster.node_mut(3).start();
+    wait_for("node 3 answers", SOON, || cluster.node(3).status());
+    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(said(&out).contains("in use by"), "{}", said(&out));
+    cluster.node_mut(3).kill();
+    let gone = dir.with_extension("gone");
+    let out = run(&["recover", "--yes", "--apply"], &[&gone]);
+    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert!(!gone.exists());
+    // A damaged one says which file.
+    fs::remove_file(dir.join("WATERMARK")).expect("it was there");
+    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    assert_eq!(out.status.code(), Some(FOLDER), "{}", said(&out));
+    assert!(said(&out).contains("WATERMARK"), "{}", said(&out));
+}
+
+/// An export of a stopped cluster's last state, and the cluster's last term.
+fn export(dir: &Path) -> (PathBuf, u64) {
+    let mut old = Cluster::three(compacting());
+    let leader = old.leader();
+    fill(&old.node(leader).api.clone(), &kept(1..=BLOCKS));
+    let created = old.node(leader).call("snapshot_create", &serde_json::json!({})).expect("it answers");
+    assert_eq!(created["height"], BLOCKS);
+    let term = old.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
+    let tar = dir.join("chain.tar");
+    let node = leader.to_string();
+    let out = run(
+        &["ctl", "--endpoints", &old.node(leader).api.clone(), "--node", &node, "snapshot", "export", "-o"],
+        &[&tar],
+    );
+    assert!(out.status.success(), "{}", said(&out));
+    old.end();
+    (tar, term)
+}
+
+#[test]
+fn an_export_is_restored_into_another_cluster() {
+    let dir = tempfile::tempdir().expect("writable");
+    let (tar, term) = export(dir.path());
+    // The same id is refused: two clusters of one name would meet.
+    let mut new = Cluster::new(3, compacting());
+    let refused = run(
+        &["snapshot", "restore", "--config", &new.node(1).config.to_string_lossy(), &tar.to_string_lossy()],
+        &[],
+    );
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(said(&refused).contains(CLUSTER_ID), "{}", said(&refused));
+    assert_eq!(listing(&new.node(1).data_dir).len(), 2, "but for its lock the folder is empty");
+
+    // Two of three are given the export; the third gets its data from them.
+    for node in &mut new.nodes {
+        node.settings.insert("cluster.id".into(), "restored".into());
+    }
+    new.write_configs();
+    for id in [1, 2] {
+        let config = new.node(id).config.clone();
+        let out =
+            run(&["snapshot", "restore", "--config", &config.to_string_lossy(), &tar.to_string_lossy()], &[]);
+        assert!(out.status.success(), "{}", said(&out));
+        let again =
+            run(&["snapshot", "restore", "--config", &config.to_string_lossy(), &tar.to_string_lossy()], &[]);
+        assert_eq!(again.status.code(), Some(1), "not empty any more: {}", said(&again));
+        let out = run(&["inspect", "--verify"], &[&new.node(id).data_dir.clone()]);
+        assert!(out.status.success(), "{}", said(&out));
+    }
+    for id in [1, 2] {
+        new.node_mut(id).start();
+    }
+    let leader = new.leader();
+    let status = new.node(leader).status().expect("it answers");
+    assert!(term < status["term"].as_u64().expect("a term"), "the old term was {term}: {status}");
+    assert_eq!(status["membership"]["voters"], serde_json::json!([1, 2, 3]));
+    assert_eq!(status["clusterId"], "restored");
+    new.node_mut(3).start();
+    new.allow_strangers();
+    fill(&new.node(leader).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 30));
+    new.settled();
+    for id in 1..=3 {
+        assert_blocks(&new, id, BLOCKS + 30);
+    }
+    new.end();
+}
+
+#[test]
+fn an_export_that_is_not_whole_is_not_restored() {
+    let dir = tempfile::tempdir().expect("writable");
+    let (tar, _) = export(dir.path());
+    let whole = fs::read(&tar).expect("readable");
+    let mut node = Cluster::new(1, Settings::new());
+    node.node_mut(1).settings.insert("cluster.id".into(), "restored".into());
+    node.write_configs();
+    let config = node.node(1).config.to_string_lossy().into_owned();
+    let restore = |bytes: &[u8]| {
+        fs::write(&tar, bytes).expect("writable");
+        run(&["snapshot", "restore", "--config", &config, &tar.to_string_lossy()], &[])
+    };
+    // Cut off anywhere, at a boundary of blocks too; a flipped bit in every part.
+    let mut damaged: Vec<Vec<u8>> =
+        [0, 512, 700, whole.len() / 2 / 512 * 512, whole.len() - 1024].map(|n| whole[..n].to_vec()).into();
+    for at in [3, 600, whole.len() / 3, whole.len() / 2] {
+        let mut bytes = whole.clone();
+        // Padding between two files is nobody's: the next byte that is something.
+        let at = (at..).find(|at| bytes[*at] != 0).expect("there is one");
+        bytes[at] ^= 0x10;
+        damaged.push(bytes);
+    }
+    for bytes in &damaged {
+        let out = restore(bytes);
+        assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+        assert!(said(&out).contains("not usable"), "{}", said(&out));
+        assert_eq!(listing(&node.node(1).data_dir).len(), 2, "but for its lock the folder is empty");
+    }
+    // What a killed attempt leaves is refused by a start, and is no obstacle to the next.
+    fs::write(node.node(1).data_dir.join("UNFINISHED"), "command = restore\n").expect("writable");
+    fs::create_dir_all(node.node(1).data_dir.join("snapshots/restore.tmp/db")).expect("writable");
+    node.node_mut(1).assert_refuses(FOLDER, &["UNFINISHED", "restore", "repeat"]);
+    let out = restore(&whole);
+    assert!(out.status.success(), "{}", said(&out));
+    node.node_mut(1).start();
+    node.leader();
+    assert_blocks(&node, 1, BLOCKS);
+    node.end();
+}
