@@ -43,6 +43,7 @@ pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod origins;
 pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod records;
@@ -59,6 +60,7 @@ pub(crate) mod subscriptions;
 pub(crate) mod table;
 pub(crate) mod timeline;
 pub(crate) mod trace;
+pub(crate) mod upgrade;
 pub(crate) mod wire;
 
 /// Reads of large answers at once: each may hold some 30 MiB. By eye, for two to eight cores.

@@ -1,9 +1,10 @@
 //! The JSON-RPC methods: one row each.
 //!
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
-//! examples all follow from these rows, in here and in [`control`]. A new method is a row and a function.
+//! examples all follow from these rows, in here, in [`control`] and in [`snapshots`]. A new method is a row and a function.
 
 pub(crate) mod control;
+pub(crate) mod snapshots;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
@@ -14,15 +15,12 @@ use crate::api::feed::ItemJson;
 use crate::api::handlers::{Answer, Call};
 use crate::api::logging::LogFilterJson;
 use crate::api::settings::Patch;
-use crate::api::snapshots::{
-    Purged, SnapshotAnswer, SnapshotDescription, SnapshotStatus, SnapshotVerdict, SnapshotsJson,
-};
 use crate::api::status::StatusJson;
 use crate::api::timeline::TimelineJson;
 use crate::api::wire::{
     Acknowledged, BlockAt, BlockPage, HeadAt, Leader, MembersJson, MethodNames, ProvenanceJson, SettingsJson,
 };
-use crate::api::{handlers, logging, openrpc, snapshots, subscriptions, timeline};
+use crate::api::{handlers, logging, openrpc, subscriptions, timeline};
 use crate::types::block::Block;
 
 /// One method.
@@ -71,8 +69,6 @@ const PROPOSAL: &[Code] = &[
 const LOCAL: &[Code] = &[Code::Overloaded, Code::Unavailable];
 const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Unavailable];
 const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Unavailable];
-const BY_ID: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
-const SNAPSHOT: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 const BY_LEADER: &[Code] = &[
     Code::NotLeader,
     Code::NoLeader,
@@ -93,7 +89,6 @@ fn subscription_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-const SNAPSHOT_ID: Param = Param::required::<String>("id", "As snapshot_list names it.");
 const HEIGHT: Param = Param::required::<u64>("height", "The block's height.");
 
 /// The method that proposes.
@@ -348,77 +343,6 @@ const METHODS: &[Method] = &[
         run: timeline::block_timeline,
     },
     Method {
-        name: "snapshot_create",
-        alias: None,
-        says: "Makes a snapshot of this node's state now, whatever the policy says. Joins one that is being built; \
-               with nothing new since the newest one it answers that one.",
-        is_leader_only: false,
-        params: &[Param::optional::<bool>(
-            "wait",
-            "Answer once it is there (default), or at once with its id.",
-        )],
-        result: schema::<SnapshotAnswer>,
-        errors: SNAPSHOT,
-        example: ("{}", EXAMPLE_CREATED),
-        run: snapshots::create,
-    },
-    Method {
-        name: "snapshot_list",
-        alias: None,
-        says: "The snapshots that this node keeps, newest first.",
-        is_leader_only: false,
-        params: &[],
-        result: schema::<SnapshotsJson>,
-        errors: LOCAL,
-        example: ("{}", EXAMPLE_SNAPSHOTS),
-        run: snapshots::list,
-    },
-    Method {
-        name: "snapshot_describe",
-        alias: None,
-        says: "A snapshot and its files, with their checksums.",
-        is_leader_only: false,
-        params: &[SNAPSHOT_ID],
-        result: schema::<SnapshotDescription>,
-        errors: BY_ID,
-        example: (EXAMPLE_BY_ID, EXAMPLE_DESCRIPTION),
-        run: snapshots::describe,
-    },
-    Method {
-        name: "snapshot_verify",
-        alias: None,
-        says: "Compares every file of a snapshot with its checksum, restores it into a scratch folder and compares \
-               that with its manifest.",
-        is_leader_only: false,
-        params: &[SNAPSHOT_ID],
-        result: schema::<SnapshotVerdict>,
-        errors: BY_ID,
-        example: (EXAMPLE_BY_ID, r#"{"ok":true,"problems":[]}"#),
-        run: snapshots::verify,
-    },
-    Method {
-        name: "snapshot_status",
-        alias: None,
-        says: "The policy of snapshots and purges, and where this node's log stands.",
-        is_leader_only: false,
-        params: &[],
-        result: schema::<SnapshotStatus>,
-        errors: LOCAL,
-        example: ("{}", EXAMPLE_SNAPSHOT_STATUS),
-        run: snapshots::status,
-    },
-    Method {
-        name: "snapshot_purgeLog",
-        alias: None,
-        says: "Purges this node's log up to an index, never beyond its newest snapshot. Answers where it begins then.",
-        is_leader_only: false,
-        params: &[Param::optional::<u64>("uptoIndex", "Default: as far as the newest snapshot reaches.")],
-        result: schema::<Purged>,
-        errors: LOCAL,
-        example: ("{}", r#"{"purgedIndex":1500}"#),
-        run: snapshots::purge_log,
-    },
-    Method {
         name: "node_setLogFilter",
         alias: None,
         says: "Changes which lines this node logs, for good or for a while.",
@@ -472,18 +396,11 @@ const EXAMPLE_STATUS: &str = r#"{"clusterId":"demo","nodeId":1,"name":"node-1","
 
 const EXAMPLE_SETTINGS: &str = r#"{"settings":{"chain.continuity":"strict","chain.timestamps":"strict","chain.require_fence":false,"chain.max_block_bytes":15728640,"chain.max_ahead":"15s","chain.first_height":null,"chain.block_interval":"0s","state.history_blocks":10000,"state.history_bytes":8589934592},"index":4}"#;
 
-const EXAMPLE_BY_ID: &str = r#"{"id":"19a1f3c2b40-1"}"#;
-const EXAMPLE_CREATED: &str =
-    r#"{"id":"19a1f3c2b40-1","lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"elapsedMs":12}"#;
-const EXAMPLE_SNAPSHOTS: &str = r#"{"snapshots":[{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local"}]}"#;
-const EXAMPLE_DESCRIPTION: &str = r#"{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local","clusterId":"demo","membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"stateHash":"0x5f0c","formatVersion":1,"files":[{"name":"000012.sst","sizeBytes":865075,"checksum":"0x9c4e"}]}"#;
-const EXAMPLE_SNAPSHOT_STATUS: &str = r#"{"threshold":500,"thresholdBytes":67108864,"trailingLogs":200,"retain":3,"minIntervalMs":200,"graceEntries":50000,"lastLogIndex":1720,"snapshotIndex":1700,"purgedIndex":1500,"compactionLag":20,"logEntries":220,"logBytes":140800,"building":false}"#;
-
 const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000","header":"0x01","data":"0x0203","lastSubmittedDaHeaderHeight":0,"lastSubmittedDaDataHeight":0},"term":7,"index":12}"#;
 
 /// All rows.
 pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
-    METHODS.iter().chain(control::METHODS)
+    METHODS.iter().chain(control::METHODS).chain(snapshots::METHODS)
 }
 
 /// Names of the rows that are recorded.
