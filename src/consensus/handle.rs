@@ -183,6 +183,11 @@ impl Handle {
         self.shared.memory.heard_age()
     }
 
+    /// Since this node won that term, while it leads in it.
+    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
+        self.shared.memory.leading_for(term)
+    }
+
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether
     /// the node holds a membership.
     pub(crate) async fn started(&self) -> Result<bool, Stopped> {
