@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract boards dashboards-live page-test compose-test alert-matrix rocksdb feed-runs feed-load browser-feed observe-cost
+.PHONY: help build demo test check bench lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ dashboards-live: build ## every query of the boards on a real Prometheus (Debian
 
 page-test: build ## the status page in headless Chromium (apt: chromium chromium-driver)
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/page_test.py
+
+fence-test: build ## the README's fence loops against a live cluster, over a change of leader
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/fence_test.py
+
+pictures: build ## docs/images anew, of a real run; wants tmux, chromium, chromium-driver, pngquant
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/pictures.py
 
 compose-test: build ## the compose file with both Composes, one node killed and back; root, a Docker engine, debootstrap; no registry
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/compose_test.py
