@@ -25,6 +25,7 @@ use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;
+pub(crate) mod aside;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
@@ -42,6 +43,7 @@ pub(crate) mod http;
 pub(crate) mod leaderships;
 pub(crate) mod limit;
 pub(crate) mod logging;
+pub(crate) mod membership;
 pub(crate) mod metrics;
 pub(crate) mod moves;
 pub(crate) mod once;
@@ -114,6 +116,7 @@ pub(crate) struct Parts {
     pub(crate) reader: store::Reader,
     pub(crate) feed: crate::feed::Hub,
     pub(crate) audit: audit::Handle,
+    pub(crate) changer: consensus::membership::Changer,
     pub(crate) health: store::Health,
     pub(crate) snapshots: store::Snapshots,
     /// When this node snapshots and what it purges.
@@ -176,6 +179,13 @@ impl Api {
             parts,
             stop,
         }
+    }
+}
+
+impl Api {
+    /// Why this node answers nothing about blocks, though it is up: its state differs from the others'.
+    pub(crate) fn stopped_serving(&self) -> Option<error::Fault> {
+        self.parts.health.get().diverged.map(error::Fault::storage)
     }
 }
 

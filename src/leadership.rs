@@ -11,6 +11,7 @@ pub(crate) mod handle;
 pub(crate) mod handover;
 pub(crate) mod hint;
 pub(crate) mod keeper;
+pub(crate) mod leave;
 mod memory;
 pub(crate) mod metrics;
 pub(crate) mod numbers;

@@ -4,11 +4,16 @@
 //! same thing by `run::run`.
 
 mod addresses;
+mod agreement;
 mod answers;
 mod build;
 pub(crate) mod founders;
+mod leading;
+mod members;
 mod observe;
 mod parts;
+mod recorded;
+mod remembered;
 pub(crate) mod run;
 mod stop;
 pub(crate) mod tasks;

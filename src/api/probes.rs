@@ -1,8 +1,8 @@
 //! `/livez`, `/readyz`, `/leader` and `/metrics`: what load balancers, orchestrators and Prometheus ask.
 //!
 //! Ready means that a client can be sent here: a paused node, a follower, a learner and a leader that is
-//! not ready yet are. A node that is starting, hears no leader, is not caught up, stops, or stopped
-//! serving is not.
+//! not ready yet are. A node that is starting, hears no leader, is not caught up, was removed, stops, or
+//! stopped serving is not.
 
 use std::{
     sync::{Arc, Mutex},
@@ -24,6 +24,7 @@ use crate::api::error::{Code, Fault};
 use crate::api::http::{json, plain_fault, text};
 use crate::api::socket::Connection;
 use crate::api::{Parts, body, handlers};
+use crate::store;
 use crate::telemetry::encode;
 
 /// How often the checks are looked at, so that `since` and the metric hold between probes.
@@ -31,13 +32,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 const READY: &str = "ready";
 /// Type and name of every check.
-pub(crate) const CHECKS: [(&str, &str); 6] = [
+pub(crate) const CHECKS: [(&str, &str); 7] = [
     ("live", "process"),
     (READY, "raft"),
     (READY, "leader"),
     (READY, "caughtUp"),
     (READY, "stopping"),
     (READY, "storage"),
+    (READY, "member"),
 ];
 
 /// Since when each check says what it says.
@@ -72,7 +74,7 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     let raft = parts.consensus.status();
     let leadership = parts.leadership.now();
-    let fatal = parts.health.get().fatal;
+    let store::health::HealthView { fatal, diverged, .. } = parts.health.get();
     let leader = match leadership.leader_id {
         Some(id) => format!("node {id} leads"),
         None => "no leader is heard".to_owned(),
@@ -84,9 +86,15 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
         (leadership.leader_id.is_some(), leader),
         said(leadership.is_caught_up, "has applied what the leader committed", "still catching up"),
         said(!leadership.is_stopping, "takes proposals", "the node is stopping"),
-        match fatal {
+        match fatal.map(|fatal| fatal.to_string()).or(diverged) {
             None => (true, "the store is well".to_owned()),
-            Some(fatal) => (false, fatal.to_string()),
+            Some(why) => (false, why),
+        },
+        match parts.consensus.removal().get() {
+            None => (true, "no member says otherwise".to_owned()),
+            Some(removed) => {
+                (false, format!("no member since version {} of the membership", removed.version))
+            }
         },
     ];
     let mut since = parts.probes.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -50,6 +50,8 @@ pub(crate) struct Leadership {
     pub(crate) is_stopping: bool,
     pub(crate) is_handing_over: bool,
     pub(crate) is_disk_full: bool,
+    /// The state differs from the others': this node stopped serving.
+    pub(crate) has_diverged: bool,
     pub(crate) is_caught_up: bool,
     pub(crate) blockers: Vec<Blocker>,
     pub(crate) executor: ExecutorView,
@@ -202,6 +204,7 @@ impl Handle {
                 is_stopping: inputs.intent == Intent::Stop,
                 is_handing_over: inputs.intent == Intent::HandOver,
                 is_disk_full: inputs.is_disk_full,
+                has_diverged: inputs.has_diverged,
                 is_caught_up: verdict.is_caught_up,
                 blockers,
                 executor: ExecutorView {
@@ -239,7 +242,9 @@ impl Handle {
             sync_timeout: config.executor.sync_timeout,
             is_disk_full: disk.is_full,
             is_store_failed: disk.fatal.is_some(),
+            has_diverged: disk.diverged.is_some(),
             intent: memory.intent,
+            removed: raft.removal().get(),
             committed_a_second_ago: memory.committed_ago(now),
             has_applied_enough: memory.has_applied_enough(status),
             is_paused: memory.is_paused,

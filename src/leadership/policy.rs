@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::consensus::membership::standing::Removed;
 use crate::consensus::{Role, Status};
 use crate::leadership::executor::{Ill, Illness};
 use crate::machine::apply::View;
@@ -25,7 +26,11 @@ pub(crate) struct Inputs<'a> {
     pub(crate) sync_timeout: Duration,
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
+    /// The state differs from the others'.
+    pub(crate) has_diverged: bool,
     pub(crate) intent: Intent,
+    /// Other members say that this node is none.
+    pub(crate) removed: Option<Removed>,
     /// Greatest commit index of the cluster known one second ago.
     pub(crate) committed_a_second_ago: LogIndex,
     /// Was caught up when a leader was last heard, or has applied all it knows to be committed.
@@ -78,6 +83,7 @@ pub(crate) enum Check {
     Settings,
     Handover,
     Paused,
+    Member,
 }
 
 impl Check {
@@ -98,6 +104,7 @@ impl Check {
             Self::Settings => "settings",
             Self::Handover => "handover",
             Self::Paused => "paused",
+            Self::Member => "member",
         }
     }
 }
@@ -157,7 +164,11 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    check(!i.is_disk_full && !i.is_store_failed, Check::Storage);
+    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
+    let voters = &s.members.voters;
+    let has_vote = voters.is_empty() || voters.contains(&i.node_id);
+    check(i.removed.is_none() && (has_vote || !leads), Check::Member);
+    check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
     check(!is_sync_stuck, Check::Sync);
     if leads {
         check(!is_stalled, Check::Stalled);
@@ -182,7 +193,8 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
         }
     };
     fault(i.intent == Intent::Stop || !s.is_running, Check::Stopping);
-    fault(i.is_disk_full || i.is_store_failed, Check::Storage);
+    fault(i.removed.is_some(), Check::Member);
+    fault(i.is_disk_full || i.is_store_failed || i.has_diverged, Check::Storage);
     fault(is_sync_stuck, Check::Sync);
     fault(is_stalled, Check::Stalled);
     fault(if leads { outlasts(i) } else { i.executor.is_some() }, Check::Executor);
@@ -218,6 +230,10 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Storage if i.is_store_failed => {
             "the log cannot be synced; the process is about to exit".into()
         }
+        Check::Storage if i.has_diverged => {
+            "the state of this node differs from the others': stop it, wipe its folder and add it again"
+                .into()
+        }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
         Check::Sync => format!(
             "the log's sync has been running for {} ms (leadership.stall_after); the disk hangs",
@@ -250,6 +266,14 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Clock => "the clock jumped; a quorum is asked whether this node still leads".into(),
         Check::Leadership => "elected; its leadership command is not applied yet".into(),
         Check::Settings => "the first leader has not put the cluster's settings into the log yet".into(),
+        Check::Member => match i.removed {
+            Some(removed) => format!(
+                "node {} says that this node is in no membership up to version {}: add it with \
+                 `raft_addLearner` on the leader, or stop it",
+                removed.told_by, removed.version
+            ),
+            None => "this leader has no vote any more; it hands over".into(),
+        },
         Check::Handover => "leadership is being handed over".into(),
         Check::Paused => {
             "this node was asked not to lead while another can; `raft_resume` takes that back".into()

@@ -72,6 +72,9 @@ impl Answers for NodeAnswers {
         if now.is_stopping {
             return Err(Declined::Unfit("the node is stopping".into()));
         }
+        if now.has_diverged {
+            return Err(Declined::Unfit("the state of this node differs from the others'".into()));
+        }
         if accepts.max(FitnessGrade::Fit) < now.fitness.grade {
             return Err(Declined::Unfit(now.fitness.reason));
         }
@@ -109,7 +112,7 @@ impl Answers for NodeAnswers {
     }
 
     fn may_vote(&self) -> bool {
-        self.votes_from.is_none_or(|from| from <= Instant::now())
+        self.votes_from.is_none_or(|from| from <= Instant::now()) && self.raft.is_itself()
     }
 
     fn leader_heard(&self, term: Term, leader_id: NodeId) {

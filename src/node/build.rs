@@ -15,16 +15,18 @@ use crate::api;
 use crate::audit;
 use crate::config;
 use crate::consensus;
+use crate::consensus::membership::Changer;
 use crate::consensus::{founding, snapshots};
 use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
-use crate::leadership::operations::{ExecutorCollector, Operations};
+use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
+use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, founders, observe, parts};
+use crate::node::{StartError, addresses, founders, leading, members, observe, parts, recorded};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -109,7 +111,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
     let audit = observe::open_audit(&settings, &opened, &registry).await?;
-    let source = Arc::new(opened.reader.clone());
+    let source = Arc::new(feed::source::Store::new(opened.reader.clone()));
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));
@@ -119,22 +121,25 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
         Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
+    let remembered = Remembered::open(&opened).await?;
+    let raft_later = Arc::new(OnceLock::new());
+    let agreement = Arc::new(Agreement::new(settings.node.id, opened.reader.clone()));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
         instants: Arc::clone(&instants),
+        remembered: remembered.clone(),
+        raft: Arc::clone(&raft_later),
+        history: audit.history.clone(),
+        agreement: Arc::clone(&agreement),
     };
     let network = peer::Network::new(
-        peer::Config::new(
-            settings.raft.heartbeat_interval,
-            settings.raft.heartbeat_timeout,
-            settings.raft.send_timeout,
-        ),
+        peer_config(&settings),
         identity(&opened.identity),
         Arc::clone(&addresses),
         Arc::new(parts::Incarnations {
-            local: opened.local.clone(),
+            remembered: remembered.clone(),
             reader: opened.reader.clone(),
             data_dir: settings.node.data_dir.clone(),
             identity: Mutex::new(opened.identity.clone()),
@@ -147,7 +152,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
 
     let core = consensus::core::build(
         settings.node.id,
-        &core_config(&settings),
+        &core_config(&settings, &opened.identity),
         network.clone(),
         opened.log,
         opened.machine,
@@ -158,24 +163,20 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         settings.node.id,
         Arc::new(core.clone()),
         Arc::new(network.asker()),
-        core_config(&settings),
+        core_config(&settings, &opened.identity),
         settings.raft.send_timeout,
     );
+    raft.removal().restore(remembered.removed());
+    let _ = raft_later.set(raft.clone());
+    let changer = Changer::new(raft.clone(), instants.tracer().clone());
     let votes_from = NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout);
-    let leadership_parts = leadership::handle::Parts {
-        raft: raft.clone(),
+    let stored = leading::Stored {
         reader: opened.reader.clone(),
         local: opened.local.clone(),
         health: opened.health.clone(),
-        operations: Operations::register(&registry).map_err(metrics_failed)?,
-        history: audit.history.clone(),
-        chain: audit.chain.clone(),
-        tracer: instants.tracer().clone(),
     };
     let (leadership, requests) =
-        leadership::Handle::new(leadership_config(&settings, votes_from), leadership_parts)
-            .map_err(|e| StartError { exit_code: 1, message: format!("this node's records: {e}") })?;
-    ExecutorCollector::register(leadership.clone(), &registry).map_err(metrics_failed)?;
+        leading::build(&settings, votes_from, &raft, stored, &audit, &instants, &registry)?;
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
     let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));
@@ -194,7 +195,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     .map_err(metrics_failed)?;
     leadership.set_in_flight(Arc::new(parts::InFlight(proposals.clone())));
 
-    let list = founders::founding_list(&settings);
+    let list = founders::founding_list(&settings).of_this_life(settings.node.id, opened.identity.incarnation);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -207,6 +208,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader.clone(),
         feed: feed.clone(),
         audit: audit.clone(),
+        changer: changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -231,6 +233,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     raft.started().await.map_err(|e| StartError { exit_code: 1, message: e.to_string() })?;
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("audit", never_fails(audit.clone().run()));
+    let records = recorded::run(audit.clone(), opened.local.clone(), raft.clone(), opened.snapshots.clone());
+    tasks.spawn("records", never_fails(records));
     observe::record_start(&audit, &raft, &opened.last_exit);
     let own_settings = settings.settings.clone();
     tasks.spawn("leadership", leadership::task::run(leadership.clone(), requests, own_settings, counters));
@@ -251,6 +255,17 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let compacted =
         Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
+    tasks.spawn("membership", changer.clone().run());
+    tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
+    let judge = agreement::Judge {
+        agreement,
+        raft: raft.clone(),
+        leadership: leadership.clone(),
+        health: opened.health.clone(),
+        feed: feed.clone(),
+        resign_timeout: settings.raft.resign_timeout,
+    };
+    tasks.spawn("agreement", judge.run());
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(
@@ -308,6 +323,7 @@ fn api_parts(
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
         audit: opened.audit.clone(),
+        changer: opened.changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         compaction: snapshots_config(settings),
@@ -328,6 +344,7 @@ struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
     audit: audit::Handle,
+    changer: Changer,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,
@@ -401,9 +418,16 @@ fn identity(identity: &store::Identity) -> peer::Identity {
     }
 }
 
-fn core_config(settings: &config::Settings) -> consensus::core::Config {
+fn peer_config(settings: &config::Settings) -> peer::Config {
+    let raft = &settings.raft;
+    let config = peer::Config::new(raft.heartbeat_interval, raft.heartbeat_timeout, raft.send_timeout);
+    peer::Config { advertise: settings.peer.advertise.clone(), ..config }
+}
+
+fn core_config(settings: &config::Settings, identity: &store::Identity) -> consensus::core::Config {
     consensus::core::Config {
         cluster_id: settings.cluster.id.clone(),
+        incarnation: identity.incarnation,
         heartbeat_interval: settings.raft.heartbeat_interval,
         heartbeat_timeout: settings.raft.heartbeat_timeout,
     }
@@ -417,33 +441,6 @@ fn exported(settings: &config::Settings) -> ExportedSettings {
         heartbeat_timeout: settings.raft.heartbeat_timeout,
         election_timeout: settings.raft.election_timeout,
         leader_lease_timeout: settings.raft.leader_lease_timeout,
-    }
-}
-
-fn leadership_config(
-    settings: &config::Settings,
-    barred_until: Option<Instant>,
-) -> leadership::handle::Config {
-    let (raft, executor) = (&settings.raft, &settings.executor);
-    leadership::handle::Config {
-        lease_timeout: raft.leader_lease_timeout,
-        election_timeout: raft.election_timeout,
-        resign_timeout: raft.resign_timeout,
-        shutdown_timeout: raft.shutdown_timeout,
-        stall_after: settings.leadership.stall_after,
-        keeper: leadership::keeper::Config {
-            last_resort_after: settings.leadership.last_resort_after,
-            handover_budget: settings.leadership.handover_budget,
-            handover_window: settings.leadership.handover_window,
-            pause: raft.election_timeout,
-        },
-        executor: leadership::executor::Config {
-            is_required: executor.required,
-            max_lag: executor.max_lag,
-            sync_timeout: executor.sync_timeout,
-            report_timeout: executor.report_timeout,
-        },
-        barred_until,
     }
 }
 

@@ -48,7 +48,9 @@ fn inputs<'a>(status: &'a Status, view: &'a View) -> Inputs<'a> {
         sync_timeout: SYNC_TIMEOUT,
         is_disk_full: false,
         is_store_failed: false,
+        has_diverged: false,
         intent: Intent::Lead,
+        removed: None,
         committed_a_second_ago: 0,
         has_applied_enough: true,
         is_paused: false,
@@ -92,7 +94,13 @@ fn each_missing_thing_withholds_the_fence_and_is_named() {
     assert_eq!(failing(&s, &view(7, NODE, 0), &|_| ()), [Check::Settings]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
+    let told = Removed { version: 9, told_by: 2 };
+    assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
+    let mut without_vote = s.clone();
+    without_vote.members.voters = [2, 3].into();
+    assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
     assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
+    assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
     // Once raft was told it takes no entries in that term, whatever came of the hand-over.
     assert_eq!(failing(&s, &good, &|i| i.given_up_term = Some(7)), [Check::Handover]);
     assert_eq!(failing(&s, &good, &|i| i.sync_in_progress = Some(STALL_AFTER)), [Check::Sync]);
