@@ -44,6 +44,7 @@ pub(crate) mod membership;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod origins;
 pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod records;
@@ -60,6 +61,7 @@ pub(crate) mod subscriptions;
 pub(crate) mod table;
 pub(crate) mod timeline;
 pub(crate) mod trace;
+pub(crate) mod upgrade;
 pub(crate) mod wire;
 
 /// Reads of large answers at once: each may hold some 30 MiB. By eye, for two to eight cores.

@@ -4,7 +4,7 @@
 //! handed out, so there is one place in the log before which a subscription reads the store, and behind
 //! which blocks are queued for it. A batch waits for nobody: both locks are held for a few stores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::feed::backlog::{Backlog, Next, Pushed};
-use crate::feed::live::Live;
+use crate::feed::live::{self, Live};
 use crate::feed::metrics::{Label, Metrics, Queues, Worst};
 use crate::feed::source::Source;
 use crate::feed::subscription::Subscription;
@@ -142,13 +142,19 @@ impl Hub {
 
     /// Ends every subscription, and those that are asked for later.
     pub(crate) fn stop(&self) {
+        let mut gone = Vec::new();
         let mut state = self.shared.state();
         state.is_stopped = true;
         for slot in state.slots.values() {
-            let n = slot.backlog().end(EndReason::ShuttingDown);
+            let mut backlog = slot.backlog();
+            let n = backlog.end(EndReason::ShuttingDown);
+            gone.extend(backlog.take_gone());
+            drop(backlog);
             self.shared.metrics.closed(slot.label, n);
             slot.ready.notify_one();
         }
+        drop(state);
+        live::tell_all(gone, &self.shared.instants);
     }
 }
 
@@ -175,6 +181,8 @@ impl Shared {
 
     pub(super) fn remove(&self, slot: &Slot) {
         self.state().slots.remove(&slot.id);
+        let gone = slot.backlog().let_go();
+        live::tell_all(gone, &self.instants);
     }
 
     /// From here on what is applied is queued for it. What lies between `next`, where it goes on, and the
@@ -213,8 +221,14 @@ impl Shared {
         all
     }
 
-    /// Gives one subscriber a batch; true when that is news to it.
-    fn give(&self, slot: &Slot, items: &[(Arc<Live>, Told)], upto: Told) -> bool {
+    /// Gives one subscriber a batch; true when that is news to it. `gone`: what it is not handed over.
+    fn give(
+        &self,
+        slot: &Slot,
+        items: &[(Arc<Live>, Told)],
+        upto: Told,
+        gone: &mut Vec<VecDeque<Arc<Live>>>,
+    ) -> bool {
         let mut backlog = slot.backlog();
         let mut has_news = false;
         for (item, before) in items {
@@ -231,6 +245,10 @@ impl Shared {
             }
             item.offer();
             has_news = true;
+        }
+        let cleared = backlog.take_gone();
+        if !cleared.is_empty() {
+            gone.push(cleared);
         }
         backlog.told(upto) || has_news
     }
@@ -261,13 +279,21 @@ impl Tap for Hub {
             (Arc::new(Live::new(applied, applied_at, self.shared.instants.clone())), told)
         };
         let items: Vec<_> = blocks.iter().map(live).collect();
+        let mut gone = Vec::new();
         let mut state = self.shared.state();
         for slot in state.slots.values() {
-            if self.shared.give(slot, &items, upto) {
+            if self.shared.give(slot, &items, upto, &mut gone) {
                 slot.ready.notify_one();
             }
         }
         state.told = upto;
+        drop(state);
+        let items = items.into_iter().map(|(item, _)| item);
+        live::tell_all(gone.into_iter().flatten().chain(items), &self.shared.instants);
+    }
+
+    fn subscribers(&self) -> u64 {
+        Self::subscribers(self) as u64
     }
 
     fn installed(&self, upto: Told) {

@@ -243,7 +243,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
     );
     tasks.spawn("proposals", never_fails(proposals_task.run()));
-    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft, &feed).run()));
+    tasks.spawn("spans", never_fails(observe::span_task(observed, &raft).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
     servers.spawn("stalls", never_fails(stalls.clone().sample(serving.clone())));
     let elections = Elections::register(&registry).map_err(metrics_failed)?;

@@ -43,6 +43,10 @@ impl Tap for Listener {
         self.told.lock().unwrap().push((upto, blocks.to_vec()));
     }
 
+    fn subscribers(&self) -> u64 {
+        1
+    }
+
     fn installed(&self, upto: Told) {
         assert_eq!(self.reader.view().applied.index, upto.index);
         self.installed.lock().unwrap().push(upto);
