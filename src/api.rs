@@ -25,6 +25,7 @@ use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;
+pub(crate) mod aside;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;

@@ -110,7 +110,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
     let audit = observe::open_audit(&settings, &opened, &registry).await?;
-    let source = Arc::new(opened.reader.clone());
+    let source = Arc::new(feed::source::Store::new(opened.reader.clone()));
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));

@@ -25,5 +25,6 @@ mod recovery;
 mod refusals;
 mod stop;
 mod support;
+mod tail;
 mod tidy;
 mod traces;
