@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::leadership::{policy::Intent, task::resign};
+use crate::leadership::handover::{Asked, By};
+use crate::leadership::policy::Intent;
+use crate::leadership::task::operation_id;
 use crate::node::build::{Running, SERVERS_WITHIN};
 use crate::node::observe;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 
 /// The spans of what ended last are built so long. By eye: five times what the task gathers for.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
@@ -31,9 +34,21 @@ pub(super) async fn stop(mut running: Running) {
             tracing::warn!(in_flight = proposals.in_flight(), "stopping with proposals unanswered");
         }
     };
-    match resign(&running.leadership, Intent::Stop, raft.resign_timeout, drained).await {
-        Ok(how) => tracing::info!(?how, "resigned"),
-        Err(error) => tracing::warn!(%error, "no resignation: raft has stopped"),
+    drained.await;
+    let asked = Asked {
+        to: None,
+        within: raft.resign_timeout,
+        // Who merely would rather not takes over at once; left alone it would wait for a last resort.
+        accepts: FitnessGrade::Unwilling,
+        cause: LeadershipCause::Shutdown,
+        operation_id: operation_id(),
+        reason: None,
+        by: By::Node,
+        intent: Intent::Stop,
+    };
+    match running.leadership.hand_over(asked).await {
+        Ok(done) => tracing::info!(to = done.to, outcome = ?done.outcome, "resigned"),
+        Err(refused) => tracing::info!(%refused, "stopping without a hand-over"),
     }
     if let Some(last) = led_to {
         let poll = (raft.shutdown_timeout / 4).min(Duration::from_millis(50));

@@ -379,6 +379,9 @@ fn admitted(
     let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
+    if purpose == Purpose::Log {
+        outbox.count_also(metrics.log_sent_bytes());
+    }
     shared.notices.commands_known(peer_id, &commands_of(&hello.known_commands));
     if hello.not_member_version != 0 {
         shared.notices.not_member(peer_id, hello.not_member_version);
