@@ -4,6 +4,7 @@
 //! same thing by `run::run`.
 
 mod addresses;
+mod agreement;
 mod answers;
 mod build;
 mod configs;
@@ -11,6 +12,7 @@ pub(crate) mod founders;
 mod members;
 mod observe;
 mod parts;
+mod recorded;
 mod remembered;
 pub(crate) mod run;
 mod stop;

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
+use crate::consensus::agreement::Evidence;
 use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
 use crate::types::{LogIndex, NodeId, position::LogPos, proto};
@@ -162,6 +163,12 @@ pub(crate) trait Notices: Send + Sync + 'static {
         None
     }
     fn peer_hash_mark(&self, _node_id: NodeId, _mark: HashMark) {}
+    /// What goes with this leader's heartbeats while the nodes' states differ.
+    fn state_evidence(&self) -> Option<Evidence> {
+        None
+    }
+    /// A leader says that the nodes' states differ.
+    fn state_evidence_told(&self, _evidence: Evidence) {}
     /// The leader hands over, to this node or to another; told before raft is.
     fn handed_over(&self, _handover: &Handover, _is_target: bool) {}
     /// A node said how fit it is to lead, with the answer to a heartbeat of this leader's.

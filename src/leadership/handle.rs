@@ -49,6 +49,8 @@ pub(crate) struct Leadership {
     pub(crate) is_stopping: bool,
     pub(crate) is_handing_over: bool,
     pub(crate) is_disk_full: bool,
+    /// The state differs from the others': this node stopped serving.
+    pub(crate) has_diverged: bool,
     pub(crate) is_caught_up: bool,
     pub(crate) blockers: Vec<Blocker>,
     pub(crate) executor: ExecutorView,
@@ -238,6 +240,7 @@ impl Handle {
             sync_timeout: config.executor.sync_timeout,
             is_disk_full: disk.is_full,
             is_store_failed: disk.fatal.is_some(),
+            has_diverged: disk.diverged.is_some(),
             intent: memory.intent,
             removed: raft.removal().get(),
             is_itself: raft.is_itself(),

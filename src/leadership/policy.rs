@@ -26,6 +26,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) sync_timeout: Duration,
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
+    /// The state differs from the others'.
+    pub(crate) has_diverged: bool,
     pub(crate) intent: Intent,
     /// Other members say that this node is none.
     pub(crate) removed: Option<Removed>,
@@ -167,7 +169,7 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    check(!i.is_disk_full && !i.is_store_failed, Check::Storage);
+    check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
     check(!is_sync_stuck, Check::Sync);
     check(is_member && (has_vote || !leads), Check::Member);
     if leads {
@@ -193,7 +195,7 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
         }
     };
     fault(i.intent == Intent::Stop || !s.is_running, Check::Stopping);
-    fault(i.is_disk_full || i.is_store_failed, Check::Storage);
+    fault(i.is_disk_full || i.is_store_failed || i.has_diverged, Check::Storage);
     fault(is_sync_stuck, Check::Sync);
     fault(!is_member || (leads && !has_vote), Check::Member);
     fault(is_stalled, Check::Stalled);
@@ -229,6 +231,10 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Stopping => "the process is stopping".into(),
         Check::Storage if i.is_store_failed => {
             "the log cannot be synced; the process is about to exit".into()
+        }
+        Check::Storage if i.has_diverged => {
+            "the state of this node differs from the others': stop it, wipe its folder and add it again"
+                .into()
         }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
         Check::Sync => format!(

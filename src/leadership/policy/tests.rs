@@ -48,6 +48,7 @@ fn inputs<'a>(status: &'a Status, view: &'a View) -> Inputs<'a> {
         sync_timeout: SYNC_TIMEOUT,
         is_disk_full: false,
         is_store_failed: false,
+        has_diverged: false,
         intent: Intent::Lead,
         removed: None,
         is_itself: true,
@@ -93,6 +94,7 @@ fn each_missing_thing_withholds_the_fence_and_is_named() {
     assert_eq!(failing(&s, &view(7, 2, 4), &|_| ()), [Check::Leadership]);
     assert_eq!(failing(&s, &view(7, NODE, 0), &|_| ()), [Check::Settings]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
+    assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
     let told = Removed { version: 9, told_by: 2 };
     assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
     assert_eq!(failing(&s, &good, &|i| i.is_itself = false), [Check::Member]);
