@@ -13,8 +13,7 @@ use crate::api::args::{Args, Param};
 use crate::api::error::{Code, Fault};
 use crate::api::feed::EndJson;
 use crate::api::subscriptions::{Address, Items};
-use crate::leadership::{Handle, numbers::Forgotten, record::word};
-use crate::machine::apply::Leadership;
+use crate::leadership::{Handle, numbers::Forgotten, numbers::Led, record::word};
 use crate::types::{NodeId, Term};
 
 pub(crate) const PARAMS: &[Param] = &[Param::optional::<u64>(
@@ -52,7 +51,7 @@ pub(crate) enum NoticeJson {
 }
 
 /// What a leadership is to a subscriber at the moment it is told.
-fn item(handle: &Handle, id: u64, leadership: &Leadership) -> LeadershipJson {
+fn item(handle: &Handle, id: u64, leadership: &Led) -> LeadershipJson {
     let is_self = leadership.node_id == handle.raft().node_id();
     let now = is_self.then(|| handle.now()).filter(|now| now.term == leadership.pos.term);
     let fence = now.and_then(|now| now.fence);
@@ -97,7 +96,7 @@ struct Leaderships {
     handle: Handle,
     newest: watch::Receiver<u64>,
     /// Read and not sent yet.
-    waiting: VecDeque<(u64, Leadership)>,
+    waiting: VecDeque<(u64, Led)>,
     /// The id of the next item.
     next_id: u64,
     stop: CancellationToken,

@@ -308,7 +308,7 @@ pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a>
                 {
                     return Err(refused(parts, Refused::NotFit(raft.node_id(), why)));
                 }
-                raft.core().elect().await.map_err(|_| Fault::shutting_down())?;
+                parts.leadership.stand("request").await.map_err(|_| Fault::shutting_down())?;
                 answer(true)
             }
         }

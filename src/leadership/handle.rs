@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::chain::Chain;
 use crate::audit::history::{Event, History, Kind};
+use crate::consensus::core::Stopped;
 use crate::consensus::{self, BoxFuture, Fitness, Handover, Role, Status};
 use crate::leadership::executor::{self, At, Claim, Executor, Kept, Report, Verdict as Compared};
 use crate::leadership::handover::{Asked, Done, Refused, Request};
@@ -290,9 +291,15 @@ impl Handle {
         self.memory().announced(Instant::now(), handover, is_target);
     }
 
-    /// The leader asked this node to take over just now.
-    pub(super) fn was_asked(&self) -> bool {
-        self.memory().was_asked(Instant::now())
+    /// Why a candidacy that begins now begins, where that is not this node's timer.
+    pub(super) fn trigger(&self) -> Option<&'static str> {
+        self.memory().trigger(Instant::now())
+    }
+
+    /// Stands for election at once, by a round of pre-votes; `trigger` says why, for the span.
+    pub(crate) async fn stand(&self, trigger: &'static str) -> Result<(), Stopped> {
+        self.memory().stands(Instant::now(), trigger);
+        self.raft().core().elect().await
     }
 
     /// Since when the log's sync in progress runs.
@@ -340,14 +347,20 @@ impl Handle {
             .collect()
     }
 
-    /// Hands leadership over, in the order of design 11. Goes on when the future is dropped.
+    /// Hands leadership over, in the order of design 11. Goes on when the future is dropped, unless another
+    /// hand-over is still before it.
     pub(crate) async fn hand_over(&self, asked: Asked) -> Result<Done, Refused> {
+        // One that has begun answers in its own time.
+        let patience = asked.within + self.shared.config.election_timeout;
         let (answer, outcome) = oneshot::channel();
         let request = Request { asked, answer: Some(answer), told: None };
         if self.shared.requests.send(request).await.is_err() {
             return Err(Refused::Stopped);
         }
-        outcome.await.unwrap_or(Err(Refused::Stopped))
+        match tokio::time::timeout(patience, outcome).await {
+            Ok(outcome) => outcome.unwrap_or(Err(Refused::Stopped)),
+            Err(_) => Err(Refused::Busy(self.memory().handover.clone().unwrap_or_default())),
+        }
     }
 
     /// As [`Handle::hand_over`], and returns once raft was told: the term that is given up.

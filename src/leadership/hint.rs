@@ -60,7 +60,7 @@ async fn stand(handle: &Handle, term: Term, leader_id: NodeId) -> Result<(), Sto
         }
         // Its own fitness holds here too (safety rule 14).
         if handle.judged(&status, |verdict, inputs, _| verdict.may_stand && !is_barred(handle, inputs.now)) {
-            raft.core().elect().await?;
+            handle.stand("deadLeader").await?;
         }
         tokio::time::sleep(RANK_STEP * n_voters).await;
     }

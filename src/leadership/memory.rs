@@ -45,6 +45,8 @@ pub(super) struct Memory {
     pub(super) unsure_term: Option<Term>,
     /// Operation of the hand-over under way.
     pub(super) handover: Option<String>,
+    /// Why this node stands, where that is not its timer.
+    stands: Option<(Instant, &'static str)>,
     /// The term in which it leads by a transfer that was forced upon it.
     pub(super) forced_term: Option<Term>,
 }
@@ -68,6 +70,7 @@ impl Memory {
             clocks: Clocks::default(),
             unsure_term: None,
             handover: None,
+            stands: None,
             forced_term: None,
         }
     }
@@ -108,7 +111,11 @@ impl Memory {
             self.led = None;
             return None;
         }
-        let led = self.led.filter(|(term, _)| *term == status.term).unwrap_or((status.term, now));
+        let led = self.led.filter(|(term, _)| *term == status.term).unwrap_or_else(|| {
+            // What others said to this node when it led before is old by now.
+            self.peers.clear();
+            (status.term, now)
+        });
         self.led = Some(led);
         Some(led.1)
     }
@@ -128,6 +135,20 @@ impl Memory {
     pub(super) fn take_announced(&mut self, now: Instant) -> Option<Handover> {
         let (at, handover, _) = self.announced.take()?;
         (now.saturating_duration_since(at) < HANDOVER_WITHIN).then_some(handover)
+    }
+
+    /// This node is made to stand for election.
+    pub(super) fn stands(&mut self, now: Instant, trigger: &'static str) {
+        self.stands = Some((now, trigger));
+    }
+
+    /// Why a candidacy that begins now begins, where that is not this node's timer.
+    pub(super) fn trigger(&self, now: Instant) -> Option<&'static str> {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < HANDOVER_WITHIN;
+        if self.was_asked(now) {
+            return Some("transfer");
+        }
+        self.stands.filter(|(at, _)| is_recent(*at)).map(|(_, trigger)| trigger)
     }
 
     /// The leader asked this node to take over just now.

@@ -12,6 +12,9 @@ use crate::machine::apply::Leadership;
 use crate::store;
 use crate::types::Term;
 
+/// A leadership as it was applied.
+pub(crate) type Led = Leadership;
+
 /// Key of the newest id and its term, each 8 bytes.
 const NEWEST: &[u8] = b"leadership/number";
 

@@ -301,6 +301,7 @@ impl Task {
             }
             Err(error) => {
                 tracing::error!(%error, "a hand-over broke off");
+                self.handle.set_intent(Intent::Lead);
                 self.handle.memory().handover = None;
                 self.next();
             }
@@ -312,8 +313,11 @@ impl Task {
             // The one that ended gave its place up before, and another took it.
             return;
         }
-        if let Some(request) = self.waiting.pop_front() {
-            self.begin(request);
+        while let Some(request) = self.waiting.pop_front() {
+            // Whoever waits no more was told so: it must not happen behind its back.
+            if request.answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
+                return self.begin(request);
+            }
         }
     }
 }

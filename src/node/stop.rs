@@ -28,13 +28,9 @@ pub(super) async fn stop(mut running: Running) {
     let led_to = running.raft.is_leader().then(|| running.raft.status().positions.last);
     // First of all nothing new is taken: the next leader must never find a second producer.
     running.leadership.set_intent(Intent::Stop);
-    let proposals = running.proposals.clone();
-    let drained = async {
-        if timeout_at(drain_until, proposals.drained()).await.is_err() {
-            tracing::warn!(in_flight = proposals.in_flight(), "stopping with proposals unanswered");
-        }
-    };
-    drained.await;
+    if timeout_at(drain_until, running.proposals.drained()).await.is_err() {
+        tracing::warn!(in_flight = running.proposals.in_flight(), "stopping with proposals unanswered");
+    }
     let asked = Asked {
         to: None,
         within: raft.resign_timeout,
@@ -46,9 +42,10 @@ pub(super) async fn stop(mut running: Running) {
         by: By::Node,
         intent: Intent::Stop,
     };
-    match running.leadership.hand_over(asked).await {
-        Ok(done) => tracing::info!(to = done.to, outcome = ?done.outcome, "resigned"),
-        Err(refused) => tracing::info!(%refused, "stopping without a hand-over"),
+    match timeout(raft.resign_timeout, running.leadership.hand_over(asked)).await {
+        Ok(Ok(done)) => tracing::info!(to = done.to, outcome = ?done.outcome, "resigned"),
+        Ok(Err(refused)) => tracing::info!(%refused, "stopping without a hand-over"),
+        Err(_) => tracing::warn!("stopping though a hand-over is under way"),
     }
     if let Some(last) = led_to {
         let poll = (raft.shutdown_timeout / 4).min(Duration::from_millis(50));
