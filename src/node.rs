@@ -7,6 +7,7 @@ mod addresses;
 mod agreement;
 mod answers;
 mod build;
+mod configs;
 pub(crate) mod founders;
 mod leading;
 mod members;

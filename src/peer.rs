@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use crate::consensus::{Fitness, Handover, agreement::Evidence};
+use crate::consensus::agreement::Evidence;
+use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
 use crate::types::{LogIndex, NodeId, position::LogPos, proto};
 

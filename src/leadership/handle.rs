@@ -245,6 +245,7 @@ impl Handle {
             has_diverged: disk.diverged.is_some(),
             intent: memory.intent,
             removed: raft.removal().get(),
+            is_itself: raft.is_itself(),
             committed_a_second_ago: memory.committed_ago(now),
             has_applied_enough: memory.has_applied_enough(status),
             is_paused: memory.is_paused,

@@ -31,6 +31,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) intent: Intent,
     /// Other members say that this node is none.
     pub(crate) removed: Option<Removed>,
+    /// The newest membership in this node's log names this life of it, or none (safety rule 8).
+    pub(crate) is_itself: bool,
     /// Greatest commit index of the cluster known one second ago.
     pub(crate) committed_a_second_ago: LogIndex,
     /// Was caught up when a leader was last heard, or has applied all it knows to be committed.
@@ -156,6 +158,9 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
         i.view.leadership.as_ref().is_some_and(|l| l.pos.term == s.term && l.node_id == i.node_id);
     let is_sync_stuck = i.sync_in_progress.is_some_and(|age| i.stall_after <= age);
     let is_stalled = leads && i.stall_after <= i.stalled_for;
+    let is_member = i.removed.is_none() && i.is_itself;
+    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
+    let has_vote = s.members.voters.is_empty() || s.members.voters.contains(&i.node_id);
     let mut failing = Vec::new();
     let mut check = |holds: bool, check: Check| {
         if !holds {
@@ -164,12 +169,9 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
-    let voters = &s.members.voters;
-    let has_vote = voters.is_empty() || voters.contains(&i.node_id);
-    check(i.removed.is_none() && (has_vote || !leads), Check::Member);
     check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
     check(!is_sync_stuck, Check::Sync);
+    check(is_member && (has_vote || !leads), Check::Member);
     if leads {
         check(!is_stalled, Check::Stalled);
         check(!withholds_fence(i), Check::Executor);
@@ -193,9 +195,9 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
         }
     };
     fault(i.intent == Intent::Stop || !s.is_running, Check::Stopping);
-    fault(i.removed.is_some(), Check::Member);
     fault(i.is_disk_full || i.is_store_failed || i.has_diverged, Check::Storage);
     fault(is_sync_stuck, Check::Sync);
+    fault(!is_member || (leads && !has_vote), Check::Member);
     fault(is_stalled, Check::Stalled);
     fault(if leads { outlasts(i) } else { i.executor.is_some() }, Check::Executor);
     fault(i.is_paused, Check::Paused);
@@ -272,6 +274,11 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
                  `raft_addLearner` on the leader, or stop it",
                 removed.told_by, removed.version
             ),
+            None if !i.is_itself => {
+                "the membership names another life of this node, whose data is lost; wait for newer entries, \
+                 or remove it and add it again"
+                    .into()
+            }
             None => "this leader has no vote any more; it hands over".into(),
         },
         Check::Handover => "leadership is being handed over".into(),

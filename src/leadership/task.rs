@@ -199,7 +199,11 @@ impl Task {
                 has_quorum: !verdict.lease_remaining.is_zero(),
                 unfit: &verdict.unfit,
                 is_fit_to_stand: verdict.may_stand,
-                is_barred: barred_until.is_some_and(|until| inputs.now < until),
+                // Nor before any membership is known: the first that a wiped node is sent may make it a
+                // quorum of its own (safety rule 8).
+                is_barred: barred_until.is_some_and(|until| inputs.now < until)
+                    || status.members.nodes.is_empty()
+                    || !inputs.is_itself,
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),

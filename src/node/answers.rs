@@ -72,9 +72,6 @@ impl Answers for NodeAnswers {
         if now.is_stopping {
             return Err(Declined::Unfit("the node is stopping".into()));
         }
-        if now.has_diverged {
-            return Err(Declined::Unfit("the state of this node differs from the others'".into()));
-        }
         if accepts.max(FitnessGrade::Fit) < now.fitness.grade {
             return Err(Declined::Unfit(now.fitness.reason));
         }

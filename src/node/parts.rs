@@ -129,7 +129,10 @@ pub(super) struct Notices {
 
 impl peer::Notices for Notices {
     fn floor(&self, node_id: NodeId) -> Option<LogPos> {
-        self.remembered.floor(node_id)
+        // What a leader sees now is written down a moment later.
+        let held = self.raft.get().map(consensus::handle::Handle::held_by_others).unwrap_or_default();
+        let seen = held.into_iter().find(|(id, _)| *id == node_id).map(|(_, pos)| pos);
+        seen.max(self.remembered.floor(node_id))
     }
 
     fn commands_known(&self, node_id: NodeId, commands: &[(u8, u8)]) {

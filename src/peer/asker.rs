@@ -151,6 +151,22 @@ impl Peers for Asker {
         })
     }
 
+    fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool {
+        self.shared.notices.lacks(node_id, kind, version)
+    }
+
+    fn probe<'a>(&'a self, addr: &'a str, within: Duration) -> BoxFuture<'a, Result<Probed, PeerError>> {
+        Box::pin(self.who_listens(addr, within))
+    }
+
+    fn ping(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<(), PeerError>> {
+        Box::pin(async move {
+            let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
+            let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
+            pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
+        })
+    }
+
     fn would_take_over(
         &self,
         to: NodeId,
@@ -209,22 +225,6 @@ impl Peers for Asker {
             if state.wait_for(|state| *state == LinkState::Gone).await.is_err() {
                 std::future::pending::<()>().await;
             }
-        })
-    }
-
-    fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool {
-        self.shared.notices.lacks(node_id, kind, version)
-    }
-
-    fn probe<'a>(&'a self, addr: &'a str, within: Duration) -> BoxFuture<'a, Result<Probed, PeerError>> {
-        Box::pin(self.who_listens(addr, within))
-    }
-
-    fn ping(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<(), PeerError>> {
-        Box::pin(async move {
-            let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
-            let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
-            pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
         })
     }
 

@@ -17,7 +17,8 @@ use prost::{
 };
 use tokio::io::AsyncWrite;
 
-use crate::consensus::{Fitness, Handover, agreement::Evidence};
+use crate::consensus::agreement::Evidence;
+use crate::consensus::{Fitness, Handover};
 use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
 use crate::raft::{
     Entry, LogId, TypeConfig, Vote,

@@ -272,8 +272,9 @@ async fn check(shared: &Shared, hello: &proto::Hello, dialled: Option<NodeId>) -
         let reason = format!("purpose {} is not known here", hello.purpose);
         return Err(Refused::new(RefusalCode::Malformed, reason));
     }
-    check_position(shared, hello)?;
+    // First whose life it is: one that lost everything has other things to say than its position.
     check_incarnation(shared, hello).await?;
+    check_position(shared, hello)?;
     if hello.cluster_epoch != own_epoch && !is_blank_there {
         adopt_epoch(shared, hello).await?;
     }

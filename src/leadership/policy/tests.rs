@@ -51,6 +51,7 @@ fn inputs<'a>(status: &'a Status, view: &'a View) -> Inputs<'a> {
         has_diverged: false,
         intent: Intent::Lead,
         removed: None,
+        is_itself: true,
         committed_a_second_ago: 0,
         has_applied_enough: true,
         is_paused: false,
@@ -93,6 +94,13 @@ fn each_missing_thing_withholds_the_fence_and_is_named() {
     assert_eq!(failing(&s, &view(7, 2, 4), &|_| ()), [Check::Leadership]);
     assert_eq!(failing(&s, &view(7, NODE, 0), &|_| ()), [Check::Settings]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
+    assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
+    let told = Removed { version: 9, told_by: 2 };
+    assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
+    assert_eq!(failing(&s, &good, &|i| i.is_itself = false), [Check::Member]);
+    let mut without_vote = s.clone();
+    without_vote.members.voters = [2, 3].into();
+    assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
     let told = Removed { version: 9, told_by: 2 };
     assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
