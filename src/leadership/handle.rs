@@ -204,6 +204,7 @@ impl Handle {
                 is_stopping: inputs.intent == Intent::Stop,
                 is_handing_over: inputs.intent == Intent::HandOver,
                 is_disk_full: inputs.is_disk_full,
+                has_diverged: inputs.has_diverged,
                 is_caught_up: verdict.is_caught_up,
                 blockers,
                 executor: ExecutorView {
