@@ -9,6 +9,7 @@ mod answers;
 mod build;
 mod configs;
 pub(crate) mod founders;
+mod leading;
 mod members;
 mod observe;
 mod parts;

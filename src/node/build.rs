@@ -171,15 +171,10 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let _ = raft_later.set(raft.clone());
     let changer = Changer::new(raft.clone(), instants.tracer().clone());
     let votes_from = NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout);
-    let leadership_parts = leadership::handle::Parts {
-        raft: raft.clone(),
+    let stored = leading::Stored {
         reader: opened.reader.clone(),
         local: opened.local.clone(),
         health: opened.health.clone(),
-        operations: Operations::register(&registry).map_err(metrics_failed)?,
-        history: audit.history.clone(),
-        chain: audit.chain.clone(),
-        tracer: instants.tracer().clone(),
     };
     let (leadership, requests) =
         leadership::Handle::new(configs::leadership_config(&settings, votes_from), leadership_parts)

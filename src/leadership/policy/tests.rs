@@ -102,7 +102,13 @@ fn each_missing_thing_withholds_the_fence_and_is_named() {
     without_vote.members.voters = [2, 3].into();
     assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
     assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
+    let told = Removed { version: 9, told_by: 2 };
+    assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
+    let mut without_vote = s.clone();
+    without_vote.members.voters = [2, 3].into();
+    assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
     assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
+    assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
     // Once raft was told it takes no entries in that term, whatever came of the hand-over.
     assert_eq!(failing(&s, &good, &|i| i.given_up_term = Some(7)), [Check::Handover]);
     assert_eq!(failing(&s, &good, &|i| i.sync_in_progress = Some(STALL_AFTER)), [Check::Sync]);
