@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract boards dashboards-live rocksdb
+.PHONY: help build demo test check bench lint docs contract boards dashboards-live rocksdb torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ dashboards-live: build ## every query of the boards on a real Prometheus (Debian
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
+
+snapshots-bench: build ## what snapshots cost and how short they keep the log; BENCH_ARGS="--quick" only tries it
+	@scripts/snapshots_bench.py "$(BINARY)" $(BENCH_ARGS)
+
+torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
+	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during
 
 rocksdb: ## RocksDB alone, for a cargo of your own: ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR=$$(make -s rocksdb)
 	@scripts/rocksdb.sh

@@ -1,6 +1,7 @@
 //! Rows of snapshots and purges.
 
 use crate::api::args::Param;
+use crate::api::control::OPERATION_ID;
 use crate::api::error::Code;
 use crate::api::snapshots;
 use crate::api::snapshots::{
@@ -22,10 +23,10 @@ pub(crate) const METHODS: &[Method] = &[
         is_leader_only: false,
         audited: true,
         once: true,
-        params: &[Param::optional::<bool>(
-            "wait",
-            "Answer once it is there (default), or at once with its id.",
-        )],
+        params: &[
+            Param::optional::<bool>("wait", "Answer once it is there (default), or at once with its id."),
+            OPERATION_ID,
+        ],
         result: schema::<SnapshotAnswer>,
         errors: SNAPSHOT,
         example: ("{}", EXAMPLE_CREATED),
