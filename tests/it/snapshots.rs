@@ -43,10 +43,8 @@ fn blocks(heights: std::ops::RangeInclusive<u64>, size: usize) -> Vec<Block> {
 /// A node alone whose policy never makes a snapshot.
 fn lone_node() -> Cluster {
     let never = toml::Value::Integer(1_000_000);
-    let mut cluster = Cluster::new(
-        1,
-        settings([("snapshot.threshold", never.clone()), ("snapshot.trailing_logs", 10.into())]),
-    );
+    let mut cluster =
+        Cluster::new(1, settings([("snapshot.threshold", never.clone()), ("snapshot.trailing_logs", never)]));
     cluster.start();
     cluster
 }
