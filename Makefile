@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract boards dashboards-live rocksdb torture snapshots-bench
+.PHONY: help build demo test check bench lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,21 @@ boards: ## write Grafana's boards anew, from dashboards/generate.py
 dashboards-live: build ## every query of the boards on a real Prometheus (Debian's) over a live cluster; names panels without data
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/dashboards_live.py
 
+page-test: build ## the status page in headless Chromium (apt: chromium chromium-driver)
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/page_test.py
+
+fence-test: build ## the README's fence loops against a live cluster, over a change of leader
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/fence_test.py
+
+pictures: build ## docs/images anew, of a real run; wants tmux, chromium, chromium-driver, pngquant
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/pictures.py
+
+compose-test: build ## the compose file with both Composes, one node killed and back; root, a Docker engine, debootstrap; no registry
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/compose_test.py
+
+alert-matrix: build ## every alert against real faults on real nodes; writes dashboards/alert-matrix.md; root, half an hour
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/alert_matrix.py
+
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
 
@@ -51,6 +66,22 @@ snapshots-bench: build ## what snapshots cost and how short they keep the log; B
 
 torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
 	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during
+
+feed-runs: ## a hundred subscriptions from the first block while blocks arrive, on a hundred clusters
+	FEED_RUNS=$${FEED_RUNS:-100} $(CARGO) test --release --locked --test it a_start_from_the_first_block
+
+feed-load: ## the feed under 1000 blocks a second with and without readers that stand still; figures at the end
+	FEED_LOAD_ROUNDS=$${FEED_LOAD_ROUNDS:-3} FEED_LOAD_SECONDS=$${FEED_LOAD_SECONDS:-20} \
+	FEED_LOAD_RATE=$${FEED_LOAD_RATE:-1000} FEED_LOAD_BYTES=$${FEED_LOAD_BYTES:-1024} \
+	$(CARGO) test --release --locked --test it readers_that_stand_still -- --nocapture
+
+browser-feed: ## a real browser's EventSource over ten reconnects; needs chromium
+	@command -v chromium >/dev/null || { echo "blockraft: this needs chromium: apt-get install chromium"; exit 1; }
+	$(CARGO) test --release --locked --test it browser:: -- --nocapture
+
+observe-cost: ## throughput and p99 with everything watched and with nothing, taking turns; figures at the end
+	OBSERVE_COST_ROUNDS=$${OBSERVE_COST_ROUNDS:-5} OBSERVE_COST_SECONDS=$${OBSERVE_COST_SECONDS:-8} \
+	$(CARGO) test --release --locked --test it observe_cost:: -- --nocapture
 
 rocksdb: ## RocksDB alone, for a cargo of your own: ROCKSDB_STATIC=1 ROCKSDB_LIB_DIR=$$(make -s rocksdb)
 	@scripts/rocksdb.sh

@@ -25,6 +25,7 @@ use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;
+pub(crate) mod aside;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
@@ -40,9 +41,11 @@ pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod limit;
 pub(crate) mod logging;
+pub(crate) mod membership;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
+pub(crate) mod origins;
 pub(crate) mod page;
 pub(crate) mod probes;
 pub(crate) mod records;
@@ -59,6 +62,7 @@ pub(crate) mod subscriptions;
 pub(crate) mod table;
 pub(crate) mod timeline;
 pub(crate) mod trace;
+pub(crate) mod upgrade;
 pub(crate) mod wire;
 
 /// Reads of large answers at once: each may hold some 30 MiB. By eye, for two to eight cores.
@@ -109,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) reader: store::Reader,
     pub(crate) feed: crate::feed::Hub,
     pub(crate) audit: audit::Handle,
+    pub(crate) changer: consensus::membership::Changer,
     pub(crate) health: store::Health,
     pub(crate) snapshots: store::Snapshots,
     /// When this node snapshots and what it purges.

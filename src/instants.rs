@@ -35,6 +35,8 @@ pub(crate) mod ring;
 mod shape;
 pub(crate) mod stages;
 pub(crate) mod task;
+#[cfg(test)]
+mod tests;
 pub(crate) mod timeline;
 mod tree;
 
@@ -157,13 +159,14 @@ impl Instants {
         self.tell(Event::Applied(batch), n);
     }
 
-    /// The last subscriber of the feed took a block, or lost it; none: all of them read the store.
-    pub(crate) fn delivered(&self, delivered: Delivered) {
-        if 0 < delivered.subscribers {
-            self.stages.observe_delivered(delivered.ended.saturating_duration_since(delivered.started));
+    /// The last subscriber of the feed took blocks, or lost them; without any, all of them read the store.
+    pub(crate) fn delivered(&self, delivered: Vec<Delivered>) {
+        for d in delivered.iter().filter(|d| 0 < d.subscribers) {
+            self.stages.observe_delivered(d.ended.saturating_duration_since(d.started));
         }
-        if self.tracer.is_on() {
-            self.tell(Event::Delivered(delivered), 1);
+        if self.tracer.is_on() && !delivered.is_empty() {
+            let n = delivered.len() as u64;
+            self.tell(Event::Delivered(delivered), n);
         }
     }
 

@@ -67,11 +67,16 @@ impl Hosts {
         let is_own = authority.is_some_and(|a| {
             origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) == Some(a.as_str())
         });
-        if is_own || self.origins.contains(&origin) {
+        if is_own || self.is_origin_listed(&origin) {
             return Ok(());
         }
         let why = format!("origin {:?} is not in api.allowed_origins", cut(&origin));
         Err((Rejected::Origin, Fault::forbidden(why)))
+    }
+
+    /// Whether pages of an origin may ask this node, by its settings.
+    pub(crate) fn is_origin_listed(&self, origin: &str) -> bool {
+        self.origins.contains(&origin.to_ascii_lowercase())
     }
 
     fn is_host_allowed(&self, authority: &str, members: impl FnOnce() -> Members) -> bool {

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header},
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -26,7 +26,8 @@ use crate::api::routes::{Access, Asked, Found};
 use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
-use crate::api::{Api, body, envelope, page, routes, sse, trace};
+use crate::api::upgrade::{bad_upgrade, check_upgrade};
+use crate::api::{Api, aside, body, envelope, origins, page, routes, sse, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -66,7 +67,9 @@ impl Front {
     ) -> Response<Body> {
         let is_head = *request.method() == Method::HEAD;
         let must_close = connection.is_extra;
+        let sharing = self.api.hosts.shared_with(request.headers());
         let mut answer = self.dispatch(request, connection).await;
+        origins::share(&mut answer, sharing);
         if must_close {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -101,6 +104,9 @@ impl Front {
                 None => plain_fault(&fault),
             };
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return answer;
+        }
+        if let Some(answer) = origins::preflight(&self.api.hosts, &request) {
             return answer;
         }
         if is_rpc {
@@ -210,7 +216,9 @@ impl Front {
             Ok(read) => read,
             Err(e) => return Err(body_fault(e, self.api.config.max_body)),
         };
-        let (bytes, calls) = match envelope::check(bytes, self.api.config.max_batch) {
+        let length = bytes.len();
+        let checked = aside::run(length, || envelope::check(bytes, self.api.config.max_batch));
+        let (bytes, calls) = match checked {
             Checked::Calls { body, calls } => (body, calls),
             Checked::WithoutId(n) => {
                 (0..n).for_each(|_| self.api.parts.metrics.reject(Rejected::WithoutId));
@@ -234,7 +242,7 @@ impl Front {
             connection,
             parent: trace::from_headers(&head.headers),
         });
-        match self.rpc.service().call(request).await {
+        match aside::wait(length, self.rpc.service().call(request)).await {
             Ok(answer) => Ok(answer.map(Body::new)),
             Err(_) => Ok(rpc_fault(&Fault::internal("the call broke off"), Rejected::Malformed)),
         }
@@ -309,34 +317,6 @@ pub(crate) fn is_media(headers: &HeaderMap, media: &[&str]) -> bool {
     let essence = value.split(';').next().unwrap_or("").trim();
     let is_plain = headers.get(header::CONTENT_ENCODING).is_none_or(|e| e == "identity");
     is_plain && media.iter().any(|m| essence.eq_ignore_ascii_case(m))
-}
-
-fn check_upgrade(version: Version, headers: &HeaderMap) -> Option<Response<Body>> {
-    let is = |name: header::HeaderName, value: &str| {
-        headers.get(name).and_then(|v| v.to_str().ok()).is_some_and(|v| v.trim().eq_ignore_ascii_case(value))
-    };
-    if !is(header::UPGRADE, "websocket") {
-        return Some(bad_upgrade("the only upgrade is to websocket"));
-    }
-    if version != Version::HTTP_11 {
-        return Some(bad_upgrade("a WebSocket needs HTTP/1.1"));
-    }
-    if !is(header::SEC_WEBSOCKET_VERSION, "13") {
-        let mut refused = text(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 alone\n".to_owned());
-        refused.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-        refused.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        refused.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        return Some(refused);
-    }
-    // 16 bytes in base64.
-    match headers.get(header::SEC_WEBSOCKET_KEY) {
-        Some(key) if key.len() == 24 => None,
-        _ => Some(bad_upgrade("Sec-WebSocket-Key is not 16 bytes in base64")),
-    }
-}
-
-fn bad_upgrade(why: &str) -> Response<Body> {
-    text(StatusCode::BAD_REQUEST, format!("{why}\n"))
 }
 
 /// A status with text for people.
@@ -468,26 +448,6 @@ mod tests {
         zipped.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         assert!(!is_media(&zipped, &["application/json"]));
         assert!(!is_media(&HeaderMap::new(), &["application/json"]));
-    }
-
-    #[test]
-    fn an_upgrade_that_cannot_be_is_400_or_426() {
-        let upgrade = |pairs: &[(&'static str, &'static str)], version| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.insert(*name, HeaderValue::from_static(value));
-            }
-            check_upgrade(version, &headers).map(|r| r.status().as_u16())
-        };
-        let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-        let (ws, v13) = (("upgrade", "websocket"), ("sec-websocket-version", "13"));
-        assert_eq!(upgrade(&[ws, v13, key], Version::HTTP_11), None);
-        assert_eq!(upgrade(&[ws, key], Version::HTTP_11), Some(426));
-        assert_eq!(upgrade(&[ws, ("sec-websocket-version", "8"), key], Version::HTTP_11), Some(426));
-        assert_eq!(upgrade(&[ws, v13], Version::HTTP_11), Some(400));
-        assert_eq!(upgrade(&[ws, v13, ("sec-websocket-key", "short")], Version::HTTP_11), Some(400));
-        assert_eq!(upgrade(&[ws, v13, key], Version::HTTP_10), Some(400));
-        assert_eq!(upgrade(&[("upgrade", "h2c"), v13, key], Version::HTTP_11), Some(400));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub(super) struct Backlog {
     queue: VecDeque<Arc<Live>>,
     /// Of the queue.
     bytes: u64,
+    /// Waited, and are not handed over: let go of outside the locks.
+    gone: VecDeque<Arc<Live>>,
     /// It was not told yet that it caught up, which it is once.
     owes_caught_up: bool,
     /// Due before what is queued.
@@ -98,6 +100,7 @@ impl Backlog {
             mode: Mode::Reading,
             queue: VecDeque::new(),
             bytes: 0,
+            gone: VecDeque::new(),
             owes_caught_up: true,
             caught_up: None,
             behind: None,
@@ -260,10 +263,21 @@ impl Backlog {
 
     fn clear(&mut self) -> u64 {
         let n = self.queue.len() as u64;
-        self.queue.clear();
+        self.gone.append(&mut self.queue);
         self.bytes = 0;
         self.caught_up = None;
         n
+    }
+
+    /// Blocks that waited and are not handed over.
+    pub(super) fn take_gone(&mut self) -> VecDeque<Arc<Live>> {
+        std::mem::take(&mut self.gone)
+    }
+
+    /// Its subscription is gone: so is what waits.
+    pub(super) fn let_go(&mut self) -> VecDeque<Arc<Live>> {
+        self.clear();
+        self.take_gone()
     }
 
     pub(super) fn take(&mut self) -> Next {

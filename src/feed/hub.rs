@@ -4,29 +4,27 @@
 //! handed out, so there is one place in the log before which a subscription reads the store, and behind
 //! which blocks are queued for it. A batch waits for nobody: both locks are held for a few stores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use prometheus::Registry;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::feed::backlog::{Backlog, Next, Pushed};
-use crate::feed::live::Live;
+use crate::feed::live::{self, Live};
 use crate::feed::metrics::{Label, Metrics, Queues, Worst};
-use crate::feed::source::Source;
+use crate::feed::source::{Replaying, Source};
 use crate::feed::subscription::Subscription;
 use crate::feed::{Channel, Config};
 use crate::instants::Instants;
-use crate::store::reader::replay::{Place, Replay, ReplayError};
+use crate::store::reader::replay::Place;
 use crate::store::tap::{Tap, Tapped, Told};
 use crate::types::LogIndex;
 use crate::types::feed::{Applied, BUFFER_MAX, EndReason, OnFull, StartAt, SubscribeError};
 
 /// By eye: as many as `api.max_connections` by default.
 const SUBSCRIBERS_MAX: usize = 1_000;
-/// Reads of the store at once, for all subscriptions. By eye, for two to eight cores.
-const READS_MAX: usize = 4;
 /// Blocks and bytes that one read takes: little enough to be held by a thousand slow readers.
 const READ_BLOCKS: usize = 256;
 const READ_BYTES: u64 = 256 << 10;
@@ -59,7 +57,6 @@ pub(super) struct Shared {
     /// Guards who is there and how far the log was told, which must not move apart. A task would have to
     /// be waited for by apply.
     state: Mutex<State>,
-    reads: Semaphore,
 }
 
 struct State {
@@ -117,8 +114,7 @@ impl Hub {
         let metrics = Metrics::new(&config.watched, registry)?;
         let told = source.applied();
         let state = State { told, slots: BTreeMap::new(), next_id: 0, is_stopped: false };
-        let (state, reads) = (Mutex::new(state), Semaphore::new(READS_MAX));
-        let shared = Arc::new(Shared { config, source, instants, metrics, state, reads });
+        let shared = Arc::new(Shared { config, source, instants, metrics, state: Mutex::new(state) });
         let watched = shared.clone();
         Queues::register(registry, &shared.config.watched, move || watched.worst())?;
         Ok(Self { shared })
@@ -142,13 +138,19 @@ impl Hub {
 
     /// Ends every subscription, and those that are asked for later.
     pub(crate) fn stop(&self) {
+        let mut gone = Vec::new();
         let mut state = self.shared.state();
         state.is_stopped = true;
         for slot in state.slots.values() {
-            let n = slot.backlog().end(EndReason::ShuttingDown);
+            let mut backlog = slot.backlog();
+            let n = backlog.end(EndReason::ShuttingDown);
+            gone.extend(backlog.take_gone());
+            drop(backlog);
             self.shared.metrics.closed(slot.label, n);
             slot.ready.notify_one();
         }
+        drop(state);
+        live::tell_all(gone, &self.shared.instants);
     }
 }
 
@@ -175,6 +177,8 @@ impl Shared {
 
     pub(super) fn remove(&self, slot: &Slot) {
         self.state().slots.remove(&slot.id);
+        let gone = slot.backlog().let_go();
+        live::tell_all(gone, &self.instants);
     }
 
     /// From here on what is applied is queued for it. What lies between `next`, where it goes on, and the
@@ -195,10 +199,8 @@ impl Shared {
         self.state().told.index
     }
 
-    /// Reads the store, a few at once.
-    pub(super) async fn read(&self, from: Place) -> Result<Replay, ReplayError> {
-        let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
-        self.source.replay(from, READ_BLOCKS, READ_BYTES).await
+    pub(super) fn read(&self, from: Place) -> Replaying {
+        self.source.replay(from, READ_BLOCKS, READ_BYTES)
     }
 
     /// For each label: how many subscribers there are, and the worst of them.
@@ -213,8 +215,14 @@ impl Shared {
         all
     }
 
-    /// Gives one subscriber a batch; true when that is news to it.
-    fn give(&self, slot: &Slot, items: &[(Arc<Live>, Told)], upto: Told) -> bool {
+    /// Gives one subscriber a batch; true when that is news to it. `gone`: what it is not handed over.
+    fn give(
+        &self,
+        slot: &Slot,
+        items: &[(Arc<Live>, Told)],
+        upto: Told,
+        gone: &mut Vec<VecDeque<Arc<Live>>>,
+    ) -> bool {
         let mut backlog = slot.backlog();
         let mut has_news = false;
         for (item, before) in items {
@@ -231,6 +239,10 @@ impl Shared {
             }
             item.offer();
             has_news = true;
+        }
+        let cleared = backlog.take_gone();
+        if !cleared.is_empty() {
+            gone.push(cleared);
         }
         backlog.told(upto) || has_news
     }
@@ -261,13 +273,21 @@ impl Tap for Hub {
             (Arc::new(Live::new(applied, applied_at, self.shared.instants.clone())), told)
         };
         let items: Vec<_> = blocks.iter().map(live).collect();
+        let mut gone = Vec::new();
         let mut state = self.shared.state();
         for slot in state.slots.values() {
-            if self.shared.give(slot, &items, upto) {
+            if self.shared.give(slot, &items, upto, &mut gone) {
                 slot.ready.notify_one();
             }
         }
         state.told = upto;
+        drop(state);
+        let items = items.into_iter().map(|(item, _)| item);
+        live::tell_all(gone.into_iter().flatten().chain(items), &self.shared.instants);
+    }
+
+    fn subscribers(&self) -> u64 {
+        Self::subscribers(self) as u64
     }
 
     fn installed(&self, upto: Told) {

@@ -13,7 +13,7 @@ use crate::types::position::LogPos;
 /// What a block costs beside its payload, by eye.
 const OVERHEAD_BYTES: u64 = 512;
 
-/// Dropped, it tells how it was delivered.
+/// Dropped, it tells how it was delivered; unless [`tell_all`] does.
 pub(crate) struct Live {
     /// As it is handed over.
     pub(super) applied: Applied,
@@ -22,12 +22,28 @@ pub(crate) struct Live {
     offered: AtomicU32,
     /// Those that took it.
     taken: AtomicU32,
+    is_told: bool,
     instants: Arc<Instants>,
+}
+
+/// Lets go of blocks that nobody is to be given, and tells at once of those that nobody else holds: a
+/// slow subscriber may have thousands of them.
+pub(super) fn tell_all(gone: impl IntoIterator<Item = Arc<Live>>, instants: &Instants) {
+    let mut last: Vec<Live> = gone.into_iter().filter_map(Arc::into_inner).collect();
+    let ended = Instant::now();
+    instants.delivered(last.iter_mut().map(|live| live.end(ended)).collect());
 }
 
 impl Live {
     pub(super) fn new(applied: Applied, applied_at: Instant, instants: Arc<Instants>) -> Self {
-        Self { applied, applied_at, offered: AtomicU32::new(0), taken: AtomicU32::new(0), instants }
+        Self {
+            applied,
+            applied_at,
+            offered: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
+            is_told: false,
+            instants,
+        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -42,34 +58,40 @@ impl Live {
         self.taken.fetch_add(1, Ordering::Relaxed);
         self.applied.clone()
     }
-}
 
-impl Drop for Live {
-    fn drop(&mut self) {
-        let subscribers = *self.offered.get_mut();
-        let delivered = *self.taken.get_mut();
-        let ended = Instant::now();
-        let took = ended - self.applied_at;
-        self.instants.delivered(Delivered {
+    /// Nobody holds it any more.
+    fn end(&mut self, ended: Instant) -> Delivered {
+        self.is_told = true;
+        let (subscribers, delivered) = (*self.offered.get_mut(), *self.taken.get_mut());
+        // Those that read the store get it from there.
+        if 0 < subscribers {
+            let took = ended.saturating_duration_since(self.applied_at);
+            tracing::debug!(
+                term = self.applied.term,
+                index = self.applied.index,
+                height = self.applied.block.height,
+                subscribers,
+                delivered,
+                took_us = took.as_micros() as u64,
+                "block delivered"
+            );
+        }
+        Delivered {
             pos: LogPos { term: self.applied.term, index: self.applied.index },
             started: self.applied_at,
             ended,
             subscribers: subscribers.into(),
             delivered: delivered.into(),
-        });
-        // Those that read the store get it from there.
-        if subscribers == 0 {
-            return;
         }
-        tracing::debug!(
-            term = self.applied.term,
-            index = self.applied.index,
-            height = self.applied.block.height,
-            subscribers,
-            delivered,
-            took_us = took.as_micros() as u64,
-            "block delivered"
-        );
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if !self.is_told {
+            let delivered = self.end(Instant::now());
+            self.instants.delivered(vec![delivered]);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) enum Event {
     Applied(Batch),
     Proposed(Arc<Traced>, Proposed),
     Served(Arc<Traced>, Box<Served>),
-    Delivered(Delivered),
+    Delivered(Vec<Delivered>),
     /// Write what is pending; nothing follows.
     Finish(oneshot::Sender<()>),
 }
@@ -71,6 +71,8 @@ pub(crate) struct AppliedBlock {
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) blocks: Vec<AppliedBlock>,
+    /// Of the feed, as the batch was applied.
+    pub(crate) subscribers: u64,
     pub(crate) started: Instant,
     pub(crate) applied: Instant,
 }

@@ -108,6 +108,8 @@ pub(super) struct Range {
     pub(super) height_first: Height,
     pub(super) height_last: Height,
     pub(super) is_replay: bool,
+    /// One node proposes in a term.
+    pub(super) proposer_id: NodeId,
     /// Whether any of them has no span of its own.
     is_wanted: bool,
 }
@@ -140,6 +142,7 @@ impl Ranges {
             height_first: block.height,
             height_last: block.height,
             is_replay: block.is_replay,
+            proposer_id: block.proposer_id,
             is_wanted: is_ranged,
         });
     }

@@ -16,13 +16,12 @@ use crate::instants::event::{AppliedBlock, Batch, BlockOutcome, Delivered, Event
 use crate::instants::ring::{Mark, Timing};
 use crate::instants::shape::{Place, Ranges, Shape, apply_span_id, own_budget, place_of, shape_of};
 use crate::instants::stages::StageExemplars;
-use crate::instants::tree::{self, Scene};
+use crate::instants::tree::{self, ApplySpan, Scene};
 use crate::instants::{Instants, audit};
 use crate::telemetry::trace::Clock;
 use crate::telemetry::trace::sampling::Bucket;
 use crate::types::NodeId;
 use crate::types::position::LogPos;
-use crate::types::trace::{SpanId, TraceId};
 
 /// After the first news the task waits so long for more: a sleeper costs who tells it a wake-up.
 const GATHER: Duration = Duration::from_millis(20);
@@ -36,8 +35,6 @@ pub(crate) trait Standing: Send + Sync + 'static {
     fn role(&self) -> &'static str;
     /// The other members.
     fn peers(&self) -> Vec<NodeId>;
-    /// Of the feed of applied blocks.
-    fn subscribers(&self) -> u64;
     /// This clock minus another node's, in microseconds.
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64>;
 }
@@ -54,9 +51,7 @@ struct Pending {
 
 /// A tree whose block is on its way to subscribers.
 struct Awaited {
-    trace_id: TraceId,
-    /// Of `block.apply`.
-    span_id: SpanId,
+    on: ApplySpan,
     applied: Instant,
     subscribers: u64,
     until: Instant,
@@ -143,7 +138,7 @@ impl Task {
             Event::Served(traced, served) => {
                 self.instants.tracer.record(tree::serve(&Clock::now(), &traced, *served));
             }
-            Event::Delivered(delivered) => self.on_delivered(&delivered),
+            Event::Delivered(delivered) => delivered.iter().for_each(|d| self.on_delivered(d)),
             Event::Finish(_) => unreachable!("taken by the loop"),
         }
     }
@@ -152,10 +147,10 @@ impl Task {
         let Some(awaited) = self.awaited.remove(&delivered.pos) else { return };
         let instants = Arc::clone(&self.instants);
         let scene = scene(&instants, self.standing.role());
-        instants.tracer.record(scene.deliver(delivered, awaited.trace_id, awaited.span_id, true));
+        instants.tracer.record(scene.deliver(delivered, &awaited.on, true));
         if instants.tracer.is_exporting() {
             let took = delivered.ended.saturating_duration_since(delivered.started);
-            self.exemplars.delivered(took, awaited.trace_id);
+            self.exemplars.delivered(took, awaited.on.trace_id);
         }
     }
 
@@ -188,7 +183,16 @@ impl Task {
                 }
             }
         }
-        ranges.wanted().for_each(|range| instants.tracer.record(scene.range(batch, &range)));
+        for range in ranges.wanted() {
+            let offset_us = self.offset_us(range.proposer_id);
+            instants.tracer.record(scene.range(batch, &range, offset_us));
+        }
+    }
+
+    /// This clock minus that of a block's proposer; `None`: it is this node, or is not known.
+    fn offset_us(&self, proposer_id: NodeId) -> Option<i64> {
+        let is_foreign = proposer_id != self.instants.node_id;
+        is_foreign.then(|| self.standing.clock_offset_us(proposer_id)).flatten()
     }
 
     fn write_tree(
@@ -200,10 +204,9 @@ impl Task {
         timing: Option<&Timing>,
     ) {
         let tracer = self.instants.tracer.clone();
-        let is_foreign = block.proposer_id != scene.node_id;
-        let offset_us = is_foreign.then(|| self.standing.clock_offset_us(block.proposer_id)).flatten();
+        let offset_us = self.offset_us(block.proposer_id);
         tracer.record(scene.apply(batch, block, place, timing, offset_us));
-        self.await_delivery(scene, batch, block, place);
+        self.await_delivery(scene, batch, block, place, offset_us);
         let Some(timing) = timing else {
             // Applied before it was appended in this process is no loss.
             if !block.is_replay {
@@ -231,20 +234,28 @@ impl Task {
     }
 
     /// `block.deliver` is written once the last subscriber has the block, at once where there is none.
-    fn await_delivery(&mut self, scene: &Scene<'_>, batch: &Batch, block: &AppliedBlock, place: &Place) {
+    fn await_delivery(
+        &mut self,
+        scene: &Scene<'_>,
+        batch: &Batch,
+        block: &AppliedBlock,
+        place: &Place,
+        offset_us: Option<i64>,
+    ) {
         if block.is_replay || block.outcome != BlockOutcome::Applied {
             return;
         }
         let (pos, applied, trace_id) = (block.pos, batch.applied, place.trace_id);
         let span_id = apply_span_id(&trace_id, scene.node_id, pos);
-        let subscribers = self.standing.subscribers();
+        let on = ApplySpan { trace_id, span_id, offset_us };
+        let subscribers = batch.subscribers;
         if subscribers == 0 {
             let delivered = Delivered { pos, started: applied, ended: applied, subscribers, delivered: 0 };
-            self.instants.tracer.record(scene.deliver(&delivered, trace_id, span_id, true));
+            self.instants.tracer.record(scene.deliver(&delivered, &on, true));
             return;
         }
         let until = applied + PENDING_MAX;
-        self.awaited.insert(pos, Awaited { trace_id, span_id, applied, subscribers, until });
+        self.awaited.insert(pos, Awaited { on, applied, subscribers, until });
     }
 
     /// Writes what ended since; everything when it `is_last`.
@@ -277,9 +288,9 @@ impl Task {
         self.awaited.retain(|pos, awaited| {
             let is_over = is_last || awaited.until <= now;
             if is_over {
-                let Awaited { trace_id, span_id, applied, subscribers, .. } = *awaited;
+                let Awaited { on, applied, subscribers, .. } = *awaited;
                 let so_far = Delivered { pos: *pos, started: applied, ended: now, subscribers, delivered: 0 };
-                instants.tracer.record(scene.deliver(&so_far, trace_id, span_id, false));
+                instants.tracer.record(scene.deliver(&so_far, &on, false));
             }
             !is_over
         });

@@ -24,6 +24,15 @@ pub(super) struct Scene<'a> {
     pub(super) role: &'static str,
 }
 
+/// The `block.apply` that a `block.deliver` hangs on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ApplySpan {
+    pub(super) trace_id: TraceId,
+    pub(super) span_id: SpanId,
+    /// This clock minus the proposer's.
+    pub(super) offset_us: Option<i64>,
+}
+
 /// One span of a block's tree before its attributes.
 struct Leaf {
     name: &'static str,
@@ -93,7 +102,7 @@ impl Scene<'_> {
     }
 
     /// `block.apply` of a range of blocks.
-    pub(super) fn range(&self, batch: &Batch, range: &Range) -> Span {
+    pub(super) fn range(&self, batch: &Batch, range: &Range, offset_us: Option<i64>) -> Span {
         let pos = LogPos { term: range.term, index: range.index_first };
         let leaf = Leaf {
             name: names::span::APPLY,
@@ -112,6 +121,7 @@ impl Scene<'_> {
             text(names::ROLE, self.role),
             text(names::OUTCOME, "applied"),
         ];
+        attributes.extend(offset_us.map(|us| signed(names::CLOCK_OFFSET_US, us)));
         if range.is_replay {
             attributes.push(flag(names::REPLAY, true));
         }
@@ -178,25 +188,21 @@ impl Scene<'_> {
     }
 
     /// `block.deliver`; not over, it is pending.
-    pub(super) fn deliver(
-        &self,
-        delivered: &Delivered,
-        trace_id: TraceId,
-        apply: SpanId,
-        is_over: bool,
-    ) -> Span {
+    pub(super) fn deliver(&self, delivered: &Delivered, on: &ApplySpan, is_over: bool) -> Span {
         let Delivered { pos, started: start, ended: end, subscribers, delivered } = *delivered;
+        let trace_id = on.trace_id;
         let leaf = Leaf { name: names::span::DELIVER, trace_id, parent: None, start, end };
         let mut attributes = self.position(pos);
         attributes.push(int(names::SUBSCRIBERS, subscribers));
         attributes.push(int(names::DELIVERED, delivered));
+        attributes.extend(on.offset_us.map(|us| signed(names::CLOCK_OFFSET_US, us)));
         if is_over {
             attributes.push(int(names::DROPPED, subscribers.saturating_sub(delivered)));
         } else {
             attributes.push(int(names::DROPPED, 0));
             attributes.push(text(names::OUTCOME, PENDING));
         }
-        Span { parent: Some((apply, false)), ..self.leaf(leaf, attributes) }
+        Span { parent: Some((on.span_id, false)), ..self.leaf(leaf, attributes) }
     }
 }
 
@@ -261,7 +267,7 @@ mod tests {
 
     fn batch() -> Batch {
         let started = Instant::now();
-        Batch { blocks: Vec::new(), started, applied: started + Duration::from_millis(3) }
+        Batch { blocks: Vec::new(), subscribers: 0, started, applied: started + Duration::from_millis(3) }
     }
 
     fn block() -> AppliedBlock {
@@ -319,6 +325,25 @@ mod tests {
         let again = scene().apply(&batch(), &replayed, &place(), None, None);
         assert_eq!(get(&again, "raft.replay"), Some(&Value::Bool(true)));
         assert_ne!(again.span_id, apply_span_id(&[1; 16], 2, block().pos), "no id is used twice");
+    }
+
+    #[test]
+    fn a_delivery_hangs_on_the_nodes_own_apply() {
+        let on = ApplySpan { trace_id: [1; 16], span_id: [5; 8], offset_us: Some(40) };
+        let now = Instant::now();
+        let delivered =
+            Delivered { pos: block().pos, started: now, ended: now, subscribers: 3, delivered: 1 };
+        let over = scene().deliver(&delivered, &on, true);
+        assert_eq!((over.trace_id, over.parent), ([1; 16], Some(([5; 8], false))));
+        for (name, want) in
+            [("subscribers", 3), ("delivered", 1), ("dropped", 2), ("raft.clock_offset_us", 40)]
+        {
+            assert_eq!(get(&over, name), Some(&Value::I64(want)), "{name}");
+        }
+        assert_eq!(get(&over, "outcome"), None);
+        let pending = scene().deliver(&delivered, &on, false);
+        assert_eq!(get(&pending, "dropped"), Some(&Value::I64(0)), "who is slow may still get it");
+        assert_eq!(get(&pending, "outcome"), Some(&Value::from("pending")));
     }
 
     #[test]

@@ -11,7 +11,6 @@ use crate::audit::history::{Event as Recorded, Kind};
 use crate::config;
 use crate::consensus::Role;
 use crate::consensus::handle::Handle;
-use crate::feed;
 use crate::instants::event::Event;
 use crate::instants::stages::StageExemplars;
 use crate::instants::task::{Standing, Task};
@@ -87,16 +86,15 @@ pub(super) fn register_infos(settings: &config::Settings, registry: &Registry) -
 }
 
 /// The task that writes block spans.
-pub(super) fn span_task(observed: Observed, raft: &Handle, feed: &feed::Hub) -> Task {
+pub(super) fn span_task(observed: Observed, raft: &Handle) -> Task {
     let exemplars = StageExemplars::new(&observed.exemplars, &proposals::metrics::Ended::labels());
-    let standing = Arc::new(NodeStanding { raft: raft.clone(), feed: feed.clone() });
+    let standing = Arc::new(NodeStanding { raft: raft.clone() });
     Task::new(observed.instants, standing, exemplars, observed.events)
 }
 
 /// How this node stands, for the spans of blocks.
 struct NodeStanding {
     raft: Handle,
-    feed: feed::Hub,
 }
 
 impl Standing for NodeStanding {
@@ -112,10 +110,6 @@ impl Standing for NodeStanding {
 
     fn peers(&self) -> Vec<NodeId> {
         self.raft.standing().1
-    }
-
-    fn subscribers(&self) -> u64 {
-        self.feed.subscribers() as u64
     }
 
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64> {

@@ -16,6 +16,9 @@ pub(crate) trait Tap: Send + Sync {
     /// A batch was applied. `blocks` are those that are new, in log order.
     fn applied(&self, upto: Told, blocks: &[Tapped]);
 
+    /// Those that are told of what is applied at this moment.
+    fn subscribers(&self) -> u64;
+
     /// A snapshot took the place of the state: the entries up to it were not applied one by one.
     fn installed(&self, upto: Told);
 }

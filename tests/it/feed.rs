@@ -3,7 +3,6 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | a_reader_that_stands_still_… | promise 5: drops told, counted, repaired; the others whole |
-//! | a_start_from_the_first_block_… | promise 5: no hole and no double at the join |
 //! | a_reader_that_comes_back_… | design 6: `Last-Event-ID`, over a change of leader |
 //! | a_snapshot_in_the_middle_… | promise 5: entries that were never applied one by one |
 //! | a_stop_is_told_… | promise 6: the end, then close 1000 |
@@ -85,36 +84,6 @@ fn a_reader_that_stands_still_is_told_its_gaps_and_gets_every_block() {
         anyhow::ensure!(counted(&cluster, follower, "subscriber_gap_entries", "exec") == 0);
         Ok(())
     });
-    cluster.end();
-}
-
-#[test]
-fn a_start_from_the_first_block_while_blocks_arrive_has_no_hole() {
-    let mut cluster = Cluster::three(Settings::new());
-    let leader = cluster.leader();
-    let apis: Vec<String> = cluster.nodes.iter().map(|n| n.api.clone()).collect();
-    let leader_api = cluster.node(leader).api.clone();
-    let top = 4_000;
-    let filling = thread::spawn(move || fill(&leader_api, &blocks(1..=top)));
-    let readers: Vec<_> = (0..18)
-        .map(|i| {
-            let api = apis[i % apis.len()].clone();
-            thread::spawn(move || {
-                let mut socket = WebSocket::open(&api, None);
-                socket.subscribe("block_subscribeApplied", &json!({"fromHeight": 1, "buffer": 1 + i * 20}));
-                let (mut heights, mut n_caught_up) = (Vec::new(), 0);
-                while heights.last() != Some(&top) {
-                    let item = socket.item();
-                    heights.extend(height(&item));
-                    n_caught_up += u64::from(item.get("caughtUp").is_some());
-                }
-                assert_eq!(heights, (1..=top).collect::<Vec<_>>(), "reader {i}");
-                assert!(n_caught_up <= 1, "reader {i} caught up {n_caught_up} times");
-            })
-        })
-        .collect();
-    filling.join().expect("every block is accepted");
-    readers.into_iter().for_each(|reader| reader.join().expect("no hole and no double"));
     cluster.end();
 }
 

@@ -3,6 +3,8 @@
 //! A node dies with the test that started it, also when that is killed. Every wait has a deadline and a
 //! reason; nothing here waits for time alone.
 
+pub(crate) mod account;
+pub(crate) mod bench;
 pub(crate) mod block;
 pub(crate) mod checker;
 pub(crate) mod cluster;

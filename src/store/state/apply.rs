@@ -226,8 +226,16 @@ impl StateMachine {
         // Before anybody else learns of the batch: what they tell of it comes after it.
         if self.instants.wants_blocks() {
             let Applied { outcomes, took, .. } = applied;
-            let replay_upto = self.replay_upto;
-            let told = Told { entries, outcomes, took, rows: &rows, replay_upto, started, applied: now };
+            let told = Told {
+                entries,
+                outcomes,
+                took,
+                rows: &rows,
+                replay_upto: self.replay_upto,
+                subscribers: self.tap.as_ref().map_or(0, |tap| tap.subscribers()),
+                started,
+                applied: now,
+            };
             self.instants.applied(told.batch());
         }
         self.shared.publish(&self.db, Arc::new(view.clone()));

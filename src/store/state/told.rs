@@ -21,6 +21,7 @@ pub(super) struct Told<'a> {
     /// Of the blocks that are new, in log order.
     pub(super) rows: &'a [(Height, BlockRow)],
     pub(super) replay_upto: LogIndex,
+    pub(super) subscribers: u64,
     pub(super) started: Instant,
     pub(super) applied: Instant,
 }
@@ -44,7 +45,7 @@ impl Told<'_> {
             };
             blocks.push(AppliedBlock { took: *took, is_replay: pos.index <= self.replay_upto, ..block });
         }
-        Batch { blocks, started: self.started, applied: self.applied }
+        Batch { blocks, subscribers: self.subscribers, started: self.started, applied: self.applied }
     }
 }
 

@@ -36,30 +36,27 @@ impl WebSocket {
     /// `receive_bytes` makes the kernel's own buffer small, so that standing still is noticed.
     #[track_caller]
     pub(crate) fn open(addr: &str, receive_bytes: Option<usize>) -> Self {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        if let Some(bytes) = receive_bytes {
-            socket.set_recv_buffer_size(bytes).expect("a smaller buffer");
-        }
-        let target: SocketAddr = addr.parse().expect("an address");
-        socket.connect(&target.into()).expect("the node answers");
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(TIMEOUT)).expect("a time limit");
+        Self::try_open(addr, receive_bytes).expect("the node answers")
+    }
+
+    pub(crate) fn try_open(addr: &str, receive_bytes: Option<usize>) -> anyhow::Result<Self> {
+        let stream = connect(addr, receive_bytes)?;
         let mut this = Self { stream, buf: Vec::new(), next_id: 1, waiting: VecDeque::new() };
         let head = format!(
             "GET / HTTP/1.1\r\nHost: {addr}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         );
-        this.stream.write_all(head.as_bytes()).expect("it reads");
+        this.stream.write_all(head.as_bytes())?;
         let end = loop {
             match this.buf.windows(4).position(|w| w == b"\r\n\r\n") {
                 Some(at) => break at + 4,
-                None => assert!(this.fill(), "no upgrade"),
+                None => anyhow::ensure!(this.fill(), "no upgrade"),
             }
         };
         let head = String::from_utf8_lossy(&this.buf[..end]).into_owned();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        anyhow::ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
         this.buf.drain(..end);
-        this
+        Ok(this)
     }
 
     fn fill(&mut self) -> bool {
@@ -99,25 +96,34 @@ impl WebSocket {
     }
 
     pub(crate) fn message(&mut self) -> Message {
+        match self.text() {
+            Ok(text) => Message::Json(serde_json::from_slice(&text).expect("JSON")),
+            Err(other) => other,
+        }
+    }
+
+    /// The next message as it came; pings are answered on the way.
+    pub(crate) fn text(&mut self) -> Result<Vec<u8>, Message> {
         let mut whole = Vec::new();
         loop {
-            let Some(head) = self.take(2) else { return Message::Gone };
+            let Some(head) = self.take(2) else { return Err(Message::Gone) };
             let length = match head[1] & 0x7f {
                 126 => self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]) as usize),
                 127 => self.take(8).map(|b| u64::from_be_bytes(b.try_into().expect("eight")) as usize),
                 n => Some(n as usize),
             };
-            let Some(payload) = length.and_then(|n| self.take(n)) else { return Message::Gone };
+            let Some(payload) = length.and_then(|n| self.take(n)) else { return Err(Message::Gone) };
             match head[0] & 0x0f {
                 8 => {
-                    return Message::Closed(payload.get(..2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]])));
+                    let code = payload.get(..2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
+                    return Err(Message::Closed(code));
                 }
                 9 => self.send(10, &payload),
                 10 => {}
                 _ => whole.extend(payload),
             }
             if head[0] & 0x88 == 0x80 {
-                return Message::Json(serde_json::from_slice(&whole).expect("JSON"));
+                return Ok(whole);
             }
         }
     }
@@ -125,20 +131,29 @@ impl WebSocket {
     /// The whole answer; what is notified meanwhile waits.
     #[track_caller]
     pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
-        let id = self.next_id;
-        self.next_id += 1;
-        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        self.raw_call(&request, |answer| answer["id"] == id)
+        self.try_call(method, params).unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 
     #[track_caller]
     pub(crate) fn raw_call(&mut self, request: &Value, is_answer: impl Fn(&Value) -> bool) -> Value {
+        self.try_raw_call(request, is_answer).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// As [`WebSocket::call`], where the connection may end.
+    pub(crate) fn try_call(&mut self, method: &str, params: &Value) -> anyhow::Result<Value> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.try_raw_call(&request, |answer| answer["id"] == id)
+    }
+
+    fn try_raw_call(&mut self, request: &Value, is_answer: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         self.send(1, request.to_string().as_bytes());
         loop {
             match self.message() {
-                Message::Json(value) if is_answer(&value) => return value,
+                Message::Json(value) if is_answer(&value) => return Ok(value),
                 Message::Json(value) => self.waiting.push_back(value),
-                other => panic!("{other:?} instead of an answer"),
+                other => anyhow::bail!("{other:?} instead of an answer"),
             }
         }
     }
@@ -152,15 +167,43 @@ impl WebSocket {
     /// The next item of the only subscription.
     #[track_caller]
     pub(crate) fn item(&mut self) -> Value {
-        let notification = match self.waiting.pop_front() {
+        self.next_item().unwrap_or_else(|other| panic!("{other:?} instead of an item"))
+    }
+
+    /// As [`WebSocket::item`], where the connection may end.
+    pub(crate) fn next_item(&mut self) -> Result<Value, Message> {
+        let mut notification = match self.waiting.pop_front() {
             Some(waiting) => waiting,
             None => match self.message() {
                 Message::Json(value) => value,
-                other => panic!("{other:?} instead of an item"),
+                other => return Err(other),
             },
         };
-        notification["params"]["result"].clone()
+        Ok(notification["params"]["result"].take())
     }
+}
+
+fn connect(addr: &str, receive_bytes: Option<usize>) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(bytes) = receive_bytes {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    let target: SocketAddr = addr.parse()?;
+    socket.connect(&target.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
+/// The item of a notification.
+pub(crate) fn socket_item(text: &[u8]) -> Value {
+    let mut notification: Value = serde_json::from_slice(text).expect("JSON");
+    notification["params"]["result"].take()
+}
+
+/// The item of an event.
+pub(crate) fn event_item(text: &[u8]) -> Value {
+    Event::parse(text).data
 }
 
 /// One event.
@@ -169,6 +212,18 @@ pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) id: Option<String>,
     pub(crate) data: Value,
+}
+
+impl Event {
+    fn parse(text: &[u8]) -> Self {
+        let text = std::str::from_utf8(text).expect("UTF-8");
+        let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).map(str::to_owned);
+        Self {
+            name: field("event: ").expect("every event has a name"),
+            id: field("id: "),
+            data: serde_json::from_str(&field("data: ").expect("every event has data")).expect("JSON"),
+        }
+    }
 }
 
 /// One stream of server-sent events; dropped, it breaks off.
@@ -181,7 +236,19 @@ pub(crate) struct Events {
 impl Events {
     #[track_caller]
     pub(crate) fn open(addr: &str, path: &str, last_id: Option<&str>) -> Self {
-        let mut conn = Connection::open_within(addr, TIMEOUT).expect("the node answers");
+        Self::open_with(addr, path, last_id, None)
+    }
+
+    /// `receive_bytes` as for [`WebSocket::open`].
+    #[track_caller]
+    pub(crate) fn open_with(
+        addr: &str,
+        path: &str,
+        last_id: Option<&str>,
+        receive_bytes: Option<usize>,
+    ) -> Self {
+        let stream = connect(addr, receive_bytes).expect("the node answers");
+        let mut conn = Connection::over(addr, stream);
         let last_id = last_id.map(|id| format!("Last-Event-ID: {id}\r\n")).unwrap_or_default();
         conn.send(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{last_id}\r\n").as_bytes())
             .expect("it reads");
@@ -191,20 +258,17 @@ impl Events {
 
     /// `None` when the stream is over.
     pub(crate) fn next(&mut self) -> Option<Event> {
-        let end = loop {
+        Some(Event::parse(&self.text()?))
+    }
+
+    /// The next event as it came, comments before it included.
+    pub(crate) fn text(&mut self) -> Option<Vec<u8>> {
+        loop {
             match self.body.windows(2).position(|w| w == b"\n\n") {
-                Some(at) => break at + 2,
+                Some(at) => return Some(self.body.drain(..at + 2).collect()),
                 None if !self.conn.read_body(&mut self.body).unwrap_or(false) => return None,
                 None => {}
             }
-        };
-        let text: Vec<u8> = self.body.drain(..end).collect();
-        let text = String::from_utf8(text).expect("UTF-8");
-        let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).map(str::to_owned);
-        Some(Event {
-            name: field("event: ").expect("every event has a name"),
-            id: field("id: "),
-            data: serde_json::from_str(&field("data: ").expect("every event has data")).expect("JSON"),
-        })
+        }
     }
 }

@@ -87,7 +87,12 @@ impl Connection {
             Ok(stream)
         };
         let stream = open().map_err(|e| Failure::NotSent(format!("{addr}: {e}")))?;
-        Ok(Self { addr: addr.to_owned(), stream, buf: Vec::new(), left: Left::Nothing })
+        Ok(Self::over(addr, stream))
+    }
+
+    /// Over a connection that somebody made.
+    pub(crate) fn over(addr: &str, stream: TcpStream) -> Self {
+        Self { addr: addr.to_owned(), stream, buf: Vec::new(), left: Left::Nothing }
     }
 
     /// One request and its whole answer.

@@ -122,6 +122,10 @@ impl Node {
         kill_process(Pid::from_child(child), signal).expect("a signal reaches a child");
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it was started").id()
+    }
+
     /// kill -9, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         self.kill_at_once();

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -55,43 +58,65 @@ impl Span {
     }
 }
 
-/// Keeps every span it is sent. It ends with the test's process.
+/// It ends with the test's process.
 pub(crate) struct Receiver {
     /// `http://host:port`, for either protocol.
     pub(crate) endpoint: String,
+    kept: Kept,
+}
+
+/// What was sent.
+#[derive(Clone, Default)]
+struct Kept {
     spans: Arc<Mutex<Vec<Span>>>,
+    /// Only counted: reading them would cost the machine what is to be measured.
+    is_counting: bool,
+    n_requests: Arc<AtomicUsize>,
 }
 
 impl Receiver {
+    /// Keeps every span.
     pub(crate) fn start() -> Self {
-        let spans = Arc::new(Mutex::new(Vec::new()));
+        Self::with(Kept::default())
+    }
+
+    /// Takes every span and keeps none.
+    pub(crate) fn counting() -> Self {
+        Self::with(Kept { is_counting: true, ..Kept::default() })
+    }
+
+    fn with(kept: Kept) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket option");
         let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-        let kept = Arc::clone(&spans);
+        let keeping = kept.clone();
         std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(serve(listener, kept));
+            runtime.block_on(serve(listener, keeping));
         });
-        Self { endpoint, spans }
+        Self { endpoint, kept }
     }
 
     pub(crate) fn all(&self) -> Vec<Span> {
-        self.spans.lock().expect("no panic before").clone()
+        self.kept.spans.lock().expect("no panic before").clone()
     }
 
     pub(crate) fn of(&self, name: &str) -> Vec<Span> {
         self.all().into_iter().filter(|s| s.name == name).collect()
     }
+
+    pub(crate) fn n_requests(&self) -> usize {
+        self.kept.n_requests.load(Ordering::Relaxed)
+    }
 }
 
-async fn serve(listener: std::net::TcpListener, spans: Arc<Mutex<Vec<Span>>>) {
+async fn serve(listener: std::net::TcpListener, kept: Kept) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
     while let Ok((stream, _)) = listener.accept().await {
-        let spans = Arc::clone(&spans);
+        let kept = kept.clone();
         tokio::spawn(async move {
-            let answer = hyper::service::service_fn(|request| answer(request, Arc::clone(&spans)));
+            let answer = hyper::service::service_fn(|request| answer(request, kept.clone()));
             // A node that is killed breaks its connection.
             let _ =
                 auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
@@ -101,16 +126,16 @@ async fn serve(listener: std::net::TcpListener, spans: Arc<Mutex<Vec<Span>>>) {
 
 type Body = BoxBody<Bytes, Infallible>;
 
-async fn answer(
-    request: Request<Incoming>,
-    spans: Arc<Mutex<Vec<Span>>>,
-) -> Result<Response<Body>, hyper::Error> {
+async fn answer(request: Request<Incoming>, kept: Kept) -> Result<Response<Body>, hyper::Error> {
     let is_grpc = request.headers().get("content-type").is_some_and(|t| t == "application/grpc");
     let body = request.into_body().collect().await?.to_bytes();
-    // A message of gRPC stands behind a flag and its length.
-    let message = if is_grpc { body.slice(5.min(body.len())..) } else { body };
-    let sent = ExportTraceServiceRequest::decode(message).expect("OTLP");
-    spans.lock().expect("no panic before").extend(read(sent));
+    kept.n_requests.fetch_add(1, Ordering::Relaxed);
+    if !kept.is_counting {
+        // A message of gRPC stands behind a flag and its length.
+        let message = if is_grpc { body.slice(5.min(body.len())..) } else { body };
+        let sent = ExportTraceServiceRequest::decode(message).expect("OTLP");
+        kept.spans.lock().expect("no panic before").extend(read(sent));
+    }
     let mut frames = Vec::new();
     if is_grpc {
         frames.push(Ok(Frame::data(Bytes::from_static(&[0; 5]))));
