@@ -67,14 +67,16 @@ class Cluster:
     def disk_bytes(self):
         """Of all nodes; a file with several names counts once."""
         seen, total = set(), 0
-        for path in (self.dir / "nodes").rglob("*"):
-            try:
-                stat = path.stat()
-            except OSError:
-                continue
-            if path.is_file() and stat.st_ino not in seen:
-                seen.add(stat.st_ino)
-                total += stat.st_blocks * 512
+        # Folders come and go meanwhile, which walk() takes in its stride.
+        for folder, _, names in os.walk(self.dir / "nodes"):
+            for name in names:
+                try:
+                    stat = os.stat(os.path.join(folder, name))
+                except OSError:
+                    continue
+                if stat.st_ino not in seen:
+                    seen.add(stat.st_ino)
+                    total += stat.st_blocks * 512
         return total
 
     def close(self):

@@ -102,11 +102,6 @@ impl Shared {
         self.view.borrow().clone()
     }
 
-    #[allow(dead_code, reason = "a reader that waits for an index")]
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.view.subscribe()
-    }
-
     /// `None` once the store is closed.
     pub(crate) fn published(&self) -> Option<Arc<Published>> {
         self.published.load_full()

@@ -141,8 +141,31 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     cluster.node_mut(1).kill();
     assert_eq!(cluster.leader(), 3);
 
+    // The documented way back for it: an empty folder, no founding list, added and promoted.
+    cluster.node_mut(1).wipe();
+    cluster.node_mut(1).settings.insert("cluster.peers".into(), toml::Value::Array(vec![]));
+    cluster.write_configs();
+    cluster.node_mut(1).start();
+    let (peer, api) = (cluster.node(1).peer.clone(), cluster.node(1).api.clone());
+    let endpoint = cluster.node(3).api.clone();
+    let ctl = |args: &[&str]| {
+        let out = run(
+            &[&["ctl", "--yes", "--timeout", "20s", "--endpoints", &endpoint, "members"], args].concat(),
+            &[],
+        );
+        assert!(out.status.success(), "{args:?}: {}", said(&out));
+    };
+    ctl(&["add", "1", &peer, "--api", &api, "--wait"]);
+    ctl(&["promote", "1"]);
+    cluster.leader();
+    let voters = cluster.node(3).status().expect("it answers")["membership"]["voters"].clone();
+    assert_eq!(voters, json!([1, 3]));
+    assert_blocks(&cluster, 1, BLOCKS + 20);
+
     // Stopped and started as any other node.
+    cluster.node_mut(1).stop(SOON);
     cluster.node_mut(3).stop(SOON);
+    cluster.node_mut(1).start();
     cluster.node_mut(3).start();
     cluster.leader();
     assert_blocks(&cluster, 3, BLOCKS + 20);
