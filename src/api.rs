@@ -25,6 +25,7 @@ use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
 pub(crate) mod args;
+pub(crate) mod aside;
 pub(crate) mod blocks;
 pub(crate) mod body;
 pub(crate) mod cluster;
@@ -40,6 +41,7 @@ pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod limit;
 pub(crate) mod logging;
+pub(crate) mod membership;
 pub(crate) mod metrics;
 pub(crate) mod once;
 pub(crate) mod openrpc;
@@ -111,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) reader: store::Reader,
     pub(crate) feed: crate::feed::Hub,
     pub(crate) audit: audit::Handle,
+    pub(crate) changer: consensus::membership::Changer,
     pub(crate) health: store::Health,
     pub(crate) snapshots: store::Snapshots,
     /// When this node snapshots and what it purges.

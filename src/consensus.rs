@@ -6,6 +6,7 @@
 pub(crate) mod core;
 pub(crate) mod founding;
 pub(crate) mod handle;
+pub(crate) mod membership;
 pub(crate) mod snapshots;
 pub(crate) mod status;
 
@@ -43,6 +44,18 @@ pub(crate) struct FoundingState {
     pub(crate) has_data: bool,
 }
 
+/// Who listens at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Probed {
+    pub(crate) cluster_id: String,
+    /// Its epoch is this node's, or it has no data and takes any.
+    pub(crate) is_of_epoch: bool,
+    pub(crate) node_id: NodeId,
+    pub(crate) incarnation: [u8; 16],
+    /// Each kind and version.
+    pub(crate) known_commands: Vec<(u8, u8)>,
+}
+
 /// Questions to other nodes beside raft's own messages.
 pub(crate) trait Peers: Send + Sync + 'static {
     /// The other node's `raft_status`, as JSON.
@@ -58,6 +71,13 @@ pub(crate) trait Peers: Send + Sync + 'static {
         pos: LogPos,
         within: Duration,
     ) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+    /// Whether a node said at connect that it does not know a command.
+    fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool;
+    /// Whoever listens there says who it is, and is not admitted (safety rule 8).
+    fn probe<'a>(&'a self, addr: &'a str, within: Duration) -> BoxFuture<'a, Result<Probed, PeerError>>;
+    /// One round trip. `Ok` proves that the node is reached at the addresses in force when it was asked, and
+    /// is who it should be (safety rule 21c).
+    fn ping(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<(), PeerError>>;
     /// The other node's clock minus this one's, in microseconds, from round trips.
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64>;
 }

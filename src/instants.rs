@@ -35,6 +35,8 @@ pub(crate) mod ring;
 mod shape;
 pub(crate) mod stages;
 pub(crate) mod task;
+#[cfg(test)]
+mod tests;
 pub(crate) mod timeline;
 mod tree;
 

@@ -7,6 +7,7 @@
 pub(crate) mod ages;
 pub(crate) mod elections;
 pub(crate) mod handle;
+pub(crate) mod leave;
 pub(crate) mod metrics;
 pub(crate) mod policy;
 pub(crate) mod record;

@@ -36,7 +36,7 @@ pub(crate) use link::LinkState;
 pub(crate) use network::Network;
 
 /// Addresses of each node, in the order to try them: its membership record, then this node's own
-/// `cluster.peers`. Looked up at each dial, never kept by a client (safety rule 21c).
+/// `cluster.peers`; what the node itself said comes last. Looked up at each dial, never kept by a client (safety rule 21c).
 pub(crate) type Addresses = Arc<ArcSwap<BTreeMap<NodeId, Vec<String>>>>;
 
 /// Made once with a node's data folder.
@@ -54,6 +54,8 @@ pub(crate) struct Identity {
 /// Times and bounds of the transport.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
+    /// `host:port` where this node says that it is reached; empty: it does not say.
+    pub(crate) advertise: String,
     pub(crate) heartbeat_interval: Duration,
     /// Also how long a control connection may be silent while a ping is out.
     pub(crate) heartbeat_timeout: Duration,
@@ -86,6 +88,7 @@ impl Config {
         send_timeout: Duration,
     ) -> Self {
         Self {
+            advertise: String::new(),
             heartbeat_interval,
             heartbeat_timeout,
             connect_timeout: send_timeout,
@@ -158,6 +161,10 @@ pub(crate) trait Notices: Send + Sync + 'static {
     fn not_member(&self, _told_by: NodeId, _version: LogIndex) {}
     /// Commands the node can apply, each kind and version.
     fn commands_known(&self, _node_id: NodeId, _commands: &[(u8, u8)]) {}
+    /// Whether the node said, now or once, that it does not know a command.
+    fn lacks(&self, _node_id: NodeId, _kind: u8, _version: u8) -> bool {
+        false
+    }
     /// This node's newest state hash, told with the answer to a heartbeat.
     fn hash_mark(&self) -> Option<HashMark> {
         None

@@ -8,6 +8,7 @@ pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/blockraft.v1.rs"));
 }
 
+pub(crate) mod address;
 pub mod block;
 pub mod error;
 pub mod feed;

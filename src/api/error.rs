@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::api::wire::{BlockRefJson, Hex};
-use crate::consensus::handle;
+use crate::consensus::{handle, membership};
 use crate::store;
 use crate::types::error::{Certainty, ProposeError, Refusal};
 use crate::types::feed::SubscribeError;
@@ -426,6 +426,45 @@ impl From<handle::ReadError> for Fault {
     }
 }
 
+fn precondition(reason: membership::Reason) -> &'static str {
+    match reason {
+        membership::Reason::VersionMismatch => "versionMismatch",
+        membership::Reason::QuorumRisk => "quorumRisk",
+        membership::Reason::NotMember => "notMember",
+        membership::Reason::AlreadyMember => "alreadyMember",
+        membership::Reason::NotVoter => "notVoter",
+        membership::Reason::NotCaughtUp => "notCaughtUp",
+        membership::Reason::Unreachable => "unreachable",
+        membership::Reason::InProgress => "changeInProgress",
+        membership::Reason::UpgradeNeeded => "upgradeNeeded",
+    }
+}
+
+impl From<membership::ChangeError> for Fault {
+    fn from(error: membership::ChangeError) -> Self {
+        let message = error.to_string();
+        match error {
+            membership::ChangeError::NotLeader { leader_id, leader_api } => {
+                Self::from(ProposeError::NotLeader { leader_id, leader_api })
+            }
+            membership::ChangeError::NoLeader { retry_after_ms } => {
+                Self::from(ProposeError::NoLeader { retry_after_ms })
+            }
+            membership::ChangeError::Invalid { param, .. } => Self::param(param, message),
+            membership::ChangeError::Refused { reason, version, .. } => {
+                let mut f = Self::refused(Code::Precondition, precondition(reason), message);
+                f.data.version = Some(version);
+                f
+            }
+            membership::ChangeError::Unknown { .. } => {
+                let mut f = Self::refused(Code::Unknown, "timeout", message);
+                f.data.kind = Some(Kind::Unknown);
+                f
+            }
+        }
+    }
+}
+
 impl From<handle::ConfigureError> for Fault {
     fn from(error: handle::ConfigureError) -> Self {
         match error {
@@ -443,6 +482,10 @@ impl From<handle::ConfigureError> for Fault {
                 );
                 f.data.version = Some(version);
                 f
+            }
+            handle::ConfigureError::UpgradeNeeded { node_id } => {
+                let message = format!("node {node_id} does not know the command: upgrade it first");
+                Self::refused(Code::Precondition, "upgradeNeeded", message)
             }
             handle::ConfigureError::Unknown => {
                 let mut f = Self::refused(Code::Unknown, "timeout", "not committed and applied in time");

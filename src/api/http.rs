@@ -27,7 +27,7 @@ use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
 use crate::api::upgrade::{bad_upgrade, check_upgrade};
-use crate::api::{Api, body, envelope, origins, page, routes, sse, trace};
+use crate::api::{Api, aside, body, envelope, origins, page, routes, sse, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -216,7 +216,9 @@ impl Front {
             Ok(read) => read,
             Err(e) => return Err(body_fault(e, self.api.config.max_body)),
         };
-        let (bytes, calls) = match envelope::check(bytes, self.api.config.max_batch) {
+        let length = bytes.len();
+        let checked = aside::run(length, || envelope::check(bytes, self.api.config.max_batch));
+        let (bytes, calls) = match checked {
             Checked::Calls { body, calls } => (body, calls),
             Checked::WithoutId(n) => {
                 (0..n).for_each(|_| self.api.parts.metrics.reject(Rejected::WithoutId));
@@ -240,7 +242,7 @@ impl Front {
             connection,
             parent: trace::from_headers(&head.headers),
         });
-        match self.rpc.service().call(request).await {
+        match aside::wait(length, self.rpc.service().call(request)).await {
             Ok(answer) => Ok(answer.map(Body::new)),
             Err(_) => Ok(rpc_fault(&Fault::internal("the call broke off"), Rejected::Malformed)),
         }

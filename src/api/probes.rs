@@ -1,8 +1,8 @@
 //! `/livez`, `/readyz`, `/leader` and `/metrics`: what load balancers, orchestrators and Prometheus ask.
 //!
 //! Ready means that a client can be sent here: a paused node, a follower, a learner and a leader that is
-//! not ready yet are. A node that is starting, hears no leader, is not caught up, stops, or stopped
-//! serving is not.
+//! not ready yet are. A node that is starting, hears no leader, is not caught up, was removed, stops, or
+//! stopped serving is not.
 
 use std::{
     sync::{Arc, Mutex},
@@ -31,13 +31,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 const READY: &str = "ready";
 /// Type and name of every check.
-pub(crate) const CHECKS: [(&str, &str); 6] = [
+pub(crate) const CHECKS: [(&str, &str); 7] = [
     ("live", "process"),
     (READY, "raft"),
     (READY, "leader"),
     (READY, "caughtUp"),
     (READY, "stopping"),
     (READY, "storage"),
+    (READY, "member"),
 ];
 
 /// Since when each check says what it says.
@@ -87,6 +88,12 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
         match fatal {
             None => (true, "the store is well".to_owned()),
             Some(fatal) => (false, fatal.to_string()),
+        },
+        match parts.consensus.removal().get() {
+            None => (true, "no member says otherwise".to_owned()),
+            Some(removed) => {
+                (false, format!("no member since version {} of the membership", removed.version))
+            }
         },
     ];
     let mut since = parts.probes.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,7 +1,7 @@
 //! The JSON-RPC methods: one row each.
 //!
 //! Registration, the decoding of parameters, metric labels, `rpc_methods`, the OpenRPC document and the
-//! examples all follow from these rows, in here, in [`control`] and in [`snapshots`]. A new method is a row and a function.
+//! examples all follow from these rows, in here, [`control`] and [`snapshots`]. A new method is a row and a function.
 
 pub(crate) mod control;
 pub(crate) mod snapshots;
@@ -400,7 +400,7 @@ const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1
 
 /// All rows.
 pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
-    METHODS.iter().chain(control::METHODS).chain(snapshots::METHODS)
+    METHODS.iter().chain(snapshots::METHODS).chain(control::METHODS)
 }
 
 /// Names of the rows that are recorded.

@@ -3,8 +3,13 @@
 //! Writing never panics: a closed stdout is an [`io::Error`] that ends the command quietly.
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::value::RawValue;
+
+/// Between two looks whether anybody reads. By eye: nobody waits longer for a prompt.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Whether stdout shows colours: a terminal, and `NO_COLOR` is not set to anything.
 pub(crate) fn is_colored() -> bool {
@@ -29,6 +34,22 @@ pub(crate) fn print_line(text: &str) -> io::Result<()> {
     stdout.write_all(text.as_bytes())?;
     stdout.write_all(b"\n")?;
     stdout.flush()
+}
+
+/// Completes once whoever read stdout is gone: only the next write would tell, and none may come for long.
+pub(crate) async fn reader_gone() {
+    while !is_reader_gone() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// True for a pipe alone.
+fn is_reader_gone() -> bool {
+    let stdout = io::stdout();
+    // An error is shown unasked.
+    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// One line on stderr. Nobody is told when that cannot be written.

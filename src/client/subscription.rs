@@ -20,8 +20,10 @@ use crate::client::{
 
 /// Largest item: a block of the largest `chain.max_block_bytes` in hex, and what stands around it.
 const ITEM_BYTES_MAX: u32 = 64 << 20;
-/// Items that wait for a slow terminal before the library gives the subscription up.
-const BUFFER_ITEMS: usize = 10_000;
+/// Items that wait before the library gives the subscription up, and whoever follows goes on from its
+/// position in a new one. By eye: a slow terminal stands the whole program still, so that the node notices and
+/// no more is read than tokio lets one task read in a turn, which is 128.
+const BUFFER_ITEMS: usize = 512;
 
 /// What to subscribe to.
 #[derive(Debug, Clone, Copy)]

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use crate::config::address::{is_host_and_port, is_listen, is_name, is_origin};
+use crate::config::address::{is_listen, is_origin};
 use crate::telemetry::log::Config as LogConfig;
+use crate::types::address::{is_host_and_port, is_name};
+use crate::types::member::is_node_name;
 use crate::types::setting::{Fallback, INTEGER_MAX, Key, Kind};
-use crate::types::settings;
+use crate::types::{member, settings};
 
 /// All tables' keys, in the order they are shown.
 pub(crate) fn all() -> impl Iterator<Item = &'static Key> {
@@ -417,16 +419,7 @@ const TELEMETRY: &[Key] = &[
 ];
 
 fn is_cluster_id(text: &str) -> bool {
-    is_word(text, 64)
-}
-
-pub(crate) fn is_node_name(text: &str) -> bool {
-    is_word(text, 63)
-}
-
-fn is_word(text: &str, bytes_max: usize) -> bool {
-    (1..=bytes_max).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    member::is_word(text, 64)
 }
 
 fn is_path(text: &str) -> bool {

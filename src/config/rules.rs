@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::config::values::{Entry, Values};
-use crate::config::{Complaint, address, keys};
-use crate::types::member::Member;
+use crate::config::{Complaint, address};
+use crate::types::address::host;
+use crate::types::member::{Member, is_node_name};
 use crate::types::quantity::{format_duration, format_size};
 use crate::types::setting::Value;
 
@@ -99,7 +100,7 @@ fn check_exposure(values: &Values, part: &str, found: &mut Vec<Complaint>) {
 fn check_advertise(values: &Values, part: &str, found: &mut Vec<Complaint>) {
     let key = format!("{part}.advertise");
     let Some(text) = values.text(&key) else { return };
-    let rule = match address::host(text) {
+    let rule = match host(text) {
         Some(host) if host.is_unspecified() => "nobody can reach an unspecified address",
         Some(_) => return,
         None => "nobody can reach port 0",
@@ -143,12 +144,12 @@ fn check_peer(nth: usize, member: &Member, before: &[Member]) -> Vec<String> {
     } else if before.iter().any(|m| m.name == member.name) {
         rules.push(format!("entry {nth}: name {:?} stands there twice", member.name));
     }
-    if !keys::is_node_name(&member.name) {
+    if !is_node_name(&member.name) {
         rules.push(format!("entry {nth}: name is 1 to 63 of a-z0-9-"));
     }
     let addresses = [("peer", &member.peer_addr), ("api", &member.api_addr)];
     for (field, text) in addresses {
-        match address::host(text) {
+        match host(text) {
             None => rules
                 .push(format!("entry {nth}: {field} is host:port, IPv6 in brackets, no scheme: {text:?}")),
             Some(host) if host.is_unspecified() => {

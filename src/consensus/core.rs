@@ -1,10 +1,14 @@
 //! openraft behind one trait, so that nobody else carries the type of its state machine.
 
 use openraft::{
-    RaftNetworkFactory, RaftTypeConfig, ReadPolicy,
-    errors::{Fatal, InitializeError, LinearizableReadError, RaftError},
+    ChangeMembers, RaftNetworkFactory, RaftTypeConfig, ReadPolicy,
+    errors::{
+        ChangeMembershipError, ClientWriteError, Fatal, InitializeError, LinearizableReadError,
+        PreconditionFailed, RaftError,
+    },
     metrics::{RaftMetrics, RaftServerMetrics},
     network::NetSnapshot,
+    raft::Precondition,
     storage::{RaftLogStorage, RaftStateMachine},
     type_config::alias::WatchReceiverOf,
 };
@@ -12,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::consensus::BoxFuture;
 use crate::machine::Command;
-use crate::raft::{NodeRecord, Reply, TypeConfig, WriteResult};
+use crate::raft::{LogId, NodeRecord, Reply, StoredMembership, TypeConfig, WriteResult};
 use crate::types::{LogIndex, NodeId};
 
 pub(crate) type Metrics = RaftMetrics<TypeConfig>;
@@ -41,6 +45,20 @@ pub(crate) enum ReadIndexError {
     Stopped(#[from] Stopped),
 }
 
+/// Why openraft did not change the membership. But for `is_first` and what openraft says before it appends
+/// anything, the first of two entries may have been committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ChangeFailed {
+    Forward,
+    InProgress,
+    /// The membership is not the one that was to be changed; `is_first`: nothing was appended.
+    Moved {
+        is_first: bool,
+    },
+    Invalid(String),
+    Discarded,
+}
+
 /// What this program needs of openraft.
 pub(crate) trait Core: Send + Sync + 'static {
     fn metrics(&self) -> MetricsWatch;
@@ -58,6 +76,16 @@ pub(crate) trait Core: Send + Sync + 'static {
     fn purge_log(&self, upto: LogIndex) -> BoxFuture<'_, Result<(), Stopped>>;
     /// `to` must be a voter other than this node: openraft checks nothing (safety rule 13).
     fn transfer_leader(&self, to: NodeId) -> BoxFuture<'_, Result<(), Stopped>>;
+    /// Changes the membership whose log id is `base`, in one entry or, where voters change, in two. The
+    /// membership behind it. Dropping the future may leave it joint (safety rule 21a).
+    fn change_membership(
+        &self,
+        change: ChangeMembers<NodeId, NodeRecord>,
+        keeps_removed: bool,
+        base: Option<LogId>,
+    ) -> BoxFuture<'_, Result<Result<StoredMembership, ChangeFailed>, Stopped>>;
+    /// A leader that its committed membership does not name steps down.
+    fn refresh_server_state(&self) -> BoxFuture<'_, Result<(), Stopped>>;
     /// Whether this node may stand for election by its timer.
     fn set_may_stand(&self, may: bool);
     /// Returns when everything this node knew as committed before it started is applied.
@@ -123,6 +151,29 @@ where
         Box::pin(async move { Ok(self.trigger().transfer_leader(to).await?) })
     }
 
+    fn change_membership(
+        &self,
+        change: ChangeMembers<NodeId, NodeRecord>,
+        keeps_removed: bool,
+        base: Option<LogId>,
+    ) -> BoxFuture<'_, Result<Result<StoredMembership, ChangeFailed>, Stopped>> {
+        Box::pin(async move {
+            let precondition = Precondition::LastMembershipLogId { last_membership_log_id: base };
+            match self.change_membership_if(change, keeps_removed, [precondition]).await {
+                Ok(written) => {
+                    let membership = written.membership.expect("an entry of membership has one");
+                    Ok(Ok(StoredMembership::new(Some(written.log_id), membership)))
+                }
+                Err(RaftError::Fatal(fatal)) => Err(fatal.into()),
+                Err(RaftError::APIError(error)) => Ok(Err(change_failed(error, base))),
+            }
+        })
+    }
+
+    fn refresh_server_state(&self) -> BoxFuture<'_, Result<(), Stopped>> {
+        Box::pin(async move { Ok(self.trigger().refresh_server_state(None, None).await?) })
+    }
+
     fn set_may_stand(&self, may: bool) {
         self.runtime_config().elect(may);
     }
@@ -137,6 +188,22 @@ where
                 tracing::warn!(error = %e, "raft did not stop cleanly");
             }
         })
+    }
+}
+
+fn change_failed(error: ClientWriteError<TypeConfig>, base: Option<LogId>) -> ChangeFailed {
+    match error {
+        ClientWriteError::ForwardToLeader(_) => ChangeFailed::Forward,
+        ClientWriteError::LogEntryDiscarded(_) => ChangeFailed::Discarded,
+        ClientWriteError::PreconditionFailed(PreconditionFailed::LastMembershipLogIdMismatch {
+            expected,
+            ..
+        }) => ChangeFailed::Moved { is_first: expected == base },
+        ClientWriteError::PreconditionFailed(_) => ChangeFailed::Moved { is_first: false },
+        ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_)) => {
+            ChangeFailed::InProgress
+        }
+        ClientWriteError::ChangeMembershipError(error) => ChangeFailed::Invalid(error.to_string()),
     }
 }
 
@@ -165,6 +232,8 @@ where
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) cluster_id: String,
+    /// Made with this node's data folder.
+    pub(crate) incarnation: [u8; 16],
     pub(crate) heartbeat_interval: Duration,
     /// A follower's patience is drawn from it to 1.5 × it.
     pub(crate) heartbeat_timeout: Duration,

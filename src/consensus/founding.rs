@@ -17,6 +17,17 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 pub(crate) struct FoundingList(pub(crate) BTreeMap<NodeId, NodeRecord>);
 
 impl FoundingList {
+    /// A node that founds alone names its own life: when it was wiped and is sent this membership again, it
+    /// would elect itself on the spot (safety rule 8). Others' lives are not known yet.
+    pub(crate) fn of_this_life(mut self, node_id: NodeId, incarnation: [u8; 16]) -> Self {
+        if self.0.len() == 1
+            && let Some(alone) = self.0.get_mut(&node_id)
+        {
+            alone.incarnation = Some(incarnation);
+        }
+        self
+    }
+
     /// Equal lists, in whatever order they were written, have equal hashes.
     pub(crate) fn hash(&self, cluster_id: &str) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();

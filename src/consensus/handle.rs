@@ -15,15 +15,19 @@ use tokio::{
     time::timeout,
 };
 
+use crate::consensus::membership::standing::Standing;
 use crate::consensus::{
     PeerError, Peers, Role, Status,
     core::{Config, Core, Metrics, MetricsWatch, ReadIndexError, ServerWatch, Stopped},
     status,
 };
+use crate::machine::command::Kind;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
+use crate::raft::convert::members_of;
 use crate::raft::{Reply, WriteResult, pos_of};
 use crate::types::{
     LogIndex, NodeId, Term,
+    member::Members,
     position::LogPos,
     proto,
     settings::{ClusterSettings, SettingsInForce},
@@ -49,6 +53,8 @@ pub(crate) enum ConfigureError {
     NoLeader { retry_after_ms: u64 },
     #[error("the settings were changed meanwhile, by the entry at index {version}")]
     VersionMismatch { version: LogIndex },
+    #[error("node {node_id} does not know the command that changes settings")]
+    UpgradeNeeded { node_id: NodeId },
     /// It may have happened.
     #[error("leadership was lost before the change was applied")]
     Unknown,
@@ -100,6 +106,7 @@ struct Shared {
     /// Base of the bounded waits: `raft.send_timeout`.
     send_timeout: Duration,
     memory: status::Memory,
+    removal: Standing,
     /// The core has run once: before that its metrics say learner, term 0, empty log.
     is_started: AtomicBool,
     /// Somebody wants a snapshot at once.
@@ -122,6 +129,7 @@ impl Handle {
             config,
             send_timeout,
             memory,
+            removal: Standing::default(),
             is_started: AtomicBool::new(false),
             snapshot_asked: Notify::new(),
         };
@@ -188,6 +196,38 @@ impl Handle {
         self.shared.memory.leading_for(term)
     }
 
+    /// Whether this node was told that it is no member.
+    pub(crate) fn removal(&self) -> &Standing {
+        &self.shared.removal
+    }
+
+    /// Whether this node may vote and stand: not while the newest membership in its log names another life of
+    /// it, which a wiped node that is sent old entries sees (safety rule 8).
+    pub(crate) fn is_itself(&self) -> bool {
+        let server = self.shared.core.server_metrics();
+        let server = server.borrow_watched();
+        let record = server.membership_config.membership().get_node(&self.shared.node_id);
+        let named = record.and_then(|record| record.incarnation);
+        named.is_none_or(|incarnation| incarnation == self.shared.config.incarnation)
+    }
+
+    /// The newest membership that is known to be committed.
+    pub(crate) fn committed_members(&self) -> Members {
+        let server = self.shared.core.server_metrics();
+        let committed = Arc::clone(&server.borrow_watched().committed_membership_config);
+        members_of(&committed)
+    }
+
+    /// On the leader: for each other member the newest committed entry that it acknowledged.
+    pub(crate) fn held_by_others(&self) -> Vec<(NodeId, LogPos)> {
+        let metrics = self.metrics();
+        let (Some(replication), Some(committed)) = (&metrics.replication, &metrics.local_committed) else {
+            return Vec::new();
+        };
+        let acknowledged = replication.iter().filter(|(id, _)| **id != self.shared.node_id);
+        acknowledged.filter_map(|(id, held)| Some((*id, pos_of(held.as_ref()?.min(committed))))).collect()
+    }
+
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether
     /// the node holds a membership.
     pub(crate) async fn started(&self) -> Result<bool, Stopped> {
@@ -221,6 +261,12 @@ impl Handle {
                 return Err(ConfigureError::NotLeader { leader_id, leader_api });
             }
             None => return Err(self.no_leader()),
+        }
+        let (kind, version) = (Kind::Configure, 1);
+        // A node stops when it meets a command that it does not know.
+        let lacks = |id: &&NodeId| self.shared.peers.lacks(**id, kind.to_u8(), version);
+        if let Some(node_id) = status.members.nodes.keys().find(lacks) {
+            return Err(ConfigureError::UpgradeNeeded { node_id: *node_id });
         }
         let command = Command::configure(&proto::ConfigureCommand {
             settings: Some(settings_to_proto(&settings)),

@@ -9,24 +9,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use prometheus::Registry;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::feed::backlog::{Backlog, Next, Pushed};
 use crate::feed::live::{self, Live};
 use crate::feed::metrics::{Label, Metrics, Queues, Worst};
-use crate::feed::source::Source;
+use crate::feed::source::{Replaying, Source};
 use crate::feed::subscription::Subscription;
 use crate::feed::{Channel, Config};
 use crate::instants::Instants;
-use crate::store::reader::replay::{Place, Replay, ReplayError};
+use crate::store::reader::replay::Place;
 use crate::store::tap::{Tap, Tapped, Told};
 use crate::types::LogIndex;
 use crate::types::feed::{Applied, BUFFER_MAX, EndReason, OnFull, StartAt, SubscribeError};
 
 /// By eye: as many as `api.max_connections` by default.
 const SUBSCRIBERS_MAX: usize = 1_000;
-/// Reads of the store at once, for all subscriptions. By eye, for two to eight cores.
-const READS_MAX: usize = 4;
 /// Blocks and bytes that one read takes: little enough to be held by a thousand slow readers.
 const READ_BLOCKS: usize = 256;
 const READ_BYTES: u64 = 256 << 10;
@@ -59,7 +57,6 @@ pub(super) struct Shared {
     /// Guards who is there and how far the log was told, which must not move apart. A task would have to
     /// be waited for by apply.
     state: Mutex<State>,
-    reads: Semaphore,
 }
 
 struct State {
@@ -117,8 +114,7 @@ impl Hub {
         let metrics = Metrics::new(&config.watched, registry)?;
         let told = source.applied();
         let state = State { told, slots: BTreeMap::new(), next_id: 0, is_stopped: false };
-        let (state, reads) = (Mutex::new(state), Semaphore::new(READS_MAX));
-        let shared = Arc::new(Shared { config, source, instants, metrics, state, reads });
+        let shared = Arc::new(Shared { config, source, instants, metrics, state: Mutex::new(state) });
         let watched = shared.clone();
         Queues::register(registry, &shared.config.watched, move || watched.worst())?;
         Ok(Self { shared })
@@ -203,10 +199,8 @@ impl Shared {
         self.state().told.index
     }
 
-    /// Reads the store, a few at once.
-    pub(super) async fn read(&self, from: Place) -> Result<Replay, ReplayError> {
-        let _turn = self.reads.acquire().await.expect("the semaphore is never closed");
-        self.source.replay(from, READ_BLOCKS, READ_BYTES).await
+    pub(super) fn read(&self, from: Place) -> Replaying {
+        self.source.replay(from, READ_BLOCKS, READ_BYTES)
     }
 
     /// For each label: how many subscribers there are, and the worst of them.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::feed::backlog::{Missed, Next};
 use crate::feed::hub::{Shared, Slot};
 use crate::feed::live::Live;
+use crate::feed::source::Replaying;
 use crate::store::reader::replay::{Place, Replay, ReplayError, Replayed};
 use crate::types::feed::{
     Applied, CaughtUp, End, EndReason, FeedItem, Gap, Repair, StartAt, SubscribeError, TraceContext,
@@ -33,6 +34,8 @@ pub(crate) struct Subscription {
     reading: Reading,
     /// Where the next read begins.
     next: Place,
+    /// That read, once it was begun: whoever gives up waiting for an item finds it again.
+    pending: Option<Replaying>,
     page: VecDeque<Replayed>,
     /// A gap that was not told yet.
     missed: Option<Missed>,
@@ -63,8 +66,18 @@ impl Subscription {
                 (Place::Index(joined_at + 1), Reading::No, Some(joined_at))
             }
         };
-        let (page, missed) = (VecDeque::new(), None);
-        let mut this = Self { shared, slot, reading, next, page, missed, position, since, has_ended: false };
+        let mut this = Self {
+            shared,
+            slot,
+            reading,
+            next,
+            pending: None,
+            page: VecDeque::new(),
+            missed: None,
+            position,
+            since,
+            has_ended: false,
+        };
         if this.reading == Reading::ToHead {
             match this.shared.read(next).await {
                 Ok(replay) => this.take_page(replay),
@@ -153,7 +166,10 @@ impl Subscription {
     }
 
     async fn read_on(&mut self) -> Option<FeedItem> {
-        match self.shared.read(self.next).await {
+        let pending = self.pending.get_or_insert_with(|| self.shared.read(self.next));
+        let read = pending.await;
+        self.pending = None;
+        match read {
             Ok(replay) => self.take_page(replay),
             Err(ReplayError::Pruned { height, index }) => return Some(self.pruned(height, index)),
             // A store that is closing is not told apart from one that fails: the hub has ended by then.
@@ -265,6 +281,7 @@ impl Subscription {
     fn end(&mut self, reason: EndReason) -> FeedItem {
         self.has_ended = true;
         self.page.clear();
+        self.pending = None;
         self.shared.remove(&self.slot);
         FeedItem::End(End { reason, last_index: self.position })
     }

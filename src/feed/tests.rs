@@ -1,20 +1,30 @@
 //! What waits for one subscriber, case by case.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use prometheus::Registry;
+use prost::Message;
 
 use crate::feed::backlog::{BYTES_MAX, Backlog, Missed, Next, Pushed};
+use crate::feed::hub::{Hub, Request};
 use crate::feed::live::Live;
 use crate::feed::metrics::Worst;
-use crate::instants::Instants;
-use crate::store::reader::replay::Place;
-use crate::store::tap::Told;
+use crate::feed::source::{Replaying, Source};
+use crate::feed::{Channel, Config};
+use crate::instants::event::Event;
+use crate::instants::{Instants, Tracing};
+use crate::store::reader::replay::{Place, Replay};
+use crate::store::tap::{Tap, Tapped, Told};
+use crate::telemetry::trace::sampling::{Sampler, Sampling};
+use crate::telemetry::trace::tests::{Kept, tracer};
 use crate::types::LogIndex;
 use crate::types::block::Block;
-use crate::types::feed::{Applied, CaughtUp, EndReason, OnFull};
+use crate::types::feed::{Applied, BUFFER_MAX, CaughtUp, EndReason, OnFull, StartAt};
+use crate::types::position::LogPos;
+use crate::types::proto::RaftBlockState;
 
 fn live(index: LogIndex, n_bytes: usize) -> Arc<Live> {
     let block = Block { height: index, data: Bytes::from(vec![0; n_bytes]), ..Block::default() };
@@ -168,4 +178,70 @@ fn the_worst_of_a_label_is_shown_with_its_own_capacity() {
     worst.add(4, 5, 7);
     worst.add(3, 3, 9);
     assert_eq!(format!("{worst:?}"), "Worst { n: 3, depth: 4, capacity: 5, gap: 9 }");
+}
+
+struct Nothing;
+
+impl Source for Nothing {
+    fn replay(&self, _: Place, _: usize, _: u64) -> Replaying {
+        Box::pin(async { Ok(Replay::default()) })
+    }
+
+    fn applied(&self) -> Told {
+        Told::default()
+    }
+}
+
+#[test]
+fn a_slow_reader_with_a_large_buffer_costs_nobody_elses_spans() {
+    let (tracer, counts) = tracer(&Kept::default(), 10, Duration::from_secs(60));
+    let (instants, mut events) = Instants::new(&Registry::new()).unwrap().traced(Tracing {
+        tracer,
+        sampler: Sampler::new(Sampling::none()),
+        cluster_id: String::new(),
+        node_id: 1,
+    });
+    let config = Config { buffer: BUFFER_MAX, watched: Vec::new() };
+    let hub = Hub::new(config, Arc::new(Nothing), Arc::new(instants), &Registry::new()).unwrap();
+    let request = Request {
+        start: StartAt::Live,
+        buffer: None,
+        on_full: OnFull::Drop,
+        channel: Channel::Internal,
+        name: None,
+        may_be_pruned: false,
+    };
+    let subscribe = || hub.subscribe(request.clone()).now_or_never().unwrap().unwrap();
+    let (slow, gone) = (subscribe(), subscribe());
+    let mut n_told = 0;
+    let mut tell = |n: u64| {
+        let tapped = |index| Tapped {
+            pos: LogPos { term: 1, index },
+            height: index,
+            block: RaftBlockState::from(Block { height: index, ..Block::default() }).encode_to_vec().into(),
+            command: Bytes::new(),
+        };
+        let blocks: Vec<_> = (n_told + 1..=n_told + n).map(tapped).collect();
+        n_told += n;
+        hub.applied(told(n_told), &blocks);
+    };
+    let mut n_events = || {
+        let mut delivered = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            let Event::Delivered(some) = event else { panic!("of something else") };
+            delivered.push(some.len());
+        }
+        delivered
+    };
+    (0..10).for_each(|_| tell(BUFFER_MAX as u64 / 10));
+    assert_eq!(n_events(), [0; 0], "all of them wait");
+    // Its reader leaves, then the buffer of the other one is one block too small.
+    drop(gone);
+    assert_eq!(n_events(), [0; 0], "somebody else holds them");
+    tell(1);
+    assert_eq!(n_events(), [BUFFER_MAX + 1], "in one piece");
+    tell(3);
+    assert_eq!(n_events(), [3], "a batch at a time");
+    drop(slow);
+    assert_eq!(counts.dropped_queue.get(), 0);
 }

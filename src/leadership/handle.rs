@@ -108,6 +108,7 @@ impl Handle {
             is_disk_full: health.is_full,
             is_store_failed: health.fatal.is_some(),
             intent: memory.intent,
+            removed: self.shared.raft.removal().get(),
             committed_a_second_ago: memory.committed_ago(now),
         };
         let Verdict { fence, lease_remaining, is_caught_up, failing } = judge(&inputs);

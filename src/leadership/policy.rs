@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::consensus::membership::standing::Removed;
 use crate::consensus::{Role, Status};
 use crate::machine::apply::View;
 use crate::types::{LogIndex, NodeId};
@@ -16,6 +17,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
     pub(crate) intent: Intent,
+    /// Other members say that this node is none.
+    pub(crate) removed: Option<Removed>,
     /// Greatest commit index of the cluster known one second ago.
     pub(crate) committed_a_second_ago: LogIndex,
 }
@@ -45,6 +48,7 @@ pub(crate) enum Check {
     Leadership,
     Settings,
     Handover,
+    Member,
 }
 
 impl Check {
@@ -60,6 +64,7 @@ impl Check {
             Self::Leadership => "leadership",
             Self::Settings => "settings",
             Self::Handover => "handover",
+            Self::Member => "member",
         }
     }
 }
@@ -99,6 +104,10 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
     check(!i.is_disk_full && !i.is_store_failed, Check::Storage);
+    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
+    let voters = &s.members.voters;
+    let has_vote = voters.is_empty() || voters.contains(&i.node_id);
+    check(i.removed.is_none() && (has_vote || !leads), Check::Member);
     if leads {
         check(!lease_remaining.is_zero(), Check::Lease);
         check(has_own_leadership, Check::Leadership);
@@ -141,6 +150,14 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         }
         Check::Leadership => "elected; its leadership command is not applied yet".into(),
         Check::Settings => "the first leader has not put the cluster's settings into the log yet".into(),
+        Check::Member => match i.removed {
+            Some(removed) => format!(
+                "node {} says that this node is in no membership up to version {}: add it with \
+                 `raft_addLearner` on the leader, or stop it",
+                removed.told_by, removed.version
+            ),
+            None => "this leader has no vote any more; it hands over".into(),
+        },
         Check::Handover => "leadership is being handed over".into(),
     }
 }
@@ -192,6 +209,7 @@ mod tests {
             is_disk_full: false,
             is_store_failed: false,
             intent: Intent::Lead,
+            removed: None,
             committed_a_second_ago: 0,
         }
     }
@@ -225,6 +243,11 @@ mod tests {
         assert_eq!(failing(&s, &view(7, NODE, 0), &|_| ()), [Check::Settings]);
         assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
         assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
+        let told = Removed { version: 9, told_by: 2 };
+        assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
+        let mut without_vote = s.clone();
+        without_vote.members.voters = [2, 3].into();
+        assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
         assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
         // Safety rule 11: openraft goes on saying Leader; the clock says that the quorum is gone.
         let cut = Status { quorum_ack_age: Some(Duration::from_millis(175)), ..s.clone() };

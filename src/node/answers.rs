@@ -79,7 +79,7 @@ impl Answers for NodeAnswers {
     }
 
     fn may_vote(&self) -> bool {
-        self.votes_from.is_none_or(|from| from <= Instant::now())
+        self.votes_from.is_none_or(|from| from <= Instant::now()) && self.raft.is_itself()
     }
 
     fn leader_heard(&self, term: Term, leader_id: NodeId) {

@@ -15,6 +15,7 @@ use crate::api;
 use crate::audit;
 use crate::config;
 use crate::consensus;
+use crate::consensus::membership::Changer;
 use crate::consensus::{founding, snapshots};
 use crate::feed;
 use crate::instants::Instants;
@@ -22,8 +23,9 @@ use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
 use crate::node::answers::NodeAnswers;
+use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, founders, observe, parts};
+use crate::node::{StartError, addresses, founders, members, observe, parts};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -108,7 +110,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
     let audit = observe::open_audit(&settings, &opened, &registry).await?;
-    let source = Arc::new(opened.reader.clone());
+    let source = Arc::new(feed::source::Store::new(opened.reader.clone()));
     let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));
@@ -118,22 +120,23 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let leadership_later = Arc::new(OnceLock::new());
     let addresses: peer::Addresses =
         Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
+    let remembered = Remembered::open(&opened).await?;
+    let raft_later = Arc::new(OnceLock::new());
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
         leadership: Arc::clone(&leadership_later),
         instants: Arc::clone(&instants),
+        remembered: remembered.clone(),
+        raft: Arc::clone(&raft_later),
+        history: audit.history.clone(),
     };
     let network = peer::Network::new(
-        peer::Config::new(
-            settings.raft.heartbeat_interval,
-            settings.raft.heartbeat_timeout,
-            settings.raft.send_timeout,
-        ),
+        peer_config(&settings),
         identity(&opened.identity),
         Arc::clone(&addresses),
         Arc::new(parts::Incarnations {
-            local: opened.local.clone(),
+            remembered: remembered.clone(),
             reader: opened.reader.clone(),
             data_dir: settings.node.data_dir.clone(),
             identity: Mutex::new(opened.identity.clone()),
@@ -146,7 +149,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
 
     let core = consensus::core::build(
         settings.node.id,
-        &core_config(&settings),
+        &core_config(&settings, &opened.identity),
         network.clone(),
         opened.log,
         opened.machine,
@@ -157,9 +160,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         settings.node.id,
         Arc::new(core.clone()),
         Arc::new(network.asker()),
-        core_config(&settings),
+        core_config(&settings, &opened.identity),
         settings.raft.send_timeout,
     );
+    raft.removal().restore(remembered.removed());
+    let _ = raft_later.set(raft.clone());
+    let changer = Changer::new(raft.clone(), instants.tracer().clone());
     let leadership = leadership::Handle::new(
         raft.clone(),
         opened.reader.clone(),
@@ -183,7 +189,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     )
     .map_err(metrics_failed)?;
 
-    let list = founders::founding_list(&settings);
+    let list = founders::founding_list(&settings).of_this_life(settings.node.id, opened.identity.incarnation);
     let api_later = Arc::new(OnceLock::new());
     let answers = Arc::new(NodeAnswers {
         raft: raft.clone(),
@@ -196,6 +202,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         reader: opened.reader.clone(),
         feed: feed.clone(),
         audit: audit.clone(),
+        changer: changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
@@ -251,6 +258,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let compacted =
         Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
+    tasks.spawn("membership", changer.clone().run());
+    tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(
@@ -308,6 +317,7 @@ fn api_parts(
         reader: opened.reader.clone(),
         feed: opened.feed.clone(),
         audit: opened.audit.clone(),
+        changer: opened.changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
         compaction: snapshots_config(settings),
@@ -328,6 +338,7 @@ struct ForApi {
     reader: store::Reader,
     feed: feed::Hub,
     audit: audit::Handle,
+    changer: Changer,
     health: store::Health,
     snapshots: store::Snapshots,
     instants: Arc<Instants>,
@@ -401,9 +412,16 @@ fn identity(identity: &store::Identity) -> peer::Identity {
     }
 }
 
-fn core_config(settings: &config::Settings) -> consensus::core::Config {
+fn peer_config(settings: &config::Settings) -> peer::Config {
+    let raft = &settings.raft;
+    let config = peer::Config::new(raft.heartbeat_interval, raft.heartbeat_timeout, raft.send_timeout);
+    peer::Config { advertise: settings.peer.advertise.clone(), ..config }
+}
+
+fn core_config(settings: &config::Settings, identity: &store::Identity) -> consensus::core::Config {
     consensus::core::Config {
         cluster_id: settings.cluster.id.clone(),
+        incarnation: identity.incarnation,
         heartbeat_interval: settings.raft.heartbeat_interval,
         heartbeat_timeout: settings.raft.heartbeat_timeout,
     }

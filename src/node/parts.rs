@@ -7,9 +7,14 @@ use std::{
     time::Duration,
 };
 
+use crate::audit;
+use crate::consensus;
+use crate::consensus::membership::standing::Removed;
 use crate::consensus::{BoxFuture, snapshots};
 use crate::instants::Instants;
 use crate::machine::apply::View;
+use crate::node::members;
+use crate::node::remembered::Remembered;
 use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
 use crate::store;
@@ -75,38 +80,22 @@ impl snapshots::Compacted for Compacted {
     }
 }
 
-/// Key of the incarnation of another node, in the records of this one.
-const INCARNATION: &[u8] = b"peer/incarnation/";
-
 /// The incarnations of other nodes, in this node's own records, and this node's identity.
 pub(super) struct Incarnations {
-    pub(super) local: store::Local,
+    pub(super) remembered: Remembered,
     pub(super) reader: store::Reader,
     pub(super) data_dir: PathBuf,
     /// As in the data folder. Guards the one change that there may be of it.
     pub(super) identity: Mutex<store::Identity>,
 }
 
-impl Incarnations {
-    fn key(node_id: NodeId) -> Vec<u8> {
-        [INCARNATION, &node_id.to_be_bytes()].concat()
-    }
-}
-
 impl peer::Incarnations for Incarnations {
     fn known(&self, node_id: NodeId) -> Option<Incarnation> {
-        match self.local.get(&Self::key(node_id)) {
-            Ok(stored) => stored.and_then(|bytes| Incarnation::try_from(bytes.as_ref()).ok()),
-            Err(error) => {
-                tracing::warn!(peer_id = node_id, %error, "the incarnation of a peer cannot be read");
-                None
-            }
-        }
+        self.remembered.known(node_id)
     }
 
     fn remember(&self, node_id: NodeId, incarnation: Incarnation) -> io::Result<()> {
-        let record = (Self::key(node_id), Some(bytes::Bytes::copy_from_slice(&incarnation)));
-        self.local.write_blocking(vec![record])
+        self.remembered.remember(node_id, incarnation)
     }
 
     fn may_adopt_epoch(&self) -> bool {
@@ -134,9 +123,30 @@ pub(super) struct Notices {
     pub(super) health: store::Health,
     pub(super) leadership: Arc<std::sync::OnceLock<crate::leadership::Handle>>,
     pub(super) instants: Arc<Instants>,
+    pub(super) remembered: Remembered,
+    pub(super) raft: Arc<std::sync::OnceLock<consensus::handle::Handle>>,
+    pub(super) history: audit::history::History,
 }
 
 impl peer::Notices for Notices {
+    fn floor(&self, node_id: NodeId) -> Option<LogPos> {
+        self.remembered.floor(node_id)
+    }
+
+    fn commands_known(&self, node_id: NodeId, commands: &[(u8, u8)]) {
+        self.remembered.set_commands(node_id, commands);
+    }
+
+    fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool {
+        self.remembered.lacks(node_id, kind, version)
+    }
+
+    fn not_member(&self, told_by: NodeId, version: LogIndex) {
+        if let Some(raft) = self.raft.get() {
+            members::told_not_member(raft, &self.remembered, &self.history, Removed { version, told_by });
+        }
+    }
+
     fn own_last(&self) -> Option<LogPos> {
         self.reader.log_stats().last
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers};
+use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers, Probed};
 use crate::peer::link::CallError;
 use crate::peer::metrics::Rpc;
 use crate::peer::network::{Shared, decode};
@@ -21,53 +21,9 @@ pub(crate) struct Asker {
     shared: Arc<Shared>,
 }
 
-/// Who listens at an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
-pub(crate) struct Probed {
-    pub(crate) cluster_id: String,
-    pub(crate) epoch: u64,
-    pub(crate) node_id: NodeId,
-    pub(crate) incarnation: Incarnation,
-    /// Its log holds entries.
-    pub(crate) has_data: bool,
-}
-
 impl Asker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
-    }
-
-    /// Whoever listens there says who it is, and is not admitted (safety rule 8).
-    #[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
-    pub(crate) async fn probe(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
-        let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
-        let asked = async {
-            let stream =
-                dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
-            hello::probe(&self.shared, stream).await.map_err(|e| unreachable(e.to_string()))
-        };
-        let hello = tokio::time::timeout(within, asked)
-            .await
-            .unwrap_or(Err(PeerError::TimedOut { node_id: 0, after: within }))?;
-        let incarnation = Incarnation::try_from(hello.incarnation.as_ref())
-            .map_err(|_| unreachable("its incarnation is malformed".into()))?;
-        Ok(Probed {
-            cluster_id: hello.cluster_id,
-            epoch: hello.cluster_epoch,
-            node_id: hello.node_id,
-            incarnation,
-            has_data: hello.last_log_id.is_some(),
-        })
-    }
-
-    /// One round trip. `Ok` proves that the node is reached at the addresses in force when it was
-    /// asked, and is who it should be (safety rule 21c).
-    #[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
-    pub(crate) async fn ping(&self, node_id: NodeId, within: Duration) -> Result<(), PeerError> {
-        let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
-        let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
-        pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
     }
 
     async fn ask<M: Message + Default>(
@@ -90,6 +46,31 @@ fn peer_error(node_id: NodeId, error: CallError) -> PeerError {
         CallError::Unreachable { why, .. } => PeerError::Unreachable { node_id, why },
         CallError::TimedOut(after) => PeerError::TimedOut { node_id, after },
         CallError::Refused(error) => PeerError::Refused(error.reason),
+    }
+}
+
+impl Asker {
+    async fn who_listens(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
+        let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
+        let asked = async {
+            let stream =
+                dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
+            hello::probe(&self.shared, stream).await.map_err(|e| unreachable(e.to_string()))
+        };
+        let hello = tokio::time::timeout(within, asked)
+            .await
+            .unwrap_or(Err(PeerError::TimedOut { node_id: 0, after: within }))?;
+        let incarnation = Incarnation::try_from(hello.incarnation.as_ref())
+            .map_err(|_| unreachable("its incarnation is malformed".into()))?;
+        let is_blank = hello.cluster_epoch == 0 && hello.last_log_id.is_none();
+        let is_of_epoch = is_blank || hello.cluster_epoch == self.shared.epoch();
+        Ok(Probed {
+            cluster_id: hello.cluster_id,
+            is_of_epoch,
+            node_id: hello.node_id,
+            incarnation,
+            known_commands: hello::commands_of(&hello.known_commands),
+        })
     }
 }
 
@@ -138,6 +119,22 @@ impl Peers for Asker {
             let answer: proto::TimelineAnswer =
                 self.ask(node_id, Rpc::Timeline, kinds, question, within).await?;
             Ok(answer.json)
+        })
+    }
+
+    fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool {
+        self.shared.notices.lacks(node_id, kind, version)
+    }
+
+    fn probe<'a>(&'a self, addr: &'a str, within: Duration) -> BoxFuture<'a, Result<Probed, PeerError>> {
+        Box::pin(self.who_listens(addr, within))
+    }
+
+    fn ping(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<(), PeerError>> {
+        Box::pin(async move {
+            let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
+            let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
+            pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
         })
     }
 

@@ -101,7 +101,6 @@ fn worse(before: DialError, after: DialError) -> DialError {
 }
 
 /// A connection to an address by name; every address of the name is tried.
-#[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
 pub(super) async fn connect_to(shared: &Shared, addr: &str) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for target in resolve(shared, addr).await? {

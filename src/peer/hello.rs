@@ -136,7 +136,6 @@ async fn greet_unbounded(
 }
 
 /// Asks whoever listens there who it is; nothing is admitted.
-#[allow(dead_code, reason = "the membership calls of the contract dial a target first")]
 pub(super) async fn probe(shared: &Shared, stream: TcpStream) -> Result<proto::Hello, HelloError> {
     let asked = async {
         let (mut reader, mut outbox) = halves(shared, stream);
@@ -195,6 +194,7 @@ async fn welcome_unbounded(
         refuse(&mut outbox, &refused).await;
         return Err(HelloError::Here(refused));
     }
+    shared.announced(hello.node_id, &hello.advertise);
     outbox.put(FrameKind::Hello, 0, &own_hello(shared, hello.purpose(), 0, not_member));
     outbox.flush().await?;
     let purpose = hello.purpose();
@@ -222,6 +222,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
             .map(|(kind, version)| u32::from(kind.to_u8()) << 8 | u32::from(*version))
             .collect(),
         not_member_version: not_member,
+        advertise: shared.config.advertise.clone(),
     }
 }
 
@@ -377,16 +378,16 @@ fn admitted(
     let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
-    let commands: Vec<(u8, u8)> = hello
-        .known_commands
-        .iter()
-        .filter_map(|command| Some((u8::try_from(command >> 8).ok()?, (command & 0xff) as u8)))
-        .collect();
-    shared.notices.commands_known(peer_id, &commands);
+    shared.notices.commands_known(peer_id, &commands_of(&hello.known_commands));
     if hello.not_member_version != 0 {
         shared.notices.not_member(peer_id, hello.not_member_version);
     }
     Connection { peer_id, purpose, reader, outbox }
+}
+
+/// Each kind and version.
+pub(super) fn commands_of(known: &[u32]) -> Vec<(u8, u8)> {
+    known.iter().filter_map(|c| Some((u8::try_from(c >> 8).ok()?, (c & 0xff) as u8))).collect()
 }
 
 fn hex(incarnation: &Incarnation) -> String {

@@ -28,6 +28,7 @@ use crate::peer::{
     wire::{Frame, WireError},
 };
 use crate::raft::{NodeRecord, StoredMembership, TypeConfig};
+use crate::types::address::host;
 use crate::types::{LogIndex, NodeId, Term, proto::FrameKind};
 
 /// How often the list of peers is compared with their addresses. By eye.
@@ -67,6 +68,8 @@ pub(super) struct Shared {
     pub(super) said: Said,
     pub(super) lookups: Lookups,
     addresses: Addresses,
+    /// Where nodes that dialled this one say that they are reached. Guards a look-up per dial.
+    announced: Mutex<BTreeMap<NodeId, String>>,
     /// Set once raft is there.
     membership: OnceLock<MembershipLook>,
     /// Guards the look-up of a link; links are made and removed by [`Network::run`] alone.
@@ -89,7 +92,18 @@ impl Shared {
     }
 
     pub(super) fn addresses_of(&self, node_id: NodeId) -> Vec<String> {
-        self.addresses.load().get(&node_id).cloned().unwrap_or_default()
+        let mut known = self.addresses.load().get(&node_id).cloned().unwrap_or_default();
+        let announced = lock(&self.announced).get(&node_id).cloned();
+        known.extend(announced.filter(|addr| !known.contains(addr)));
+        known
+    }
+
+    /// A node that was admitted says where it is reached; one that moved is found again by it.
+    pub(super) fn announced(&self, node_id: NodeId, addr: &str) {
+        let is_peer = self.addresses.load().contains_key(&node_id);
+        if is_peer && host(addr).is_some_and(|host| !host.is_unspecified()) {
+            lock(&self.announced).insert(node_id, addr.to_owned());
+        }
     }
 
     fn peer_ids(&self) -> Vec<NodeId> {
@@ -161,6 +175,7 @@ impl Network {
             said: Said::default(),
             lookups: Lookups::default(),
             addresses,
+            announced: Mutex::default(),
             membership: OnceLock::new(),
             links: Mutex::default(),
             handover: Mutex::default(),
@@ -202,6 +217,7 @@ impl Network {
             return Vec::new();
         }
         self.shared.metrics.keep(&peer_ids);
+        lock(&self.shared.announced).retain(|node_id, _| peer_ids.contains(node_id));
         links.retain(|node_id, link| {
             let is_kept = peer_ids.contains(node_id);
             if !is_kept {

@@ -16,6 +16,7 @@ pub(crate) mod span {
     pub(crate) const ELECTION: &str = "raft.election";
     pub(crate) const SNAPSHOT_BUILD: &str = "snapshot.build";
     pub(crate) const SNAPSHOT_INSTALL: &str = "snapshot.install";
+    pub(crate) const MEMBERSHIP_CHANGE: &str = "membership.change";
     pub(crate) const RECOVER: &str = "node.recover";
     /// A JSON-RPC call of a method that nobody registered.
     pub(crate) const UNKNOWN_CALL: &str = "jsonrpc";
@@ -45,6 +46,11 @@ pub(crate) const OUTCOME: &str = "outcome";
 pub(crate) const SUBSCRIBERS: &str = "subscribers";
 pub(crate) const DELIVERED: &str = "delivered";
 pub(crate) const DROPPED: &str = "dropped";
+
+pub(crate) const MEMBERSHIP_CHANGE: &str = "raft.membership.change";
+/// Whom a change of membership is about.
+pub(crate) const MEMBERSHIP_NODE_ID: &str = "raft.membership.node.id";
+pub(crate) const VOTERS: &str = "raft.voters";
 
 /// Why an election was held.
 pub(crate) const TRIGGER: &str = "raft.election.trigger";

@@ -295,4 +295,4 @@ impl Tracer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -28,3 +28,14 @@ pub struct Members {
     /// Two configurations are in force while a change is under way.
     pub joint: bool,
 }
+
+/// 1 to 63 of `a-z0-9-`.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    is_word(text, 63)
+}
+
+/// 1 to `bytes_max` of `a-z0-9-`.
+pub(crate) fn is_word(text: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}

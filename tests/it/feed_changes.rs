@@ -18,7 +18,7 @@ use crate::support::{
     account::{Account, last_block},
     block::{Block, Way},
     cluster::Cluster,
-    config::{Settings, settings},
+    config::{Settings, patient, settings},
     feed::{Events, WebSocket},
     stream::fill,
     wait::{LATER, SOON, pause, wait_for},
@@ -42,7 +42,7 @@ fn keep_all() -> Settings {
 fn a_start_from_the_first_block_while_blocks_arrive_has_no_hole() {
     let runs = std::env::var("FEED_RUNS").ok().map_or(RUNS, |n| n.parse().expect("FEED_RUNS is a number"));
     for run in 0..runs {
-        let mut cluster = Cluster::three(Settings::new());
+        let mut cluster = Cluster::three(patient());
         let leader = cluster.leader();
         let leader_api = cluster.node(leader).api.clone();
         let top = 2_000;

@@ -25,7 +25,7 @@ use crate::support::{
     bench::{bench, number, rss_mib},
     block::Way,
     cluster::Cluster,
-    config::settings,
+    config::{patient, settings},
     exposition::Scrape,
     feed::{Events, Message, WebSocket, event_item, socket_item},
     wait::{LATER, SOON, wait_for},
@@ -117,11 +117,13 @@ impl Phase {
 fn readers_that_stand_still_cost_the_others_nothing_and_get_every_block() {
     let plan = Plan::from_env();
     let watched = toml::Value::Array(LABELS.map(Into::into).to_vec());
-    let mut cluster = Cluster::three(settings([
+    let mut all = patient();
+    all.extend(settings([
         ("feed.watched", watched),
         // Every block of a phase must still be there when it is over.
         ("state.history_blocks", 1_000_000.into()),
     ]));
+    let mut cluster = Cluster::three(all);
     cluster.leader();
     let mut phases = Vec::new();
     // What a node takes anyway, it takes before the first comparison.

@@ -24,5 +24,6 @@ mod recovery;
 mod refusals;
 mod stop;
 mod support;
+mod tail;
 mod tidy;
 mod traces;

@@ -22,7 +22,7 @@ use crate::support::{
     NodeId,
     block::Block,
     cluster::Cluster,
-    config::settings,
+    config::patient,
     exposition::Scrape,
     http,
     node::spawn_mortal,
@@ -171,13 +171,10 @@ fn a_real_server_stores_every_line_and_two_scrapers_see_the_same() {
         return;
     }
     let receiver = Receiver::start();
-    // Patient: a leader that loses its lease on a busy machine takes its own series with it.
-    let mut cluster = Cluster::three(settings([
-        ("telemetry.otlp_endpoint", receiver.endpoint.as_str().into()),
-        ("raft.heartbeat_timeout", "4s".into()),
-        ("raft.election_timeout", "4s".into()),
-        ("raft.leader_lease_timeout", "2s".into()),
-    ]));
+    // A leader that loses its lease takes its own series with it.
+    let mut all = patient();
+    all.insert("telemetry.otlp_endpoint".into(), receiver.endpoint.as_str().into());
+    let mut cluster = Cluster::three(all);
     let leader = cluster.leader();
     let blocks: Vec<Block> = (1..=60).map(|h| Block::new(h, "scraped")).collect();
     fill(&cluster.node(leader).api.clone(), &blocks);

@@ -3,6 +3,7 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | one_trace_a_block_… | the tree, the integers, the caller as parent or as link; over HTTP |
+//! | a_trace_goes_on_… | another leader, a node that catches up, one that replays |
 //! | every_block_above_the_budget_… | promise 7 at any rate: no applied block without a span; over gRPC |
 //! | a_timeline_shows_every_node | block_timeline from any node |
 //! | a_log_filter_is_changed_and_given_back | node_setLogFilter, the audit line |
@@ -21,7 +22,7 @@ use crate::support::{
     otlp::{Attr, Receiver, Span},
     rpc::{post, result_of},
     stream::fill,
-    wait::{SOON, wait_for},
+    wait::{LATER, SOON, wait_for},
 };
 
 fn traced(receiver: &Receiver, protocol: &str, per_second: i64) -> Cluster {
@@ -144,6 +145,63 @@ fn check_server(receiver: &Receiver, height: u64, flags: &str, is_fast: bool, sp
     } else {
         assert_eq!(server.attrs.get("rpc.method"), Some(&Attr::Text("block_propose".into())));
     }
+}
+
+/// The `block.apply` spans of a block by node, once there are as many.
+#[track_caller]
+fn applied(receiver: &Receiver, height: u64, n: usize) -> Vec<Span> {
+    wait_for(&format!("block {height} is applied by {n} nodes"), LATER, || {
+        let of = |s: &Span| s.int("block.height") == Some(height as i64);
+        let spans: Vec<Span> = receiver.of("block.apply").into_iter().filter(of).collect();
+        let nodes: BTreeSet<&str> = spans.iter().map(|s| s.node.as_str()).collect();
+        ensure!(nodes.len() == n, "nodes {nodes:?}");
+        Ok(spans)
+    })
+}
+
+#[test]
+fn a_trace_goes_on_after_another_leader_and_on_nodes_that_come_late_or_again() {
+    let receiver = Receiver::start();
+    let mut cluster = traced(&receiver, "grpc", 500);
+    cluster.allow_deaths();
+    let first = cluster.leader();
+    fill(&cluster.node(first).api.clone(), &[Block::new(1, "late")]);
+    applied(&receiver, 1, 3);
+    // One node is not there while a leader dies and another one goes on.
+    let term = cluster.node(first).status().expect("it answers")["term"].as_u64().expect("a term");
+    cluster.node_mut(first).kill();
+    let second = cluster.leader_above(term);
+    let answer = propose(&cluster.node(second).api.clone(), &Block::new(2, "late"), "01", true);
+    for s in applied(&receiver, 2, 2) {
+        assert_eq!((s.trace.as_str(), s.int("raft.term")), (CALLER_TRACE, answer["term"].as_i64()));
+        assert_eq!(s.int("raft.index"), answer["index"].as_i64());
+    }
+    assert!(Some(term) < answer["term"].as_u64(), "{answer}");
+    // It comes back and catches up: the same trace, and the block it had applied before is said to be replayed.
+    cluster.node_mut(first).start();
+    let late = applied(&receiver, 2, 3).into_iter().find(|s| s.node == first.to_string());
+    let late = late.expect("it is one of the three");
+    assert_eq!((late.trace.as_str(), late.int("raft.term")), (CALLER_TRACE, answer["term"].as_i64()));
+    assert_eq!(late.attrs.get("raft.replay"), None, "it was not committed when it began");
+    let propose_span = receiver.of("block.propose").into_iter().find(|s| s.int("block.height") == Some(2));
+    assert_eq!(late.parent, propose_span.expect("it was sampled").id);
+    // State without a log of its own is what the log brought since the last snapshot: killed, it is replayed.
+    cluster.settled();
+    cluster.node_mut(second).kill();
+    cluster.node_mut(second).start();
+    wait_for("what is applied again says so", LATER, || {
+        let again = receiver.of("block.apply").into_iter().filter(|s| s.node == second.to_string());
+        let again: Vec<Span> =
+            again.filter(|s| s.attrs.get("raft.replay") == Some(&Attr::Bool(true))).collect();
+        let of_second = again.iter().find(|s| s.int("block.height") == Some(2)).context("block 2")?;
+        ensure!(of_second.trace == CALLER_TRACE && of_second.int("raft.index") == answer["index"].as_i64());
+        Ok(())
+    });
+    let ids: Vec<String> = receiver.of("block.apply").into_iter().map(|s| s.id).collect();
+    let distinct: BTreeSet<&String> = ids.iter().collect();
+    assert_eq!(distinct.len(), ids.len(), "no id is used twice");
+    cluster.leader();
+    cluster.end();
 }
 
 #[test]

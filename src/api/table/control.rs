@@ -1,9 +1,11 @@
 //! Rows of what steers a node and of what it recorded.
 
 use crate::api::error::Code;
-use crate::api::records;
+use crate::api::membership::ChangedJson;
 use crate::api::records::{AuditPage, HistoryJson, VerdictJson};
-use crate::api::table::{Method, schema};
+use crate::api::table::{BY_LEADER, Method, schema};
+use crate::api::wire::MembersJson;
+use crate::api::{membership, records};
 
 const RECORDS: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 
@@ -53,4 +55,74 @@ pub(crate) const METHODS: &[Method] = &[
         example: ("{}", r#"{"ok":true,"checked":12,"problems":[]}"#),
         run: records::audit_verify,
     },
+    Method {
+        name: "raft_addLearner",
+        alias: None,
+        says: "Adds a learner: it follows, and is counted in no quorum. Dialled first: cluster and node id must be right.",
+        is_leader_only: true,
+        audited: true,
+        once: true,
+        params: membership::ADD_PARAMS,
+        result: schema::<MembersJson>,
+        errors: BY_LEADER,
+        example: (
+            r#"{"nodeId":4,"peerAddr":"127.0.0.1:7504","apiAddr":"127.0.0.1:7404","expectedVersion":1}"#,
+            EXAMPLE_MEMBERS,
+        ),
+        run: membership::add_learner,
+    },
+    Method {
+        name: "raft_promote",
+        alias: None,
+        says: "Makes a learner that has caught up a voter.",
+        is_leader_only: true,
+        audited: true,
+        once: true,
+        params: membership::VOTE_PARAMS,
+        result: schema::<ChangedJson>,
+        errors: BY_LEADER,
+        example: (r#"{"nodeId":4,"expectedVersion":14}"#, EXAMPLE_MEMBERS),
+        run: membership::promote,
+    },
+    Method {
+        name: "raft_demote",
+        alias: None,
+        says: "Makes a voter a learner. The leader itself hands over behind it.",
+        is_leader_only: true,
+        audited: true,
+        once: true,
+        params: membership::VOTE_PARAMS,
+        result: schema::<ChangedJson>,
+        errors: BY_LEADER,
+        example: (r#"{"nodeId":4,"expectedVersion":16}"#, EXAMPLE_MEMBERS),
+        run: membership::demote,
+    },
+    Method {
+        name: "raft_removeMember",
+        alias: None,
+        says: "Removes a node from the cluster. The leader itself hands over behind it.",
+        is_leader_only: true,
+        audited: true,
+        once: true,
+        params: membership::VOTE_PARAMS,
+        result: schema::<ChangedJson>,
+        errors: BY_LEADER,
+        example: (r#"{"nodeId":4,"expectedVersion":18}"#, EXAMPLE_MEMBERS),
+        run: membership::remove,
+    },
+    Method {
+        name: "raft_updateMember",
+        alias: None,
+        says: "Gives a member another address or name; answers once it is reached there.",
+        is_leader_only: true,
+        audited: true,
+        once: true,
+        params: membership::UPDATE_PARAMS,
+        result: schema::<MembersJson>,
+        errors: BY_LEADER,
+        example: (r#"{"nodeId":2,"name":"berlin","expectedVersion":20}"#, EXAMPLE_MEMBERS),
+        run: membership::update,
+    },
 ];
+
+const EXAMPLE_MEMBERS: &str = r#"{"version":16,"voters":[{"nodeId":1,"name":"node-1","peerAddr":"127.0.0.1:7501","apiAddr":"127.0.0.1:7401"}],"learners":[{"nodeId":4,"name":"node-4","peerAddr":"127.0.0.1:7504","apiAddr":"127.0.0.1:7404"}],"joint":false}"#;

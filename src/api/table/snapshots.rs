@@ -1,4 +1,4 @@
-//! Rows of the snapshots and the log behind them.
+//! Rows of snapshots and of what of the log stands behind them.
 
 use crate::api::args::Param;
 use crate::api::control::OPERATION_ID;
@@ -9,9 +9,22 @@ use crate::api::snapshots::{
 };
 use crate::api::table::{LOCAL, Method, schema};
 
-const SNAPSHOT: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
-const BY_ID: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
+const EXAMPLE_CREATED: &str =
+    r#"{"id":"19a1f3c2b40-1","lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"elapsedMs":12}"#;
+
+const EXAMPLE_SNAPSHOTS: &str = r#"{"snapshots":[{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local"}]}"#;
+
+const EXAMPLE_BY_ID: &str = r#"{"id":"19a1f3c2b40-1"}"#;
+
+const EXAMPLE_DESCRIPTION: &str = r#"{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local","clusterId":"demo","membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"stateHash":"0x5f0c","formatVersion":1,"files":[{"name":"000012.sst","sizeBytes":865075,"checksum":"0x9c4e"}]}"#;
+
+const EXAMPLE_SNAPSHOT_STATUS: &str = r#"{"threshold":500,"thresholdBytes":67108864,"trailingLogs":200,"retain":3,"minIntervalMs":200,"graceEntries":50000,"lastLogIndex":1720,"snapshotIndex":1700,"purgedIndex":1500,"compactionLag":20,"logEntries":220,"logBytes":140800,"building":false}"#;
+
 const SNAPSHOT_ID: Param = Param::required::<String>("id", "As snapshot_list names it.");
+
+const SNAPSHOT: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
+
+const BY_ID: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
 
 pub(crate) const METHODS: &[Method] = &[
     Method {
@@ -98,10 +111,3 @@ pub(crate) const METHODS: &[Method] = &[
         run: snapshots::purge_log,
     },
 ];
-
-const EXAMPLE_BY_ID: &str = r#"{"id":"19a1f3c2b40-1"}"#;
-const EXAMPLE_CREATED: &str =
-    r#"{"id":"19a1f3c2b40-1","lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"elapsedMs":12}"#;
-const EXAMPLE_SNAPSHOTS: &str = r#"{"snapshots":[{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local"}]}"#;
-const EXAMPLE_DESCRIPTION: &str = r#"{"id":"19a1f3c2b40-1","createdAt":1761000000000,"lastIndex":1700,"lastTerm":7,"height":1690,"sizeBytes":865075,"source":"local","clusterId":"demo","membership":{"version":1,"voters":[1,2,3],"learners":[],"joint":false},"stateHash":"0x5f0c","formatVersion":1,"files":[{"name":"000012.sst","sizeBytes":865075,"checksum":"0x9c4e"}]}"#;
-const EXAMPLE_SNAPSHOT_STATUS: &str = r#"{"threshold":500,"thresholdBytes":67108864,"trailingLogs":200,"retain":3,"minIntervalMs":200,"graceEntries":50000,"lastLogIndex":1720,"snapshotIndex":1700,"purgedIndex":1500,"compactionLag":20,"logEntries":220,"logBytes":140800,"building":false}"#;

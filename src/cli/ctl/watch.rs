@@ -105,8 +105,21 @@ fn leadership_line(item: &Value) -> String {
     )
 }
 
-/// Until somebody stops it, or the node refuses the subscription itself.
+/// Until somebody stops it, nobody reads it any more, or the node refuses the subscription itself.
 async fn follow(
+    cx: &Context,
+    topic: Topic,
+    position: Position,
+    line: fn(&Value) -> String,
+) -> Result<u8, Failure> {
+    tokio::select! {
+        biased;
+        ended = go_on(cx, topic, position, line) => ended,
+        () = out::reader_gone() => Ok(exit::DONE),
+    }
+}
+
+async fn go_on(
     cx: &Context,
     topic: Topic,
     mut position: Position,

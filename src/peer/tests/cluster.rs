@@ -8,6 +8,7 @@ use openraft::{
     raft::TransferLeaderRequest,
 };
 
+use crate::consensus::Peers;
 use crate::peer::{
     Handover,
     tests::{

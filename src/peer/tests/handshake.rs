@@ -7,6 +7,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::consensus::Peers;
 use crate::peer::{
     Config, Identity,
     dial::{DialError, dial},
@@ -167,9 +168,9 @@ async fn a_probe_tells_who_it_is_and_leaves_no_trace() {
     let (answerer, addr) = welcoming(Identity { cluster_id: "other".into(), epoch: 7, ..identity(2) }).await;
     let asker = Bare::new(identity(1), quick());
     let probed = asker.network.asker().probe(&addr.to_string(), Duration::from_secs(5)).await.unwrap();
-    assert_eq!((probed.cluster_id.as_str(), probed.epoch, probed.node_id), ("other", 7, 2));
+    assert_eq!((probed.cluster_id.as_str(), probed.is_of_epoch, probed.node_id), ("other", false, 2));
     assert_eq!(probed.incarnation, [2; 16]);
-    assert!(!probed.has_data);
+    assert_eq!(probed.known_commands, [(16, 1), (17, 1), (18, 1)]);
     assert!(answerer.incarnations.known.lock().unwrap().is_empty());
     assert!(asker.incarnations.known.lock().unwrap().is_empty());
 }

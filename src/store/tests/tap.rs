@@ -6,6 +6,7 @@ use openraft::storage::RaftLogStorage;
 use prometheus::Registry;
 
 use crate::feed::hub::{Hub, Request};
+use crate::feed::source::Store;
 use crate::feed::{Channel, Config, Subscription};
 use crate::instants::Instants;
 use crate::machine::Command;
@@ -163,7 +164,7 @@ fn hub(opened: &mut Opened) -> Hub {
     let registry = Registry::new();
     let instants = Arc::new(Instants::new(&registry).unwrap());
     let config = Config { buffer: 4, watched: Vec::new() };
-    let hub = Hub::new(config, Arc::new(opened.reader.clone()), instants, &registry).unwrap();
+    let hub = Hub::new(config, Arc::new(Store::new(opened.reader.clone())), instants, &registry).unwrap();
     opened.machine.set_tap(Arc::new(hub.clone()));
     hub
 }

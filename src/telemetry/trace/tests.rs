@@ -12,8 +12,8 @@ use super::{
 
 /// Keeps what it is given; fails while it is told to.
 #[derive(Debug, Clone, Default)]
-struct Kept {
-    spans: Arc<Mutex<Vec<SpanData>>>,
+pub(crate) struct Kept {
+    pub(crate) spans: Arc<Mutex<Vec<SpanData>>>,
     is_broken: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -27,7 +27,8 @@ impl SpanExporter for Kept {
     }
 }
 
-fn tracer(kept: &Kept, queue_max: usize, delay: Duration) -> (Tracer, Counts) {
+/// A tracer whose spans are kept.
+pub(crate) fn tracer(kept: &Kept, queue_max: usize, delay: Duration) -> (Tracer, Counts) {
     let counts = Counts::register(&Registry::new()).expect("a fresh registry");
     let counted = Counted::new(kept.clone(), counts.clone(), Rejected::default(), "here".into());
     let shared = counted.shared();

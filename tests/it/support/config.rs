@@ -10,6 +10,16 @@ pub(crate) fn settings<const N: usize>(pairs: [(&str, toml::Value); N]) -> Setti
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// Timings of a cluster whose leader is to stay, however busy the machine; for tests that no change of leader is
+/// the matter of.
+pub(crate) fn patient() -> Settings {
+    settings([
+        ("raft.heartbeat_timeout", "4s".into()),
+        ("raft.election_timeout", "4s".into()),
+        ("raft.leader_lease_timeout", "2s".into()),
+    ])
+}
+
 /// A founding member, or whatever a test wants to pass for one.
 #[derive(Debug, Clone)]
 pub(crate) struct Founder {
