@@ -179,6 +179,13 @@ impl Api {
     }
 }
 
+impl Api {
+    /// Why this node answers nothing about blocks, though it is up: its state differs from the others'.
+    pub(crate) fn stopped_serving(&self) -> Option<error::Fault> {
+        self.parts.health.get().diverged.map(error::Fault::storage)
+    }
+}
+
 /// The `raft_status` of this node, as JSON; also what other nodes are answered.
 pub(crate) fn status_json(parts: &Parts) -> Bytes {
     let status = status::of(parts);

@@ -3,6 +3,7 @@
 //! [`handle::Handle`] is given to everyone who needs raft; nobody else names openraft's API. The
 //! transport is supplied by `node` as a [`Peers`].
 
+pub(crate) mod agreement;
 pub(crate) mod core;
 pub(crate) mod founding;
 pub(crate) mod handle;

@@ -4,12 +4,14 @@
 //! same thing by `run::run`.
 
 mod addresses;
+mod agreement;
 mod answers;
 mod build;
 pub(crate) mod founders;
 mod members;
 mod observe;
 mod parts;
+mod recorded;
 mod remembered;
 pub(crate) mod run;
 mod stop;

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
+use crate::consensus::agreement::Evidence;
 use crate::raft::SnapshotData;
 use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
@@ -170,6 +171,12 @@ pub(crate) trait Notices: Send + Sync + 'static {
         None
     }
     fn peer_hash_mark(&self, _node_id: NodeId, _mark: HashMark) {}
+    /// What goes with this leader's heartbeats while the nodes' states differ.
+    fn state_evidence(&self) -> Option<Evidence> {
+        None
+    }
+    /// A leader says that the nodes' states differ.
+    fn state_evidence_told(&self, _evidence: Evidence) {}
     /// The leader asks this node to take over; told before raft is.
     fn handed_over(&self, _handover: &Handover) {}
     /// Entries up to `last` were acknowledged by the node.

@@ -121,7 +121,7 @@ impl Front {
                 // Those that propose begin their own.
                 let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
                 let traced = self.api.parts.instants.begin_call(caller, false);
-                let answer = (route.run)(Asked { front, request, connection, tail }).await;
+                let answer = route.answer(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
                 if let Some(traced) = traced {
                     let names = (route.label, route.path());

@@ -24,6 +24,7 @@ use crate::api::error::{Code, Fault};
 use crate::api::http::{json, plain_fault, text};
 use crate::api::socket::Connection;
 use crate::api::{Parts, body, handlers};
+use crate::store;
 use crate::telemetry::encode;
 
 /// How often the checks are looked at, so that `since` and the metric hold between probes.
@@ -73,7 +74,7 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     let raft = parts.consensus.status();
     let leadership = parts.leadership.now();
-    let fatal = parts.health.get().fatal;
+    let store::health::HealthView { fatal, diverged, .. } = parts.health.get();
     let leader = match leadership.leader_id {
         Some(id) => format!("node {id} leads"),
         None => "no leader is heard".to_owned(),
@@ -85,9 +86,9 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
         (leadership.leader_id.is_some(), leader),
         said(leadership.is_caught_up, "has applied what the leader committed", "still catching up"),
         said(!leadership.is_stopping, "takes proposals", "the node is stopping"),
-        match fatal {
+        match fatal.map(|fatal| fatal.to_string()).or(diverged) {
             None => (true, "the store is well".to_owned()),
-            Some(fatal) => (false, fatal.to_string()),
+            Some(why) => (false, why),
         },
         match parts.consensus.removal().get() {
             None => (true, "no member says otherwise".to_owned()),

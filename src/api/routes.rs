@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use crate::api::cluster::ClusterJson;
 use crate::api::feed::ItemJson;
-use crate::api::http::{Front, json};
+use crate::api::http::{Front, json, plain_fault};
 use crate::api::socket::Connection;
 use crate::api::status::StatusJson;
 use crate::api::wire::{Acknowledged, BlockAt, Leader};
@@ -88,6 +88,16 @@ impl Route {
     /// Whether blocks come by it, each of which has a trace.
     pub(crate) fn proposes(&self) -> bool {
         self.takes.is_some()
+    }
+
+    /// Blocks are not answered by a node whose state differs from the others'.
+    pub(crate) async fn answer(&self, asked: Asked) -> Response<Body> {
+        let serves_blocks = self.path().starts_with("/v1/blocks");
+        if let Some(fault) = asked.front.api.stopped_serving().filter(|_| serves_blocks) {
+            body::refuse(asked.request);
+            return plain_fault(&fault);
+        }
+        (self.run)(asked).await
     }
 
     /// What stands for `{…}`, an empty string where there is none; `None`: another path.

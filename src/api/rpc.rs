@@ -141,6 +141,11 @@ async fn run(
     if api.stop.is_cancelled() {
         return Err(Fault::shutting_down());
     }
+    if method.name.starts_with("block_")
+        && let Some(fault) = api.stopped_serving()
+    {
+        return Err(fault);
+    }
     let args = Args::new(method.params, params)?;
     let caller = extensions.get::<Caller>();
     let call = Call {

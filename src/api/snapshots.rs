@@ -16,6 +16,7 @@ use crate::api::http::{Front, plain_fault};
 use crate::api::status::{MembershipJson, ms};
 use crate::api::wire::Hex;
 use crate::api::{Api, Parts};
+use crate::audit::history::{Event, Kind};
 use crate::store::snapshot::{export::Export, members_in, progress::Progress, size_of};
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
 use crate::types::{Height, LogIndex, Term};
@@ -217,6 +218,8 @@ async fn build(parts: Arc<Parts>, id: String) -> Result<SnapshotManifest, Fault>
             let index = manifest.last_log_id.unwrap_or_default().index;
             // What is answered agrees with what the status says next.
             parts.consensus.snapshot_taken_over(index).await;
+            let event = Event::new(Kind::Snapshot, parts.consensus.status().term, "asked");
+            parts.audit.history.record(Event { index: Some(index), ..event.with("id", id) });
             return Ok(manifest);
         }
         let now = progress.borrow_and_update().clone();

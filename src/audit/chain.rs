@@ -21,6 +21,8 @@ use crate::types::{LogIndex, NodeId, Term};
 
 /// A hand-over that nobody asked this node for, as an action.
 pub(crate) const HANDOVER: &str = "handover";
+/// A recover that made this folder the cluster, as an action.
+pub(crate) const RECOVER: &str = "recover";
 /// Records that found no room while the disk was full, as an action.
 pub(crate) const LOST: &str = "lost";
 

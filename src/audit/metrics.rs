@@ -2,7 +2,7 @@
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
-use crate::audit::chain::{HANDOVER, LOST, Outcome};
+use crate::audit::chain::{HANDOVER, LOST, Outcome, RECOVER};
 
 /// `audit_events_total`. Cheap to clone.
 #[derive(Clone)]
@@ -21,7 +21,7 @@ impl Metrics {
             &["action", "outcome"],
         )?;
         registry.register(Box::new(events.clone()))?;
-        for action in actions.iter().copied().chain([HANDOVER, LOST]) {
+        for action in actions.iter().copied().chain([HANDOVER, RECOVER, LOST]) {
             for outcome in Outcome::ALL {
                 let _ = events.with_label_values(&[action, outcome.label()]);
             }

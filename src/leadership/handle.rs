@@ -36,6 +36,8 @@ pub(crate) struct Leadership {
     pub(crate) paused: bool,
     pub(crate) is_stopping: bool,
     pub(crate) is_disk_full: bool,
+    /// The state differs from the others': this node stopped serving.
+    pub(crate) has_diverged: bool,
     pub(crate) is_caught_up: bool,
     pub(crate) blockers: Vec<Blocker>,
 }
@@ -107,6 +109,7 @@ impl Handle {
             lease_timeout: self.shared.lease_timeout,
             is_disk_full: health.is_full,
             is_store_failed: health.fatal.is_some(),
+            has_diverged: health.diverged.is_some(),
             intent: memory.intent,
             removed: self.shared.raft.removal().get(),
             committed_a_second_ago: memory.committed_ago(now),
@@ -134,6 +137,7 @@ impl Handle {
             paused: false,
             is_stopping: memory.intent == Intent::Stop,
             is_disk_full: health.is_full,
+            has_diverged: health.diverged.is_some(),
             is_caught_up,
             blockers,
         }

@@ -287,6 +287,7 @@ impl Gauges {
         flag(&self.is_leader, status.role == Role::Leader);
         flag(&self.ready, now.ready);
         flag(&self.paused, now.paused);
+        flag(&self.fatal, now.has_diverged);
         self.leader_since.set(facts.leader_since_ms as f64 / 1e3);
         let p = &status.positions;
         let values = [p.last, p.committed, p.cluster_committed, p.applied, p.snapshot, p.purged];

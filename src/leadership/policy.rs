@@ -16,6 +16,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) lease_timeout: Duration,
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
+    /// The state differs from the others'.
+    pub(crate) has_diverged: bool,
     pub(crate) intent: Intent,
     /// Other members say that this node is none.
     pub(crate) removed: Option<Removed>,
@@ -103,11 +105,11 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    check(!i.is_disk_full && !i.is_store_failed, Check::Storage);
     // A leader whose vote was taken leads on until somebody took over, and holds no fence.
     let voters = &s.members.voters;
     let has_vote = voters.is_empty() || voters.contains(&i.node_id);
     check(i.removed.is_none() && (has_vote || !leads), Check::Member);
+    check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
     if leads {
         check(!lease_remaining.is_zero(), Check::Lease);
         check(has_own_leadership, Check::Leadership);
@@ -131,6 +133,10 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Stopping => "the process is stopping".into(),
         Check::Storage if i.is_store_failed => {
             "the log cannot be synced; the process is about to exit".into()
+        }
+        Check::Storage if i.has_diverged => {
+            "the state of this node differs from the others': stop it, wipe its folder and add it again"
+                .into()
         }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
         Check::Leader => {
@@ -208,6 +214,7 @@ mod tests {
             lease_timeout: Duration::from_millis(175),
             is_disk_full: false,
             is_store_failed: false,
+            has_diverged: false,
             intent: Intent::Lead,
             removed: None,
             committed_a_second_ago: 0,
@@ -249,6 +256,7 @@ mod tests {
         without_vote.members.voters = [2, 3].into();
         assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
         assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
+        assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
         // Safety rule 11: openraft goes on saying Leader; the clock says that the quorum is gone.
         let cut = Status { quorum_ack_age: Some(Duration::from_millis(175)), ..s.clone() };
         assert_eq!(failing(&cut, &good, &|_| ()), [Check::Lease]);

@@ -65,6 +65,9 @@ impl Answers for NodeAnswers {
         if now.is_stopping {
             return Err("the node is stopping".into());
         }
+        if now.has_diverged {
+            return Err("the state of this node differs from the others'".into());
+        }
         if now.is_disk_full {
             return Err("free space is below store.min_free".into());
         }

@@ -22,10 +22,11 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, founders, members, observe, parts};
+use crate::node::{StartError, addresses, founders, members, observe, parts, recorded};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -122,6 +123,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         Arc::new(ArcSwap::from_pointee(addresses::addresses(&settings, &Members::default())));
     let remembered = Remembered::open(&opened).await?;
     let raft_later = Arc::new(OnceLock::new());
+    let agreement = Arc::new(Agreement::new(settings.node.id, opened.reader.clone()));
     let notices = parts::Notices {
         reader: opened.reader.clone(),
         health: opened.health.clone(),
@@ -130,6 +132,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         remembered: remembered.clone(),
         raft: Arc::clone(&raft_later),
         history: audit.history.clone(),
+        agreement: Arc::clone(&agreement),
     };
     let network = peer::Network::new(
         peer_config(&settings),
@@ -237,6 +240,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("audit", never_fails(audit.clone().run()));
+    let records = recorded::run(audit.clone(), opened.local.clone(), raft.clone(), opened.snapshots.clone());
+    tasks.spawn("records", never_fails(records));
     observe::record_start(&audit, &raft, &opened.last_exit);
     tasks.spawn(
         "leadership",
@@ -260,6 +265,15 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
     tasks.spawn("membership", changer.clone().run());
     tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
+    let judge = agreement::Judge {
+        agreement,
+        raft: raft.clone(),
+        leadership: leadership.clone(),
+        health: opened.health.clone(),
+        feed: feed.clone(),
+        resign_timeout: settings.raft.resign_timeout,
+    };
+    tasks.spawn("agreement", judge.run());
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
     let api_config = api_config(&settings);
     servers.spawn(

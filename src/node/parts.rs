@@ -10,9 +10,10 @@ use std::{
 use crate::audit;
 use crate::consensus;
 use crate::consensus::membership::standing::Removed;
-use crate::consensus::{BoxFuture, snapshots};
+use crate::consensus::{BoxFuture, agreement::Evidence, snapshots};
 use crate::instants::Instants;
 use crate::machine::apply::View;
+use crate::node::agreement::Agreement;
 use crate::node::members;
 use crate::node::remembered::Remembered;
 use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
@@ -126,6 +127,7 @@ pub(super) struct Notices {
     pub(super) remembered: Remembered,
     pub(super) raft: Arc<std::sync::OnceLock<consensus::handle::Handle>>,
     pub(super) history: audit::history::History,
+    pub(super) agreement: Arc<Agreement>,
 }
 
 impl peer::Notices for Notices {
@@ -157,6 +159,18 @@ impl peer::Notices for Notices {
 
     fn hash_mark(&self) -> Option<HashMark> {
         self.reader.view().hash_mark.map(|(index, hash)| HashMark { index, hash })
+    }
+
+    fn peer_hash_mark(&self, node_id: NodeId, mark: HashMark) {
+        self.agreement.on_mark(node_id, (mark.index, mark.hash));
+    }
+
+    fn state_evidence(&self) -> Option<Evidence> {
+        self.agreement.evidence()
+    }
+
+    fn state_evidence_told(&self, evidence: Evidence) {
+        self.agreement.on_told(evidence);
     }
 
     fn replicated(&self, node_id: NodeId, r: peer::Replicated) {

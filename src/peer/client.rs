@@ -94,8 +94,8 @@ impl Client {
         request: AppendEntriesRequest<TypeConfig>,
         within: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
-        let payload =
-            convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max).into_heartbeat();
+        let payload = convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max)
+            .into_heartbeat(self.shared.notices.state_evidence());
         let frame = self.call(Rpc::Heartbeat, FrameKind::Append, payload, within).await?;
         let answer = decode::<proto::AppendAnswer>(frame, FrameKind::AppendAnswer);
         let answer = answer.map_err(|e| unreachable_node(&e))?;

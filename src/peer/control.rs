@@ -103,8 +103,13 @@ where
             Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
             Some(FrameKind::Ping) => self.pong(id, received_at_ns),
             Some(FrameKind::Append) => {
-                let request = convert::append_from_proto(frame.decode()?)?;
+                let request: proto::AppendRequest = frame.decode()?;
+                let told = request.state_hashes.as_ref().and_then(convert::evidence_from_proto);
+                let request = convert::append_from_proto(request)?;
                 check_sender(peer_id, &request)?;
+                if let Some(evidence) = told {
+                    context.shared.notices.state_evidence_told(evidence);
+                }
                 if !request.entries.is_empty() {
                     return Err(WireError::Malformed("entries on a control connection".into()));
                 }

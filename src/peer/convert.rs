@@ -17,6 +17,7 @@ use prost::{
 };
 use tokio::io::AsyncWrite;
 
+use crate::consensus::agreement::Evidence;
 use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
 use crate::raft::{
     Entry, LogId, TypeConfig, Vote,
@@ -61,6 +62,7 @@ impl OutgoingAppend {
             prev_log_id: prev.as_ref().map(log_id_to_proto),
             leader_commit: request.leader_commit.as_ref().map(log_id_to_proto),
             entries: Vec::new(),
+            state_hashes: None,
         };
         let mut payload_bytes = head.encoded_len();
         let mut copied_bytes = payload_bytes;
@@ -110,9 +112,25 @@ impl OutgoingAppend {
     }
 
     /// One without entries, as a payload.
-    pub(super) fn into_heartbeat(self) -> Bytes {
+    pub(super) fn into_heartbeat(mut self, evidence: Option<Evidence>) -> Bytes {
+        self.head.state_hashes = evidence.map(|evidence| proto::StateHashes {
+            index: evidence.index,
+            hashes: evidence
+                .hashes
+                .into_iter()
+                .map(|(node_id, hash)| proto::NodeHash { node_id, hash: Bytes::copy_from_slice(&hash) })
+                .collect(),
+            is_last_word: evidence.is_last_word,
+        });
         Bytes::from(self.head.encode_to_vec())
     }
+}
+
+/// What a leader knows of states that differ; nothing where it is malformed.
+pub(super) fn evidence_from_proto(told: &proto::StateHashes) -> Option<Evidence> {
+    let hash = |h: &proto::NodeHash| Some((h.node_id, h.hash.as_ref().try_into().ok()?));
+    let hashes = told.hashes.iter().map(hash).collect::<Option<_>>()?;
+    Some(Evidence { index: told.index, hashes, is_last_word: told.is_last_word })
 }
 
 fn entry_to_proto(entry: Entry) -> proto::LogEntry {

@@ -56,6 +56,8 @@ pub(crate) struct HealthView {
     /// Less than `store.min_free` is left, or a write met a full disk.
     pub(crate) is_full: bool,
     pub(crate) free_bytes: u64,
+    /// Why this node stopped serving and stays up: its state differs from the others'.
+    pub(crate) diverged: Option<String>,
 }
 
 /// Cheap to clone; all clones show the same.
@@ -124,6 +126,13 @@ impl Health {
         if is_first {
             tracing::error!(error = %fatal, exit_code = fatal.exit_code(), "the store cannot go on");
         }
+    }
+
+    /// The state differs from the others'. Never taken back: a restart looks again.
+    pub(crate) fn set_diverged(&self, what: String) {
+        self.inner.view.send_modify(|view| {
+            view.diverged.get_or_insert(what);
+        });
     }
 
     /// What the disk has left, and whether that is too little.

@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 use crate::raft::storage_error;
 use crate::store::log;
 
+/// What a recover of the folder did, until the node has recorded it.
+pub(crate) const RECOVERED: &[u8] = b"node/recovered";
 /// Key of the number of starts.
 const STARTS: &[u8] = b"node/starts";
 

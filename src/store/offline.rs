@@ -169,6 +169,8 @@ struct Rewrite<'a> {
     membership: &'a Membership,
     /// Prefixes of records of this node's own that are forgotten.
     forget: &'a [&'a [u8]],
+    /// A record of this node's own that is written.
+    note: Option<(&'a [u8], String)>,
 }
 
 impl Rewrite<'_> {
@@ -196,6 +198,9 @@ impl Rewrite<'_> {
             // No key of ours holds the greatest byte behind a prefix, let alone sixteen of them.
             end.extend_from_slice(&[0xff; 16]);
             batch.delete_range_cf(local, *prefix, &end[..]);
+        }
+        if let Some((key, note)) = &self.note {
+            batch.put_cf(local, key, note);
         }
         let mut options = WriteOptions::default();
         options.set_sync(true);

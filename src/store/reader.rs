@@ -60,6 +60,11 @@ impl Reader {
         self.state.view()
     }
 
+    /// The state's hashes at the last indexes divisible by 500 that were seen, oldest first.
+    pub(crate) fn hash_marks(&self) -> Vec<(LogIndex, [u8; 32])> {
+        self.state.hash_marks()
+    }
+
     /// Whether this node holds neither entry nor vote nor state.
     pub(crate) fn is_blank(&self) -> bool {
         let tail = self.log.tail();

@@ -22,6 +22,7 @@ use crate::store::snapshot::check::Problem;
 use crate::store::snapshot::progress::Progress;
 use crate::store::state::install::{is_database_file, link_files};
 use crate::types::member::Members;
+use crate::types::position::LogPos;
 use crate::types::{LogIndex, proto::SnapshotManifest};
 
 pub(crate) mod build;
@@ -239,7 +240,10 @@ impl Snapshots {
     /// The state is that of a received snapshot: from here on it is one of ours.
     pub(crate) fn installed(&self, id: &str) {
         let Some(stored) = self.pending().take_if(|s| s.manifest.id == id) else { return };
+        let last = stored.manifest.last_log_id.unwrap_or_default();
+        let pos = LogPos { term: last.term, index: last.index };
         self.add(stored);
+        self.inner.progress.send_modify(|p| p.received = Some((id.to_owned(), pos)));
     }
 
     /// Received and never installed: at the next start nobody knows whether they still fit the log.

@@ -37,6 +37,8 @@ mod told;
 
 /// Blocks whose time of application is remembered: a little more than the default history.
 const APPLIED_AT_MAX: usize = 16_384;
+/// Hashes that others are compared with. By eye: at 5 000 entries/s those of six seconds.
+const HASH_MARKS_MAX: usize = 64;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
@@ -56,6 +58,9 @@ pub(crate) struct Shared {
     applied_at: Mutex<VecDeque<(Height, u64)>>,
     /// Guards a push per block; read by those who follow the head.
     recent: Mutex<RecentBlocks>,
+    /// Hashes of the state at indexes divisible by 500, oldest first. Guards a look per batch; read
+    /// when nodes are compared.
+    hash_marks: Mutex<VecDeque<(LogIndex, [u8; 32])>>,
 }
 
 /// The state machine, as openraft sees it.
@@ -112,8 +117,28 @@ impl Shared {
     }
 
     fn publish(&self, db: &Arc<StateDb>, view: Arc<View>) {
+        self.note_hash(&view);
         self.published.store(Some(Arc::new(Published { db: db.clone(), view: view.clone() })));
         self.view.send_replace(view);
+    }
+
+    fn note_hash(&self, view: &View) {
+        let Some(mark) = view.hash_mark else { return };
+        let mut marks = self.hash_marks.lock().unwrap_or_else(|p| p.into_inner());
+        match marks.back() {
+            Some(last) if *last == mark => return,
+            // The state became another one.
+            Some((index, _)) if mark.0 <= *index => marks.clear(),
+            _ => {}
+        }
+        if marks.len() == HASH_MARKS_MAX {
+            marks.pop_front();
+        }
+        marks.push_back(mark);
+    }
+
+    pub(crate) fn hash_marks(&self) -> Vec<(LogIndex, [u8; 32])> {
+        self.hash_marks.lock().unwrap_or_else(|p| p.into_inner()).iter().copied().collect()
     }
 
     fn applied_times(&self) -> MutexGuard<'_, VecDeque<(Height, u64)>> {
@@ -149,6 +174,7 @@ impl StateMachine {
             view: watch::Sender::new(view.clone()),
             applied_at: Mutex::new(VecDeque::new()),
             recent: Mutex::default(),
+            hash_marks: Mutex::default(),
         });
         shared.publish(&db, view);
         let machine = Self {

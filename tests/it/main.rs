@@ -4,6 +4,7 @@
 //! every other module is a part of the contract. The library is not linked: what these tests see is
 //! what a user sees.
 
+mod agreement;
 mod api;
 mod api_stream;
 mod audit;
@@ -22,6 +23,7 @@ mod prometheus;
 mod recover;
 mod recovery;
 mod refusals;
+mod snapshots;
 mod stop;
 mod support;
 mod tail;

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::ensure;
+use serde_json::{Value, json};
 
 use crate::support::{
     block::Block,
@@ -112,9 +113,20 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     assert_eq!(cluster.leader(), 3);
     let status = cluster.node(3).status().expect("it answers");
     assert!(term + TERM_STEP < status["term"].as_u64().expect("a term"), "term was {term}: {status}");
-    assert_eq!(status["membership"]["voters"], serde_json::json!([3]));
+    assert_eq!(status["membership"]["voters"], json!([3]));
     assert_blocks(&cluster, 3, BLOCKS);
     fill(&cluster.node(3).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 20));
+    wait_for("the recover is recorded, once", SOON, || {
+        let records = cluster.node(3).call("audit_list", &json!({"limit": 1000}))?["records"].clone();
+        let of_recover = |r: &&Value| r["method"] == "recover";
+        let outcomes: Vec<_> = records.as_array().into_iter().flatten().filter(of_recover).collect();
+        ensure!(outcomes.len() == 2 && outcomes[1]["outcome"] == "ok", "{records}");
+        ensure!(outcomes[1]["params"]["voters"] == json!([1, 2, 3]), "{records}");
+        let events = cluster.node(3).call("raft_history", &json!({"limit": 1000}))?["events"].clone();
+        let is_told = |e: &Value| e["cause"] == "recovered" && e["detail"]["keep"] == json!([3]);
+        ensure!(events.as_array().is_some_and(|e| e.iter().any(is_told)), "{events}");
+        Ok(())
+    });
 
     // The lost nodes come back with their old folders: refused by both sides, whoever dials. Together they are
     // a quorum of the old cluster, and may elect; never with node 3, and never under a fence it gave out.
@@ -198,11 +210,11 @@ fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
     let text = String::from_utf8(identity.clone()).expect("text");
     let epoch = text.lines().find_map(|l| l.strip_prefix("epoch = ")).expect("an epoch").to_owned();
     let inspect = run(&["inspect", "--json"], &[&dir]);
-    let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
+    let report: Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
     let (term, last) = (&report["log"]["lastTerm"], report["log"]["lastIndex"].as_u64().expect("an index"));
     put_back();
     let inspect = run(&["inspect", "--json"], &[&dir]);
-    let report: serde_json::Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
+    let report: Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
     let base_term = &report["log"]["lastTerm"];
     let marker = format!(
         "command = recover\nepoch = {epoch}\nterm = {term}\nbase_term = {base_term}\nbase_index = {}\nkeep = 3\n",
@@ -272,7 +284,7 @@ fn export(dir: &Path) -> (PathBuf, u64) {
     let mut old = Cluster::three(compacting());
     let leader = old.leader();
     fill(&old.node(leader).api.clone(), &kept(1..=BLOCKS));
-    let created = old.node(leader).call("snapshot_create", &serde_json::json!({})).expect("it answers");
+    let created = old.node(leader).call("snapshot_create", &json!({})).expect("it answers");
     assert_eq!(created["height"], BLOCKS);
     let term = old.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
     let tar = dir.join("chain.tar");
@@ -322,7 +334,7 @@ fn an_export_is_restored_into_another_cluster() {
     let leader = new.leader();
     let status = new.node(leader).status().expect("it answers");
     assert!(term < status["term"].as_u64().expect("a term"), "the old term was {term}: {status}");
-    assert_eq!(status["membership"]["voters"], serde_json::json!([1, 2, 3]));
+    assert_eq!(status["membership"]["voters"], json!([1, 2, 3]));
     assert_eq!(status["clusterId"], "restored");
     new.node_mut(3).start();
     new.allow_strangers();
@@ -366,6 +378,7 @@ fn an_export_that_is_not_whole_is_not_restored() {
     // What a killed attempt leaves is refused by a start, and is no obstacle to the next.
     fs::write(node.node(1).data_dir.join("UNFINISHED"), "command = restore\n").expect("writable");
     fs::create_dir_all(node.node(1).data_dir.join("snapshots/restore.tmp/db")).expect("writable");
+    node.allow("the node does not start");
     node.node_mut(1).assert_refuses(FOLDER, &["UNFINISHED", "restore", "repeat"]);
     let out = restore(&whole);
     assert!(out.status.success(), "{}", said(&out));

@@ -12,8 +12,10 @@ use crate::raft::{Membership, NodeRecord, StoredMembership};
 use crate::store::codec::Link;
 use crate::store::identity::Lock;
 use crate::store::inspect::{self, Depth, Found};
+use crate::store::local::RECOVERED;
 use crate::store::log::open as log_open;
 use crate::store::offline::{OfflineError, Recovery, Rewrite, Unfinished, give_to_owner};
+use crate::store::state::apply::unix_ms;
 use crate::store::{Identity, OpenError, Who, rocks};
 use crate::types::position::LogPos;
 use crate::types::{NodeId, Term};
@@ -35,6 +37,8 @@ pub(crate) struct Pending {
     recovery: Recovery,
     identity: Identity,
     membership: Membership,
+    /// Voters before.
+    replaced: Vec<NodeId>,
     is_begun: bool,
     _lock: Lock,
 }
@@ -76,7 +80,8 @@ impl Pending {
             }
         };
         let membership = membership(stored, &identity, &recovery.keep)?;
-        Ok(Self { recovery, identity, membership, is_begun: begun.is_some(), _lock: lock })
+        let replaced = members_of(stored).voters.into_iter().collect();
+        Ok(Self { recovery, identity, membership, replaced, is_begun: begun.is_some(), _lock: lock })
     }
 
     pub(crate) fn recovery(&self) -> &Recovery {
@@ -110,6 +115,7 @@ impl Pending {
             is_purged: false,
             membership: &self.membership,
             forget: &[PEERS],
+            note: Some((RECOVERED, note(&recovery, &self.replaced))),
         };
         // The log's own handle on the watermark is closed first.
         let db = log.db;
@@ -140,6 +146,20 @@ fn decide(found: &Found, identity: &Identity, keep: &[NodeId]) -> Result<Recover
     // 0 is what a founded cluster has.
     let epoch = rand::random::<u64>().max(1);
     Ok(Recovery { epoch, term, base: last, keep })
+}
+
+/// What the next start records, as a JSON object.
+fn note(recovery: &Recovery, replaced: &[NodeId]) -> String {
+    let note = serde_json::json!({
+        "at": unix_ms(),
+        "epoch": recovery.epoch.to_string(),
+        "term": recovery.term,
+        "lastTerm": recovery.base.term,
+        "lastIndex": recovery.base.index,
+        "keep": recovery.keep,
+        "voters": replaced,
+    });
+    note.to_string()
 }
 
 /// The kept nodes as voters. Those that come with empty folders may have any incarnation.

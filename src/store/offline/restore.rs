@@ -139,6 +139,7 @@ impl Making<'_> {
             is_purged: true,
             membership: &membership,
             forget: &[],
+            note: None,
         };
         let opened = log.db;
         drop(log.slots);

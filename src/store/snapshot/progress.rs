@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::store::snapshot::Snapshots;
 use crate::store::state::apply::unix_ms;
+use crate::types::position::LogPos;
 
 /// Where building stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,6 +17,8 @@ pub(crate) struct Progress {
     pub(crate) ended: u64,
     /// The last one that failed, until one succeeds: its id, and why.
     pub(crate) failed: Option<(String, String)>,
+    /// The last one that was received and installed: its id and the last entry in it.
+    pub(crate) received: Option<(String, LogPos)>,
     /// Id that was promised for the next build.
     reserved: Option<String>,
 }
