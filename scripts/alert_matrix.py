@@ -10,12 +10,8 @@ namespaces and small disks of their own.
 
 import concurrent.futures
 import dataclasses
-import json
 import os
-import pathlib
 import re
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -155,6 +151,12 @@ def table(outcomes, alerts):
     return "\n".join(lines) + "\n"
 
 
+def methods():
+    """What the binary has, as one node of it says."""
+    with live.Cluster("matrix-methods", n=1, settings=live.CALM) as cluster:
+        return live.until("its methods", lambda: live.call(cluster.nodes[0].api, "rpc_methods")["methods"])
+
+
 def main(args):
     jobs = int(args.pop(args.index("--jobs") + 1)) if "--jobs" in args else 2
     args = [a for a in args if a != "--jobs"]
@@ -163,6 +165,9 @@ def main(args):
     chosen = [f for f in faults.FAULTS if not args or f.name in args]
     if unknown := set(args) - {f.name for f in faults.FAULTS}:
         raise live.Failed(f"no fault {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in faults.FAULTS)}")
+    if absent := [f for f in chosen if f.needs and f.needs not in methods()]:
+        say("left out, for this binary has not their methods:", ", ".join(f.name for f in absent))
+        chosen = [f for f in chosen if f not in absent]
     alerts = re.findall(r"alert: Blockraft(\w+)", (live.ROOT / "dashboards/alerts.yml").read_text())
     if unknown := set().union(*(f.must | f.may for f in faults.FAULTS)) - set(alerts):
         raise live.Failed(f"faults.py names alerts that there are not: {', '.join(sorted(unknown))}")
