@@ -165,7 +165,8 @@ def main(args):
     chosen = [f for f in faults.FAULTS if not args or f.name in args]
     if unknown := set(args) - {f.name for f in faults.FAULTS}:
         raise live.Failed(f"no fault {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in faults.FAULTS)}")
-    if absent := [f for f in chosen if f.needs and f.needs not in methods()]:
+    there = methods()
+    if absent := [f for f in chosen if f.needs and f.needs not in there]:
         say("left out, for this binary has not their methods:", ", ".join(f.name for f in absent))
         chosen = [f for f in chosen if f not in absent]
     alerts = re.findall(r"alert: Blockraft(\w+)", (live.ROOT / "dashboards/alerts.yml").read_text())

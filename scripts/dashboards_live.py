@@ -19,7 +19,6 @@ from live import say
 BOARDS = live.ROOT / "dashboards/boards"
 # Panel title, or title/legend → why a healthy cluster has nothing to show there.
 EMPTY = {
-    "Alerts that fire": "no alert fires on a healthy cluster",
     "Since the last block/limit of BlockProductionStalled": "chain.block_interval is 0: no interval is expected",
     "Errors of the databases": "no database fails",
 }
