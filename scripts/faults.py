@@ -159,7 +159,7 @@ def reader(scene, rate, query):
 
 
 def slow_reader(scene):
-    reader(scene, "200k", "&name=indexer&buffer=5")
+    reader(scene, "600k", "&name=indexer&buffer=5")
 
 
 def stalled_reader(scene):
@@ -324,7 +324,7 @@ FAULTS = [
           UNKNOWN | {"BlockProductionStalled", "ProposalsFailing", "QuorumAtRisk"}),
     Fault("flapping leader", "five leaders in a row stand still for seconds", flapping, {"ElectionChurn"}, UNKNOWN, hold=40),
     Fault("restart loop", "a follower is killed and started four times", restart_loop, {"NodeRestarting"}, hold=40),
-    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000, hold=80),
+    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000, hold=100),
     Fault("stalled reader", "a watched reader stalls", stalled_reader, {"ApplyMessagesDropped", "ApplyGapNotRepaired"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000),
     Fault("snapshots fail", "nothing can be written where snapshots lie", snapshots_fail, {"SnapshotFailing", "CompactionLagHigh"}, hold=170, rate=20),
     Fault("slow disk", "a follower's disk stands still for 0.9 s again and again", slow_disk, {"LogSyncSlow"}, hold=80),
