@@ -496,5 +496,6 @@ impl From<handle::ConfigureError> for Fault {
     }
 }
 
+mod leadership;
 #[cfg(test)]
 mod tests;

@@ -418,21 +418,6 @@ impl Handle {
         status.members.nodes.get(&node_id).map(|m| m.api_addr.clone())
     }
 
-    /// The voter best placed to take over: acknowledged within one heartbeat_timeout and holding
-    /// this leader's last entry (safety rule 13).
-    pub(crate) fn handover_target(&self) -> Option<NodeId> {
-        let status = self.status();
-        let peers = status.peers.as_ref()?;
-        let last = status.positions.last;
-        peers
-            .iter()
-            .filter(|p| status.members.voters.contains(&p.node_id))
-            .filter(|p| p.ack_age.is_some_and(|age| age < self.shared.config.heartbeat_timeout))
-            .filter(|p| p.matched == Some(last))
-            .min_by_key(|p| p.ack_age)
-            .map(|p| p.node_id)
-    }
-
     pub(crate) fn is_leader(&self) -> bool {
         self.status().role == Role::Leader
     }

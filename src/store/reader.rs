@@ -77,6 +77,11 @@ impl Reader {
         self.state.watch()
     }
 
+    /// Changes with every leadership that is applied: its term.
+    pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
+        self.state.watch_leadership()
+    }
+
     /// Blocking, short.
     pub(crate) fn block(&self, height: Height) -> Result<StoredBlock, ReadError> {
         self.one(height, |db, row| {

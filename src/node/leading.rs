@@ -1,0 +1,76 @@
+//! Building the leadership of a node.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus::Registry;
+use tokio::sync::mpsc;
+
+use crate::audit;
+use crate::config;
+use crate::consensus;
+use crate::instants::Instants;
+use crate::leadership;
+use crate::leadership::handover::Request;
+use crate::leadership::operations::{ExecutorCollector, Operations};
+use crate::node::StartError;
+use crate::store;
+
+/// What the leadership reads and writes on disk.
+pub(super) struct Stored {
+    pub(super) reader: store::Reader,
+    pub(super) local: store::Local,
+    pub(super) health: store::Health,
+}
+
+/// The handle, and the requests for its task. `votes_from`: until then the node neither votes nor stands.
+pub(super) fn build(
+    settings: &config::Settings,
+    votes_from: Option<Instant>,
+    raft: &consensus::handle::Handle,
+    stored: Stored,
+    audit: &audit::Handle,
+    instants: &Arc<Instants>,
+    registry: &Registry,
+) -> Result<(leadership::Handle, mpsc::Receiver<Request>), StartError> {
+    let failed = |what: String| StartError { exit_code: 1, message: what };
+    let metrics_failed = |e: prometheus::Error| failed(format!("a metric cannot be registered: {e}"));
+    let parts = leadership::handle::Parts {
+        raft: raft.clone(),
+        reader: stored.reader,
+        local: stored.local,
+        health: stored.health,
+        operations: Operations::register(registry).map_err(metrics_failed)?,
+        history: audit.history.clone(),
+        chain: audit.chain.clone(),
+        tracer: instants.tracer().clone(),
+    };
+    let (handle, requests) = leadership::Handle::new(config(settings, votes_from), parts)
+        .map_err(|e| failed(format!("this node's records cannot be read: {e}")))?;
+    ExecutorCollector::register(handle.clone(), registry).map_err(metrics_failed)?;
+    Ok((handle, requests))
+}
+
+fn config(settings: &config::Settings, barred_until: Option<Instant>) -> leadership::handle::Config {
+    let (raft, executor) = (&settings.raft, &settings.executor);
+    leadership::handle::Config {
+        lease_timeout: raft.leader_lease_timeout,
+        election_timeout: raft.election_timeout,
+        resign_timeout: raft.resign_timeout,
+        shutdown_timeout: raft.shutdown_timeout,
+        stall_after: settings.leadership.stall_after,
+        keeper: leadership::keeper::Config {
+            last_resort_after: settings.leadership.last_resort_after,
+            handover_budget: settings.leadership.handover_budget,
+            handover_window: settings.leadership.handover_window,
+            pause: raft.election_timeout,
+        },
+        executor: leadership::executor::Config {
+            is_required: executor.required,
+            max_lag: executor.max_lag,
+            sync_timeout: executor.sync_timeout,
+            report_timeout: executor.report_timeout,
+        },
+        barred_until,
+    }
+}
