@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract boards dashboards-live rocksdb feed-runs feed-load browser-feed observe-cost
+.PHONY: help build demo test check bench lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,21 @@ boards: ## write Grafana's boards anew, from dashboards/generate.py
 
 dashboards-live: build ## every query of the boards on a real Prometheus (Debian's) over a live cluster; names panels without data
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/dashboards_live.py
+
+page-test: build ## the status page in headless Chromium (apt: chromium chromium-driver)
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/page_test.py
+
+fence-test: build ## the README's fence loops against a live cluster, over a change of leader
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/fence_test.py
+
+pictures: build ## docs/images anew, of a real run; wants tmux, chromium, chromium-driver, pngquant
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/pictures.py
+
+compose-test: build ## the compose file with both Composes, one node killed and back; root, a Docker engine, debootstrap; no registry
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/compose_test.py
+
+alert-matrix: build ## every alert against real faults on real nodes; writes dashboards/alert-matrix.md; root, half an hour
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/alert_matrix.py
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)

@@ -166,7 +166,7 @@ def proposals_board(rules):
 
 
 def elections_board(rules):
-    ack = f"max by (cluster_id) (blockraft_raft_quorum_ack_age_seconds {JOIN})"
+    ack = f"min by (cluster_id) (blockraft_raft_quorum_ack_age_seconds {JOIN})"
     timeout = f"max by (cluster_id) (blockraft_raft_heartbeat_timeout_seconds {JOIN})"
     lost = f'max by (cluster_id, node_id, outcome) (increase(blockraft_raft_elections_total{{outcome=~"lost|pre_vote_lost"}}[5m]) {JOIN})'
     skew = "(abs(blockraft_node_clock_timestamp_seconds - timestamp(blockraft_node_clock_timestamp_seconds))"

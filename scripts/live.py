@@ -136,19 +136,21 @@ def toml(value):
 class Node:
     def __init__(self, cluster, ident, peer, api, folder):
         self.cluster, self.id, self.peer, self.api, self.folder, self.process = cluster, ident, peer, api, folder, None
-        self.space = f"br{os.getpid() % 10000}n{ident}" if cluster.apart else None
+        self.space = f"br{cluster.tag}n{ident}" if cluster.apart else None
         self.data = folder / "data"
+        # Beside the disk, not on it: that is frozen, filled, and swapped.
+        self.config, self.log = cluster.folder / f"n{ident}.toml", cluster.folder / f"n{ident}.log"
 
     def write(self, settings):
         lines = [f"{key} = {toml(value)}" for key, value in settings.items()]
-        (self.folder / "node.toml").write_text("\n".join(lines) + "\n")
+        self.config.write_text("\n".join(lines) + "\n")
 
-    def start(self, *extra):
-        argv = [binary(), "node", "--config", str(self.folder / "node.toml"), *extra]
+    def start(self, env=None):
+        argv = [binary(), "node", "--config", str(self.config)]
         if self.space:
             argv = ["ip", "netns", "exec", self.space, *argv]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})})
 
     def is_running(self):
         return self.process is not None and self.process.poll() is None
@@ -185,11 +187,13 @@ class Node:
 class Cluster:
     """`settings` are dotted keys for every node. Nothing of it is left after the `with`."""
 
-    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.7", disk_mib=700, per_node=None):
+    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.0", disk_mib=2000, per_node=None, tag=0):
         self.id, self.apart, self.subnet = ident, apart, subnet
+        # Of namespaces and bridges, whose names are short.
+        self.tag = f"{os.getpid() % 10000}x{tag}"
         self.settings, self.per_node = settings or {}, per_node or {}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="blockraft-live-"))
-        self.disk_mib, self.bridge = disk_mib, f"br{os.getpid() % 10000}"
+        self.disk_mib, self.switch = disk_mib, f"br{self.tag}s"
         ports = free_ports(2 * n)
         self.nodes = []
         for i in range(1, n + 1):
@@ -224,18 +228,25 @@ class Cluster:
         node.write(own | self.settings | self.per_node.get(node.id, {}) | more)
 
     def _lay_network(self):
-        run("ip", "link", "add", self.bridge, "type", "bridge")
-        run("ip", "addr", "add", f"{self.subnet}.1/24", "dev", self.bridge)
-        run("ip", "link", "set", self.bridge, "up")
+        """A switch in a namespace of its own: a firewall of this machine, such as Docker's, drops what crosses a bridge."""
+        switch = self.switch
+
+        def plug(outside, inside, space):
+            run("ip", "link", "add", outside, "netns", switch, "type", "veth", "peer", "name", inside, *(("netns", space) if space else ()))
+            run("ip", "-n", switch, "link", "set", outside, "master", "switch", "up")
+            at = ("-n", space) if space else ()
+            host = self.subnet + ".1" if not space else next(n.api.split(":")[0] for n in self.nodes if n.space == space)
+            run("ip", *at, "addr", "add", f"{host}/24", "dev", inside)
+            run("ip", *at, "link", "set", inside, "up")
+
+        run("ip", "netns", "add", switch)
+        run("ip", "-n", switch, "link", "add", "switch", "type", "bridge")
+        run("ip", "-n", switch, "link", "set", "switch", "up")
+        plug("host", f"br{self.tag}", None)
         for node in self.nodes:
-            outside, inside = f"{node.space}o", f"{node.space}i"
             run("ip", "netns", "add", node.space)
-            run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
-            run("ip", "link", "set", inside, "netns", node.space)
-            run("ip", "link", "set", outside, "master", self.bridge, "up")
-            run("ip", "-n", node.space, "addr", "add", f"{node.api.split(':')[0]}/24", "dev", inside)
-            run("ip", "-n", node.space, "link", "set", inside, "up")
             run("ip", "-n", node.space, "link", "set", "lo", "up")
+            plug(f"node{node.id}", "eth0", node.space)
 
     def _lay_disk(self, node):
         image = self.folder / f"n{node.id}.img"
@@ -258,7 +269,7 @@ class Cluster:
                 for argv in (["umount", node.folder], ["ip", "netns", "del", node.space]):
                     subprocess.run(argv, stderr=subprocess.DEVNULL)
         if self.apart:
-            subprocess.run(["ip", "link", "del", self.bridge], stderr=subprocess.DEVNULL)
+            subprocess.run(["ip", "netns", "del", self.switch], stderr=subprocess.DEVNULL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def node(self, ident):
@@ -271,7 +282,11 @@ class Cluster:
             ready = [n for n in self.nodes if n.is_running() and n.status().get("ready")]
             return ready[0] if len(ready) == 1 else None
 
-        return until("one ready leader", look, within)
+        try:
+            return until("one ready leader", look, within)
+        except Failed as e:
+            last = [f"node {n.id}: {n.log.read_text().strip().splitlines()[-1:]}" for n in self.nodes if n.log.exists()]
+            raise Failed(f"{e}; {'; '.join(last)}") from None
 
     def followers(self):
         leader = self.leader()

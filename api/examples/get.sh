@@ -3,5 +3,5 @@
 set -eu
 endpoint="${BLOCKRAFT_ENDPOINTS:-127.0.0.1:7401}"
 endpoint="${endpoint%%,*}"
-curl -sS "http://$endpoint/"
+curl -sS "http://$endpoint/" -H 'Accept: text/html'
 echo

@@ -6,7 +6,7 @@ use prost::Message;
 use crate::api::args::Decode;
 use crate::api::routes::Route;
 use crate::api::table::Method;
-use crate::api::{routes, sse, subscriptions, table};
+use crate::api::{page, routes, sse, subscriptions, table};
 use crate::types::block::Block;
 use crate::types::proto::RaftBlockState;
 
@@ -59,6 +59,7 @@ fn of_route(route: &Route) -> (String, String) {
         None if route.path() == sse::PATH => {
             format!("curl -sSN --max-time 2 \"http://$endpoint{path}?fromHeight=1\" || [ $? = 28 ]")
         }
+        None if route.path() == page::PATH => format!("curl -sS {url} -H 'Accept: text/html'"),
         None if path.contains("{id}") => {
             format!("{NEWEST_ID}curl -sS \"http://$endpoint{}\" -o \"$id.tar\"", path.replace("{id}", "$id"))
         }

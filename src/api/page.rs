@@ -9,6 +9,7 @@ use axum::{
 };
 use hyper::body::Incoming;
 
+pub(crate) const PATH: &str = "/";
 /// `{nonce}` stands where the nonce belongs.
 const PAGE: &str = include_str!("page.html");
 const MEDIA: &str = "text/html";
@@ -17,7 +18,7 @@ const MEDIA: &str = "text/html";
 pub(crate) fn is_asked(request: &Request<Incoming>) -> bool {
     let is_read = *request.method() == Method::GET || *request.method() == Method::HEAD;
     is_read
-        && request.uri().path() == "/"
+        && request.uri().path() == PATH
         && !request.headers().contains_key(header::UPGRADE)
         && accepts_html(request.headers())
 }

@@ -223,6 +223,11 @@ impl Handle {
         acknowledged.filter_map(|(id, held)| Some((*id, pos_of(held.as_ref()?.min(committed))))).collect()
     }
 
+    /// Since this node won that term, while it leads in it.
+    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
+        self.shared.memory.leading_for(term)
+    }
+
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether
     /// the node holds a membership.
     pub(crate) async fn started(&self) -> Result<bool, Stopped> {

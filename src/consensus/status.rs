@@ -24,6 +24,8 @@ pub(crate) struct Memory {
     heard: Mutex<Option<Heard>>,
     /// Greatest commit index of the cluster seen in this process; never falls.
     cluster_committed: AtomicU64,
+    /// The newest term this node was seen to lead in, and since when. A lock as above.
+    won: Mutex<Option<(Term, Instant)>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +51,19 @@ impl Memory {
 
     fn heard(&self) -> Option<Heard> {
         *self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Since this node was first seen to lead in that term; `None`: it was not.
+    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
+        let won = *self.won.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        won.filter(|(known, _)| *known == term).map(|(_, at)| at.elapsed())
+    }
+
+    fn leads(&self, term: Term, now: Instant) {
+        let mut won = self.won.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if won.is_none_or(|(known, _)| known < term) {
+            *won = Some((term, now));
+        }
     }
 
     fn raise_cluster_committed(&self, index: u64) -> u64 {
@@ -88,6 +103,9 @@ pub(crate) fn read(
         last: m.last_log_index.unwrap_or(0),
     };
     let leads = role == Role::Leader;
+    if leads {
+        memory.leads(m.current_term, now);
+    }
     let is_sole_voter = members.voters.len() == 1 && members.voters.contains(&m.id);
     let age_of = |at: Instant| now.saturating_duration_since(at);
     let quorum_ack_age = match (leads, is_sole_voter) {

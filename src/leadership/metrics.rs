@@ -249,13 +249,13 @@ impl Gauges {
             peer_ack_age: GaugeVec::new(
                 Opts::new(
                     "blockraft_raft_peer_last_ack_age_seconds",
-                    "Time since the newest message a peer acknowledged was sent.",
+                    "Time since the newest message a peer acknowledged was sent; before its first answer, since this node won.",
                 ),
                 &["peer_id"],
             )?,
             quorum_ack_age: float(
                 "raft_quorum_ack_age_seconds",
-                "Time since the newest message a quorum acknowledged was sent.",
+                "Time since the newest message a quorum acknowledged was sent; before the first one, since this node won.",
             )?,
             lease_remaining: float(
                 "raft_lease_remaining_seconds",
@@ -273,6 +273,7 @@ impl Gauges {
         status: &Status,
         now: &Leadership,
         facts: &Facts,
+        leading_for: Option<Duration>,
         ages: &dyn Ages,
         heartbeat_timeout: Duration,
     ) {
@@ -306,13 +307,14 @@ impl Gauges {
         }
         self.members.with_label_values(&["voter"]).set(status.members.voters.len() as i64);
         self.members.with_label_values(&["learner"]).set(status.members.learners.len() as i64);
-        self.set_leader_only(status, now, ages, heartbeat_timeout);
+        self.set_leader_only(status, now, leading_for, ages, heartbeat_timeout);
     }
 
     fn set_leader_only(
         &self,
         status: &Status,
         now: &Leadership,
+        leading_for: Option<Duration>,
         ages: &dyn Ages,
         heartbeat_timeout: Duration,
     ) {
@@ -321,6 +323,8 @@ impl Gauges {
         self.peer_lag_seconds.reset();
         self.peer_ack_age.reset();
         let Some(peers) = &status.peers else { return };
+        // Who has not answered yet is silent since this node won: a peer that was away before it did is seen too.
+        let silent = |age: Option<Duration>| age.or(leading_for).unwrap_or_default().as_secs_f64();
         for peer in peers {
             let id = peer.node_id.to_string();
             if let Some(matched) = peer.matched {
@@ -329,11 +333,9 @@ impl Gauges {
                 let lag = lag_seconds(matched, status.positions.last, ages);
                 self.peer_lag_seconds.with_label_values(&[&id]).set(lag.as_secs_f64());
             }
-            if let Some(age) = peer.ack_age {
-                self.peer_ack_age.with_label_values(&[&id]).set(age.as_secs_f64());
-            }
+            self.peer_ack_age.with_label_values(&[&id]).set(silent(peer.ack_age));
         }
-        self.quorum_ack_age.set(status.quorum_ack_age.unwrap_or_default().as_secs_f64());
+        self.quorum_ack_age.set(silent(status.quorum_ack_age));
         self.lease_remaining.set(now.lease_remaining.as_secs_f64());
         let voters = &status.members.voters;
         let heard = peers
@@ -419,7 +421,8 @@ impl Collector for RaftCollector {
         let now = self.handle.of(&status);
         let facts = self.handle.facts();
         let gauges = self.gauges.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        gauges.set(&status, &now, &facts, &*self.ages, self.heartbeat_timeout);
+        let leading_for = self.handle.raft().leading_for(status.term);
+        gauges.set(&status, &now, &facts, leading_for, &*self.ages, self.heartbeat_timeout);
         gauges.collect(status.role, status.role == Role::Leader)
     }
 }
