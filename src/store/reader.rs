@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::watch;
 
 use crate::machine::apply::{Leadership, View, same_block};
 use crate::store::log::{self, LogStats};
@@ -69,12 +68,6 @@ impl Reader {
     pub(crate) fn is_blank(&self) -> bool {
         let tail = self.log.tail();
         tail.last().is_none() && tail.queued_vote.is_none() && self.view().applied.term == 0
-    }
-
-    /// Changes with every batch.
-    #[allow(dead_code, reason = "a reader that waits for an index")]
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.state.watch()
     }
 
     /// Changes with every leadership that is applied: its term.
