@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::watch;
 
 use crate::machine::apply::{Leadership, View, same_block};
 use crate::store::log::{self, LogStats};
