@@ -7,9 +7,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET)/release/blockraft
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,10 @@ alert-matrix: build ## every alert against real faults on real nodes; writes das
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
+
+failover: build ## how long a chain stands still when its leader stops, or is killed; FAILOVER_TIMES=50
+	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal term
+	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal kill
 
 snapshots-bench: build ## what snapshots cost and how short they keep the log; BENCH_ARGS="--quick" only tries it
 	@scripts/snapshots_bench.py "$(BINARY)" $(BENCH_ARGS)

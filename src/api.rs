@@ -39,10 +39,13 @@ pub(crate) mod framing;
 pub(crate) mod handlers;
 pub(crate) mod hosts;
 pub(crate) mod http;
+
+pub(crate) mod leaderships;
 pub(crate) mod limit;
 pub(crate) mod logging;
 pub(crate) mod membership;
 pub(crate) mod metrics;
+pub(crate) mod moves;
 pub(crate) mod once;
 pub(crate) mod openrpc;
 pub(crate) mod origins;

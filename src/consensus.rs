@@ -19,6 +19,7 @@ use crate::types::{
     LogIndex, NodeId, Term,
     member::Members,
     position::{LogPos, Positions},
+    proto::{FitnessGrade, LeadershipCause},
 };
 
 /// What a future of a trait object is here.
@@ -35,6 +36,17 @@ pub(crate) enum PeerError {
     TimedOut { node_id: NodeId, after: Duration },
     #[error("refused: {0}")]
     Refused(String),
+    /// It may be another answer in a moment.
+    #[error("not yet: {0}")]
+    NotYet(String),
+}
+
+/// Why a node does not take leadership over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Declined {
+    /// It is catching up: worth asking again.
+    NotYet(String),
+    Unfit(String),
 }
 
 /// What a node without data shows while a cluster is founded, and with data says instead.
@@ -81,6 +93,70 @@ pub(crate) trait Peers: Send + Sync + 'static {
     fn ping(&self, node_id: NodeId, within: Duration) -> BoxFuture<'_, Result<(), PeerError>>;
     /// The other node's clock minus this one's, in microseconds, from round trips.
     fn clock_offset_us(&self, node_id: NodeId) -> Option<i64>;
+    /// Whether a voter would take over now; nothing changes yet. A node of a version that does not know the
+    /// question is taken to be willing.
+    fn would_take_over(
+        &self,
+        to: NodeId,
+        handover: &Handover,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<(), PeerError>>;
+    /// Rides with the transfers that follow in the same term.
+    fn announce_handover(&self, handover: Handover);
+    /// Asks the leader to hand over to this node. `Ok`: it told raft so, or why it refused.
+    fn ask_handover(
+        &self,
+        leader_id: NodeId,
+        ask: HandoverAsk,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<Result<Term, HandoverRefusal>, PeerError>>;
+    /// Bytes of log data given to the network for a node; never falls.
+    fn log_bytes_sent(&self, node_id: NodeId) -> u64;
+    /// Completes when the node's process is found to be gone: its connection broke, and its machine says that
+    /// nobody listens.
+    fn gone(&self, node_id: NodeId) -> BoxFuture<'static, ()>;
+}
+
+/// Why leadership is handed over; rides with the transfer to the next leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handover {
+    pub(crate) from_term: Term,
+    pub(crate) from_node_id: NodeId,
+    pub(crate) cause: LeadershipCause,
+    pub(crate) operation_id: String,
+    /// The worst fitness that is accepted of the target.
+    pub(crate) accepts: FitnessGrade,
+}
+
+impl Handover {
+    /// Somebody wants this very target, fit or not.
+    pub(crate) fn is_forced(&self) -> bool {
+        self.cause == LeadershipCause::Transfer && FitnessGrade::Fit < self.accepts
+    }
+}
+
+/// A node that wants to lead in the leader's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HandoverAsk {
+    pub(crate) to: NodeId,
+    pub(crate) operation_id: String,
+    pub(crate) within: Duration,
+}
+
+/// Why the leader did not take such a wish up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HandoverRefusal {
+    /// As the JSON-RPC errors name it.
+    pub(crate) reason: String,
+    pub(crate) message: String,
+}
+
+/// How fit a node is to lead, as nodes tell each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fitness {
+    pub(crate) grade: FitnessGrade,
+    /// What is wrong, for people; empty when it is fit.
+    pub(crate) reason: String,
 }
 
 /// What this node answers to [`Peers`] of other nodes; supplied by `node`.
@@ -91,8 +167,13 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn founding(&self) -> FoundingState;
     /// When an entry reached each stage here, as JSON; empty: it is not remembered.
     fn timeline(&self, pos: LogPos) -> Bytes;
-    /// Whether this node would take leadership over when asked now; `Err` says why not (safety rule 14).
-    fn may_take_over(&self) -> Result<(), String>;
+    /// Whether this node would take leadership over when asked now by a leader that accepts no worse than
+    /// `accepts`; `Err` says why not (safety rule 14).
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined>;
+    /// How fit this node is to lead.
+    fn fitness(&self) -> Fitness;
+    /// Another node wants to lead in this one's place. Returns once raft was told, or with why it was not.
+    fn hand_over(&self, ask: HandoverAsk) -> BoxFuture<'_, Result<Term, HandoverRefusal>>;
     /// Whether this node may grant votes already (safety rule 16).
     fn may_vote(&self) -> bool;
     /// An append or a heartbeat of the leader of `term` was handled at this moment.

@@ -6,11 +6,19 @@
 
 pub(crate) mod ages;
 pub(crate) mod elections;
+pub(crate) mod executor;
 pub(crate) mod handle;
+pub(crate) mod handover;
+pub(crate) mod hint;
+pub(crate) mod keeper;
 pub(crate) mod leave;
+mod memory;
 pub(crate) mod metrics;
+pub(crate) mod numbers;
+pub(crate) mod operations;
 pub(crate) mod policy;
 pub(crate) mod record;
+pub(crate) mod target;
 pub(crate) mod task;
 
 pub(crate) type Handle = handle::Handle;

@@ -7,7 +7,9 @@ mod addresses;
 mod agreement;
 mod answers;
 mod build;
+mod configs;
 pub(crate) mod founders;
+mod leading;
 mod members;
 mod observe;
 mod parts;
@@ -24,8 +26,9 @@ use std::{
 
 use crate::config::{self, layers::Sources};
 use crate::feed::{self, Channel, hub::Request};
+use crate::leadership::handover::{Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
-use crate::leadership::task::{Resigned, resign};
+use crate::leadership::task::operation_id;
 use crate::node::build::Running;
 use crate::proposals::handle::Proposal;
 use crate::types::{
@@ -33,6 +36,7 @@ use crate::types::{
     block::{Block, BlockRef},
     error::{Accepted, ProposeError},
     feed::{FeedItem, OnFull, StartAt, SubscribeError},
+    proto::{FitnessGrade, LeadershipCause},
 };
 
 /// Settings of a node, as its TOML file says them.
@@ -103,14 +107,12 @@ pub enum Resignation {
     TimedOut,
 }
 
-impl From<Resigned> for Resignation {
-    fn from(resigned: Resigned) -> Self {
-        match resigned {
-            Resigned::NotLeader => Self::NotLeader,
-            Resigned::Transferred { to } => Self::Transferred { to },
-            Resigned::OtherLeads { leader_id } => Self::OtherLeads { leader_id },
-            Resigned::NoTarget => Self::NoTarget,
-            Resigned::TimedOut => Self::TimedOut,
+impl From<Done> for Resignation {
+    fn from(done: Done) -> Self {
+        match (done.outcome, done.leader_id) {
+            (Outcome::Transferred, _) => Self::Transferred { to: done.to },
+            (Outcome::OtherLeads, Some(leader_id)) => Self::OtherLeads { leader_id },
+            (Outcome::OtherLeads, None) | (Outcome::TimedOut, _) => Self::TimedOut,
         }
     }
 }
@@ -200,13 +202,22 @@ impl Node {
 
     /// Hands leadership to the best placed voter. This node goes on running and may lead again.
     pub async fn resign(&self) -> Resignation {
-        let within = self.running.settings.raft.resign_timeout;
-        let drained = self.running.proposals.drained();
-        match resign(&self.running.leadership, Intent::HandOver, within, drained).await {
-            Ok(resigned) => resigned.into(),
-            Err(stopped) => {
-                tracing::warn!(error = %stopped, "resignation met a stopped raft");
-                Resignation::NotLeader
+        let asked = Asked {
+            to: None,
+            within: self.running.settings.raft.resign_timeout,
+            accepts: FitnessGrade::Fit,
+            cause: LeadershipCause::Resign,
+            operation_id: operation_id(),
+            reason: None,
+            by: By::Node,
+            intent: Intent::HandOver,
+        };
+        match self.running.leadership.hand_over(asked).await {
+            Ok(done) => done.into(),
+            Err(Refused::NotLeader { .. } | Refused::Stopped) => Resignation::NotLeader,
+            Err(refused) => {
+                tracing::info!(%refused, "this node leads on");
+                Resignation::NoTarget
             }
         }
     }

@@ -9,8 +9,10 @@ use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 use crate::consensus::agreement::Evidence;
+use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
-use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
+use crate::types::block::BLOCK_BYTES_MAX;
+use crate::types::{LogIndex, NodeId, position::LogPos, proto};
 
 mod append;
 mod asker;
@@ -99,8 +101,8 @@ impl Config {
             stall_timeout: 25 * send_timeout,
             idle_timeout: 30 * heartbeat_timeout,
             snapshot_timeout: 50 * send_timeout,
-            // The largest block (30 MiB: half of the largest api.max_body) and its envelope.
-            frame_bytes_max: 48 << 20,
+            // The largest block, and what stands around it and beside it in one request.
+            frame_bytes_max: BLOCK_BYTES_MAX as usize + (16 << 20),
             // performance.md 5.6; openraft's own server side keeps 64 in flight too.
             window_requests_max: 64,
             window_bytes_max: 4 << 20,
@@ -132,15 +134,6 @@ pub(crate) trait Incarnations: Send + Sync + 'static {
 pub(crate) struct HashMark {
     pub(crate) index: LogIndex,
     pub(crate) hash: [u8; 32],
-}
-
-/// Why leadership is handed over; rides with the transfer to the next leader.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handover {
-    pub(crate) from_term: Term,
-    pub(crate) from_node_id: NodeId,
-    pub(crate) cause: proto::LeadershipCause,
-    pub(crate) operation_id: String,
 }
 
 /// What the transport tells and learns on the way; supplied by `node`. Every method is called on an
@@ -177,8 +170,10 @@ pub(crate) trait Notices: Send + Sync + 'static {
     }
     /// A leader says that the nodes' states differ.
     fn state_evidence_told(&self, _evidence: Evidence) {}
-    /// The leader asks this node to take over; told before raft is.
-    fn handed_over(&self, _handover: &Handover) {}
+    /// The leader hands over, to this node or to another; told before raft is.
+    fn handed_over(&self, _handover: &Handover, _is_target: bool) {}
+    /// A node said how fit it is to lead, with the answer to a heartbeat of this leader's.
+    fn peer_fitness(&self, _node_id: NodeId, _fitness: Fitness) {}
     /// Entries up to `last` were acknowledged by the node.
     fn replicated(&self, _node_id: NodeId, _replicated: Replicated) {}
 }

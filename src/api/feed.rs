@@ -98,6 +98,18 @@ pub(crate) struct EndJson {
     last_index: Option<LogIndex>,
 }
 
+impl EndJson {
+    /// Of a subscription that the node's stop ends.
+    pub(crate) fn shutting_down(last_index: u64) -> Self {
+        Self {
+            code: Code::Unavailable.number(),
+            message: "the node is stopping",
+            reason: "shuttingDown",
+            last_index: Some(last_index),
+        }
+    }
+}
+
 /// One item of the feed.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]

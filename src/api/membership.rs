@@ -18,6 +18,7 @@ use crate::consensus::membership::changer::{Changed, Prepared};
 use crate::consensus::membership::{Change, Request};
 use crate::leadership::leave;
 use crate::leadership::policy::Intent;
+use crate::leadership::task::operation_id;
 use crate::types::{LogIndex, NodeId};
 
 /// A leader that leaves waits so long for what is in flight. By eye: far above any proposal's wait, and below
@@ -181,8 +182,9 @@ async fn leave(call: &Call, prepared: Prepared) -> Result<Changed, Fault> {
     }
     match prepared.commit(call.operation_id.clone()).await {
         Ok(changed) => {
-            let leadership = parts.leadership.clone();
-            call.api.tasks.spawn(async move { leave::hand_over(&leadership).await });
+            let (leadership, operation) = (parts.leadership.clone(), call.operation_id.clone());
+            let operation = operation.unwrap_or_else(operation_id);
+            call.api.tasks.spawn(async move { leave::hand_over(&leadership, operation).await });
             Ok(changed)
         }
         Err(error) => {

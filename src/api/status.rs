@@ -9,8 +9,9 @@ use crate::api::Parts;
 use crate::api::wire::BlockRefJson;
 use crate::consensus;
 use crate::consensus::Role;
+use crate::leadership::handle::ExecutorView;
 use crate::types::member::Members;
-use crate::types::{LogIndex, NodeId, Term};
+use crate::types::{Height, LogIndex, NodeId, Term};
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +47,9 @@ pub(crate) struct StatusJson {
     /// On the leader alone: one per other member.
     #[serde(skip_serializing_if = "Option::is_none")]
     peers: Option<Vec<PeerJson>>,
+    /// Of the executor beside this node; absent where none reported and none has to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor: Option<ExecutorJson>,
     /// This node's file has other values than the log under `chain` or `state`.
     settings_differ: bool,
     /// This node advertises another peer address than the membership names.
@@ -59,7 +63,7 @@ pub(crate) struct StatusJson {
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Role")]
-enum RoleJson {
+pub(crate) enum RoleJson {
     Leader,
     Follower,
     Candidate,
@@ -130,6 +134,46 @@ struct PeerJson {
     reachable: bool,
 }
 
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "Executor")]
+struct ExecutorJson {
+    reported: bool,
+    height: Option<Height>,
+    /// Blocks behind the head applied when its newest report came.
+    lag: Option<u64>,
+    /// It reports in time, is healthy by its own word, holds our chain and is not too far behind.
+    healthy: bool,
+    /// Whether it produces, where it says so.
+    active: Option<bool>,
+    report_age_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+fn executor(view: ExecutorView) -> Option<ExecutorJson> {
+    let Some((report, age)) = view.last else {
+        return view.is_required.then_some(ExecutorJson {
+            reported: false,
+            height: None,
+            lag: None,
+            healthy: false,
+            active: None,
+            report_age_ms: None,
+            reason: None,
+        });
+    };
+    Some(ExecutorJson {
+        reported: true,
+        height: Some(report.height),
+        lag: Some(report.lag),
+        healthy: view.is_well,
+        active: report.is_active,
+        report_age_ms: Some(ms(age)),
+        reason: report.reason,
+    })
+}
+
 pub(crate) fn of(parts: &Parts) -> StatusJson {
     // The view first: what it shows is applied, so no position read after it lies behind it.
     let view = parts.reader.view();
@@ -170,6 +214,7 @@ pub(crate) fn of(parts: &Parts) -> StatusJson {
         address_differs: own.is_some_and(|m| m.peer_addr != parts.node.peer_advertise),
         membership: MembershipJson::from(&raft.members),
         peers: (leadership.role == Role::Leader).then(|| peers(raft.peers.unwrap_or_default())),
+        executor: executor(leadership.executor),
         settings_differ: view.settings.index != 0 && view.settings.settings != parts.settings_file,
         last_exit: parts.last_exit.clone(),
         uptime_ms: ms(parts.started.elapsed()),

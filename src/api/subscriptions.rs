@@ -20,7 +20,7 @@ use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call};
 use crate::api::rpc::Caller;
 use crate::api::sessions::{Held, Session};
-use crate::api::{Api, feed, handlers};
+use crate::api::{Api, feed, handlers, leaderships};
 
 /// What can be subscribed to.
 pub(crate) struct Topic {
@@ -34,14 +34,24 @@ pub(crate) struct Topic {
     pub(crate) open: for<'a> fn(&'a Api, Args<'a>) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>>,
 }
 
-pub(crate) const TOPICS: &[Topic] = &[Topic {
-    name: "applied",
-    subscribe: "block_subscribeApplied",
-    unsubscribe: "block_unsubscribeApplied",
-    item: "block_applied",
-    params: feed::PARAMS,
-    open: feed::open,
-}];
+pub(crate) const TOPICS: &[Topic] = &[
+    Topic {
+        name: "applied",
+        subscribe: "block_subscribeApplied",
+        unsubscribe: "block_unsubscribeApplied",
+        item: "block_applied",
+        params: feed::PARAMS,
+        open: feed::open,
+    },
+    Topic {
+        name: "leadership",
+        subscribe: "raft_subscribeLeadership",
+        unsubscribe: "raft_unsubscribeLeadership",
+        item: "raft_leadership",
+        params: leaderships::PARAMS,
+        open: leaderships::open,
+    },
+];
 
 /// geth's way: the topic first, and one name for the items of all.
 pub(crate) const SUBSCRIBE: &str = "raft_subscribe";

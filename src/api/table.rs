@@ -4,6 +4,7 @@
 //! examples all follow from these rows, in here, [`control`] and [`snapshots`]. A new method is a row and a function.
 
 pub(crate) mod control;
+pub(crate) mod leading;
 pub(crate) mod snapshots;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -400,7 +401,7 @@ const EXAMPLE_BLOCK: &str = r#"{"block":{"height":1,"hash":"0xa1","timestamp":"1
 
 /// All rows.
 pub(crate) fn methods() -> impl Iterator<Item = &'static Method> {
-    METHODS.iter().chain(snapshots::METHODS).chain(control::METHODS)
+    METHODS.iter().chain(control::METHODS).chain(leading::METHODS).chain(snapshots::METHODS)
 }
 
 /// Names of the rows that are recorded.

@@ -85,7 +85,6 @@ pub(crate) struct Act {
 
 impl Act {
     /// What this node does by itself; `params` is a JSON object.
-    #[allow(dead_code, reason = "hand-overs that nobody asked for are recorded with it")]
     pub(crate) fn own(method: &'static str, params: &serde_json::Value) -> Self {
         let params = RawValue::from_string(params.to_string()).expect("a value is JSON");
         let none = || "-".to_owned();

@@ -3,6 +3,7 @@
 //! [`schedule`] says when blocks are due, [`stream`] and [`request`] send them, [`tally`] counts, and
 //! [`report`] shows. Everything runs on one thread: the nodes may share the machine.
 
+mod failover;
 mod own;
 mod report;
 mod request;
@@ -37,6 +38,9 @@ Examples:
                                                      a block was due, so a stall counts against all it held up
   blockraft bench --path http --in-flight 64 --json
   blockraft bench --nodes 3                          on a cluster of its own, which is gone afterwards
+  blockraft bench --nodes 3 --failover 50 --signal kill
+                                                     from the last block of a killed leader to the first of
+                                                     the next one, as its producer sees it
 
 A closed loop (--in-flight) shows what the cluster can carry; claims about p99 come from an open loop (--rate).
 The blocks go into the cluster's chain: use a cluster that is there for it, such as `blockraft dev --produce 0`,
@@ -58,6 +62,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(35);
 /// Connections of one request each: below the nodes' default `api.max_connections_per_address`.
 const CONNECTIONS_MAX: usize = 200;
+/// For a node to end its answer at the end of a run.
+const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 
 /// How blocks are proposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -100,6 +106,12 @@ pub(crate) struct Args {
     /// How blocks are proposed.
     #[arg(long, value_enum, default_value = "stream")]
     path: Path,
+    /// End the leader so many times under --rate blocks a second [default: 100], and measure the gaps.
+    #[arg(long, value_name = "TIMES", requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    failover: Option<u32>,
+    /// How the leader ends.
+    #[arg(long, value_enum, default_value = "term", requires = "failover")]
+    signal: failover::How,
     /// The result as JSON.
     #[arg(long)]
     json: bool,
@@ -148,6 +160,9 @@ fn start(args: &Args) -> Result<u8, Failure> {
 async fn prepare(args: &Args) -> Result<u8, Failure> {
     let Some(n_nodes) = args.nodes else { return measure(args, args.endpoints.list()?, LOOK).await };
     let own = Own::start(n_nodes, &args.set)?;
+    if let Some(times) = args.failover {
+        return failover::measure(args, own, times).await;
+    }
     let code = measure(args, own.endpoints().to_vec(), START).await;
     own.stop().await;
     code

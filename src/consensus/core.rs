@@ -88,6 +88,11 @@ pub(crate) trait Core: Send + Sync + 'static {
     fn refresh_server_state(&self) -> BoxFuture<'_, Result<(), Stopped>>;
     /// Whether this node may stand for election by its timer.
     fn set_may_stand(&self, may: bool);
+    /// Stands for election at once, by a round of pre-votes: nothing happens while a lease holds. Goes past
+    /// [`Core::set_may_stand`] (safety rule 14).
+    fn elect(&self) -> BoxFuture<'_, Result<(), Stopped>>;
+    /// Whether this node sends heartbeats while it leads.
+    fn set_heartbeats(&self, on: bool);
     /// Returns when everything this node knew as committed before it started is applied.
     fn wait_for_recovery(&self, within: Duration) -> BoxFuture<'_, bool>;
     fn shutdown(&self) -> BoxFuture<'_, ()>;
@@ -176,6 +181,14 @@ where
 
     fn set_may_stand(&self, may: bool) {
         self.runtime_config().elect(may);
+    }
+
+    fn elect(&self) -> BoxFuture<'_, Result<(), Stopped>> {
+        Box::pin(async move { Ok(self.trigger().elect(true).await?) })
+    }
+
+    fn set_heartbeats(&self, on: bool) {
+        self.runtime_config().heartbeat(on);
     }
 
     fn wait_for_recovery(&self, within: Duration) -> BoxFuture<'_, bool> {

@@ -191,6 +191,11 @@ impl Handle {
         self.shared.memory.heard_age()
     }
 
+    /// Since this node won that term, while it leads in it.
+    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
+        self.shared.memory.leading_for(term)
+    }
+
     /// Whether this node was told that it is no member.
     pub(crate) fn removal(&self) -> &Standing {
         &self.shared.removal
@@ -221,11 +226,6 @@ impl Handle {
         };
         let acknowledged = replication.iter().filter(|(id, _)| **id != self.shared.node_id);
         acknowledged.filter_map(|(id, held)| Some((*id, pos_of(held.as_ref()?.min(committed))))).collect()
-    }
-
-    /// Since this node won that term, while it leads in it.
-    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
-        self.shared.memory.leading_for(term)
     }
 
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether
@@ -416,21 +416,6 @@ impl Handle {
     /// The API address of a member, as the membership names it.
     pub(crate) fn api_addr(&self, status: &Status, node_id: NodeId) -> Option<String> {
         status.members.nodes.get(&node_id).map(|m| m.api_addr.clone())
-    }
-
-    /// The voter best placed to take over: acknowledged within one heartbeat_timeout and holding
-    /// this leader's last entry (safety rule 13).
-    pub(crate) fn handover_target(&self) -> Option<NodeId> {
-        let status = self.status();
-        let peers = status.peers.as_ref()?;
-        let last = status.positions.last;
-        peers
-            .iter()
-            .filter(|p| status.members.voters.contains(&p.node_id))
-            .filter(|p| p.ack_age.is_some_and(|age| age < self.shared.config.heartbeat_timeout))
-            .filter(|p| p.matched == Some(last))
-            .min_by_key(|p| p.ack_age)
-            .map(|p| p.node_id)
     }
 
     pub(crate) fn is_leader(&self) -> bool {

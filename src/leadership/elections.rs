@@ -175,10 +175,10 @@ impl Candidacy {
         Self {
             began: Instant::now(),
             rounds_before,
-            trigger: match heartbeat_age {
-                _ if handle.was_asked() => "transfer",
-                None => "start",
-                Some(_) => "silence",
+            trigger: match (handle.trigger(), heartbeat_age) {
+                (Some(trigger), _) => trigger,
+                (None, None) => "start",
+                (None, Some(_)) => "silence",
             },
             heartbeat_age,
             sync_in_progress: handle.sync_in_progress(),

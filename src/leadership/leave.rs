@@ -2,27 +2,38 @@
 
 use std::time::Duration;
 
-use crate::consensus::core::Stopped;
 use crate::leadership::handle::Handle;
+use crate::leadership::handover::{Asked, By};
 use crate::leadership::policy::Intent;
-use crate::leadership::task::resign;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 
 /// One attempt. By eye: an election and a half at the defaults.
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// Attempts before it goes silent, so that the others elect.
+/// Attempts before it falls silent, so that the others elect.
 const ATTEMPTS: usize = 5;
+/// Between two attempts: nobody was fit just now.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 /// Returns once this node does not lead any more, or nothing more can be done.
-pub(crate) async fn hand_over(handle: &Handle) {
+pub(crate) async fn hand_over(handle: &Handle, operation_id: String) {
     for _ in 0..ATTEMPTS {
-        match resign(handle, Intent::HandOver, ATTEMPT, std::future::ready(())).await {
-            Ok(how) if !handle.raft().is_leader() => {
-                tracing::info!(?how, "left after its vote was taken");
-                return;
-            }
-            Ok(how) => tracing::warn!(?how, "nobody took over from a leader without a vote; tried again"),
-            Err(Stopped(_)) => return,
+        let asked = Asked {
+            to: None,
+            within: ATTEMPT,
+            // Whoever it is has a vote, which this node has not.
+            accepts: FitnessGrade::Unwilling,
+            cause: LeadershipCause::Removed,
+            operation_id: operation_id.clone(),
+            reason: Some("its own vote was taken".into()),
+            by: By::Node,
+            intent: Intent::Lead,
+        };
+        let outcome = handle.hand_over(asked).await;
+        if !handle.raft().is_leader() {
+            return;
         }
+        tracing::info!(?outcome, "nobody took over from a leader without a vote yet");
+        tokio::time::sleep(RETRY_AFTER).await;
     }
     // A removed leader becomes a learner and falls silent. A demoted one goes on, without a fence.
     if let Err(error) = handle.raft().core().refresh_server_state().await {

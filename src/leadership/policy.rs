@@ -1,19 +1,29 @@
-//! The decision whether this node is ready, and if not why. Pure: no clock, no network.
+//! The decision whether this node is ready, how fit it is, and if not why. Pure: no clock, no network.
+//!
+//! *Ready* is about a leader: it holds the fence. *Fit* is about a node: it may lead (design 11). A node that is
+//! merely paused is unwilling; one with any other fault is unable.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::consensus::membership::standing::Removed;
 use crate::consensus::{Role, Status};
+use crate::leadership::executor::{Ill, Illness};
 use crate::machine::apply::View;
-use crate::types::{LogIndex, NodeId};
+use crate::types::proto::FitnessGrade;
+use crate::types::{LogIndex, NodeId, Term};
 
 /// Everything the decision rests on.
 pub(crate) struct Inputs<'a> {
     pub(crate) node_id: NodeId,
+    pub(crate) now: Instant,
     pub(crate) status: &'a Status,
     pub(crate) view: &'a View,
     /// `raft.leader_lease_timeout`.
     pub(crate) lease_timeout: Duration,
+    /// `leadership.stall_after`.
+    pub(crate) stall_after: Duration,
+    /// `executor.sync_timeout`.
+    pub(crate) sync_timeout: Duration,
     pub(crate) is_disk_full: bool,
     pub(crate) is_store_failed: bool,
     /// The state differs from the others'.
@@ -21,8 +31,26 @@ pub(crate) struct Inputs<'a> {
     pub(crate) intent: Intent,
     /// Other members say that this node is none.
     pub(crate) removed: Option<Removed>,
+    /// The newest membership in this node's log names this life of it, or none (safety rule 8).
+    pub(crate) is_itself: bool,
     /// Greatest commit index of the cluster known one second ago.
     pub(crate) committed_a_second_ago: LogIndex,
+    /// Was caught up when a leader was last heard, or has applied all it knows to be committed.
+    pub(crate) has_applied_enough: bool,
+    pub(crate) is_paused: bool,
+    pub(crate) executor: Option<&'a Ill>,
+    /// Age of the log's sync in progress.
+    pub(crate) sync_in_progress: Option<Duration>,
+    /// How long nothing that this leader accepted was applied, and no bytes of it left.
+    pub(crate) stalled_for: Duration,
+    /// The clock jumped, and no quorum confirmed this leader since (safety rule 17).
+    pub(crate) is_clock_unsure: bool,
+    /// The last term in which raft was told to hand over: it takes no more entries in it.
+    pub(crate) given_up_term: Option<Term>,
+    /// The last term in which this node held the fence.
+    pub(crate) fenced_term: Option<Term>,
+    /// Since when this node leads.
+    pub(crate) led_since: Option<Instant>,
 }
 
 /// What this node is about to do with its leadership.
@@ -37,19 +65,26 @@ pub(crate) enum Intent {
     Stop,
 }
 
-/// A reason why this node is not ready. The names are a closed set that alerts and tools rely on.
+/// A reason why this node is not ready, or not fit. The names are a closed set that alerts and tools rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Check {
     Raft,
     Stopping,
     Storage,
+    /// The log's sync hangs.
+    Sync,
+    /// What this leader accepted does not get through.
+    Stalled,
     Leader,
     CaughtUp,
+    Executor,
     Role,
     Lease,
+    Clock,
     Leadership,
     Settings,
     Handover,
+    Paused,
     Member,
 }
 
@@ -59,13 +94,18 @@ impl Check {
             Self::Raft => "raft",
             Self::Stopping => "stopping",
             Self::Storage => "storage",
+            Self::Sync => "sync",
+            Self::Stalled => "stalled",
             Self::Leader => "leader",
             Self::CaughtUp => "caughtUp",
+            Self::Executor => "executor",
             Self::Role => "role",
             Self::Lease => "lease",
+            Self::Clock => "clock",
             Self::Leadership => "leadership",
             Self::Settings => "settings",
             Self::Handover => "handover",
+            Self::Paused => "paused",
             Self::Member => "member",
         }
     }
@@ -80,6 +120,25 @@ pub(crate) struct Verdict {
     pub(crate) is_caught_up: bool,
     /// Why there is no fence; empty when there is one.
     pub(crate) failing: Vec<Check>,
+    /// Why this node should not lead; empty when it is fit.
+    pub(crate) unfit: Vec<Check>,
+    /// Whether it may stand for election: as fit as can be told while nobody leads.
+    pub(crate) may_stand: bool,
+}
+
+impl Verdict {
+    pub(crate) fn grade(&self) -> FitnessGrade {
+        grade(&self.unfit)
+    }
+}
+
+/// Unwilling may lead with its fence when nobody fit is there; unable never holds one.
+pub(crate) fn grade(unfit: &[Check]) -> FitnessGrade {
+    match unfit {
+        [] => FitnessGrade::Fit,
+        [Check::Paused] => FitnessGrade::Unwilling,
+        _ => FitnessGrade::Unable,
+    }
 }
 
 pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
@@ -97,6 +156,11 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     // then refuses every other (promise 3).
     let has_own_leadership =
         i.view.leadership.as_ref().is_some_and(|l| l.pos.term == s.term && l.node_id == i.node_id);
+    let is_sync_stuck = i.sync_in_progress.is_some_and(|age| i.stall_after <= age);
+    let is_stalled = leads && i.stall_after <= i.stalled_for;
+    let is_member = i.removed.is_none() && i.is_itself;
+    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
+    let has_vote = s.members.voters.is_empty() || s.members.voters.contains(&i.node_id);
     let mut failing = Vec::new();
     let mut check = |holds: bool, check: Check| {
         if !holds {
@@ -105,23 +169,57 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     };
     check(s.is_started && s.is_running, Check::Raft);
     check(i.intent != Intent::Stop, Check::Stopping);
-    // A leader whose vote was taken leads on until somebody took over, and holds no fence.
-    let voters = &s.members.voters;
-    let has_vote = voters.is_empty() || voters.contains(&i.node_id);
-    check(i.removed.is_none() && (has_vote || !leads), Check::Member);
     check(!i.is_disk_full && !i.is_store_failed && !i.has_diverged, Check::Storage);
+    check(!is_sync_stuck, Check::Sync);
+    check(is_member && (has_vote || !leads), Check::Member);
     if leads {
+        check(!is_stalled, Check::Stalled);
+        check(!withholds_fence(i), Check::Executor);
         check(!lease_remaining.is_zero(), Check::Lease);
+        check(!i.is_clock_unsure, Check::Clock);
         check(has_own_leadership, Check::Leadership);
         check(i.view.settings.index != 0, Check::Settings);
-        check(i.intent != Intent::HandOver, Check::Handover);
+        check(i.intent != Intent::HandOver && i.given_up_term != Some(s.term), Check::Handover);
     } else {
         check(s.leader_id.is_some(), Check::Leader);
         check(is_caught_up, Check::CaughtUp);
+        check(i.executor.is_none(), Check::Executor);
         check(false, Check::Role);
+        check(!i.is_paused, Check::Paused);
     }
     let fence = failing.is_empty().then_some(s.term);
-    Verdict { fence, lease_remaining, is_caught_up, failing }
+    let mut unfit = Vec::new();
+    let mut fault = |is_there: bool, check: Check| {
+        if is_there {
+            unfit.push(check);
+        }
+    };
+    fault(i.intent == Intent::Stop || !s.is_running, Check::Stopping);
+    fault(i.is_disk_full || i.is_store_failed || i.has_diverged, Check::Storage);
+    fault(is_sync_stuck, Check::Sync);
+    fault(!is_member || (leads && !has_vote), Check::Member);
+    fault(is_stalled, Check::Stalled);
+    fault(if leads { outlasts(i) } else { i.executor.is_some() }, Check::Executor);
+    fault(i.is_paused, Check::Paused);
+    let may_stand = unfit.is_empty() && i.has_applied_enough;
+    // By its position alone: right after a change of leader nobody has seen a commit of the new term yet.
+    if !leads && (!s.is_started || s.positions.applied < i.committed_a_second_ago) {
+        unfit.push(Check::CaughtUp);
+    }
+    Verdict { fence, lease_remaining, is_caught_up, failing, unfit, may_stand }
+}
+
+/// Whether the executor keeps a leader from holding the fence: at once before it first held it in this term,
+/// after `executor.sync_timeout` once it did, and at once when it holds another chain.
+fn withholds_fence(i: &Inputs<'_>) -> bool {
+    i.executor.is_some() && (i.fenced_term != Some(i.status.term) || outlasts(i))
+}
+
+/// Whether the executor was ill so long that a leader hands over: counted from when it began to lead.
+fn outlasts(i: &Inputs<'_>) -> bool {
+    let Some(ill) = i.executor else { return false };
+    let since = i.led_since.map_or(ill.since, |led| led.max(ill.since));
+    matches!(ill.what, Illness::Forked(_)) || i.sync_timeout <= i.now.saturating_duration_since(since)
 }
 
 /// What an operator is told about a failing check: what it means and what to do.
@@ -139,6 +237,15 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
                 .into()
         }
         Check::Storage => "free space in data_dir is below store.min_free; free some".into(),
+        Check::Sync => format!(
+            "the log's sync has been running for {} ms (leadership.stall_after); the disk hangs",
+            i.sync_in_progress.unwrap_or_default().as_millis()
+        ),
+        Check::Stalled => format!(
+            "nothing was committed and applied for {} ms though entries wait (leadership.stall_after); \
+             look at the disks and at the network between the nodes",
+            i.stalled_for.as_millis()
+        ),
         Check::Leader => {
             "no leader is heard: is a majority of the voters up and reachable on its peer port?".into()
         }
@@ -146,6 +253,10 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
             "applied {} of {} entries the cluster committed; wait, or look at this node's disk and network",
             s.positions.applied, s.positions.cluster_committed
         ),
+        Check::Executor => match i.executor {
+            Some(ill) => ill.what.to_string(),
+            None => "the executor is well".into(),
+        },
         Check::Role => match s.leader_id {
             Some(leader) => format!("this node follows; node {leader} leads"),
             None => "this node does not lead".into(),
@@ -154,6 +265,7 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
             "no quorum acknowledged this leader within raft.leader_lease_timeout; is a majority reachable?"
                 .into()
         }
+        Check::Clock => "the clock jumped; a quorum is asked whether this node still leads".into(),
         Check::Leadership => "elected; its leadership command is not applied yet".into(),
         Check::Settings => "the first leader has not put the cluster's settings into the log yet".into(),
         Check::Member => match i.removed {
@@ -162,116 +274,19 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
                  `raft_addLearner` on the leader, or stop it",
                 removed.told_by, removed.version
             ),
+            None if !i.is_itself => {
+                "the membership names another life of this node, whose data is lost; wait for newer entries, \
+                 or remove it and add it again"
+                    .into()
+            }
             None => "this leader has no vote any more; it hands over".into(),
         },
         Check::Handover => "leadership is being handed over".into(),
+        Check::Paused => {
+            "this node was asked not to lead while another can; `raft_resume` takes that back".into()
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::machine::apply::Leadership;
-    use crate::types::{position::LogPos, proto::LeadershipCause};
-
-    const NODE: NodeId = 1;
-
-    fn status(role: Role) -> Status {
-        Status {
-            role,
-            term: 7,
-            leader_id: Some(if role == Role::Leader { NODE } else { 2 }),
-            positions: Default::default(),
-            committed_term: 7,
-            members: Default::default(),
-            quorum_ack_age: (role == Role::Leader).then_some(Duration::from_millis(20)),
-            peers: None,
-            is_started: true,
-            is_running: true,
-        }
-    }
-
-    fn view(term: u64, node_id: NodeId, settings_index: LogIndex) -> View {
-        let mut view = View {
-            leadership: Some(Leadership {
-                pos: LogPos { term, index: 3 },
-                node_id,
-                cause: LeadershipCause::Election,
-                operation_id: String::new(),
-                started_at_ms: 0,
-            }),
-            ..View::default()
-        };
-        view.settings.index = settings_index;
-        view
-    }
-
-    fn inputs<'a>(status: &'a Status, view: &'a View) -> Inputs<'a> {
-        Inputs {
-            node_id: NODE,
-            status,
-            view,
-            lease_timeout: Duration::from_millis(175),
-            is_disk_full: false,
-            is_store_failed: false,
-            has_diverged: false,
-            intent: Intent::Lead,
-            removed: None,
-            committed_a_second_ago: 0,
-        }
-    }
-
-    #[test]
-    fn a_leader_that_applied_its_own_leadership_holds_the_fence() {
-        let (s, v) = (status(Role::Leader), view(7, NODE, 4));
-        let verdict = judge(&inputs(&s, &v));
-        assert_eq!(verdict.fence, Some(7));
-        assert_eq!(verdict.lease_remaining, Duration::from_millis(155));
-        assert!(verdict.failing.is_empty());
-    }
-
-    #[test]
-    fn each_missing_thing_withholds_the_fence_and_is_named() {
-        let good = view(7, NODE, 4);
-        let s = status(Role::Leader);
-        let failing = |s: &Status, v: &View, change: &dyn Fn(&mut Inputs<'_>)| {
-            let mut i = inputs(s, v);
-            change(&mut i);
-            let verdict = judge(&i);
-            assert_eq!(verdict.fence, None);
-            for check in &verdict.failing {
-                assert!(!hint(*check, &i).is_empty());
-            }
-            verdict.failing
-        };
-        // A leadership of an earlier term, or another node's in this one, is not this node's.
-        assert_eq!(failing(&s, &view(6, NODE, 4), &|_| ()), [Check::Leadership]);
-        assert_eq!(failing(&s, &view(7, 2, 4), &|_| ()), [Check::Leadership]);
-        assert_eq!(failing(&s, &view(7, NODE, 0), &|_| ()), [Check::Settings]);
-        assert_eq!(failing(&s, &good, &|i| i.intent = Intent::HandOver), [Check::Handover]);
-        assert_eq!(failing(&s, &good, &|i| i.intent = Intent::Stop), [Check::Stopping]);
-        let told = Removed { version: 9, told_by: 2 };
-        assert_eq!(failing(&s, &good, &|i| i.removed = Some(told)), [Check::Member]);
-        let mut without_vote = s.clone();
-        without_vote.members.voters = [2, 3].into();
-        assert_eq!(failing(&without_vote, &good, &|_| ()), [Check::Member]);
-        assert_eq!(failing(&s, &good, &|i| i.is_disk_full = true), [Check::Storage]);
-        assert_eq!(failing(&s, &good, &|i| i.has_diverged = true), [Check::Storage]);
-        // Safety rule 11: openraft goes on saying Leader; the clock says that the quorum is gone.
-        let cut = Status { quorum_ack_age: Some(Duration::from_millis(175)), ..s.clone() };
-        assert_eq!(failing(&cut, &good, &|_| ()), [Check::Lease]);
-        let never = Status { quorum_ack_age: None, ..s.clone() };
-        assert_eq!(failing(&never, &good, &|_| ()), [Check::Lease]);
-        assert_eq!(failing(&status(Role::Follower), &good, &|_| ()), [Check::Role]);
-    }
-
-    #[test]
-    fn caught_up_needs_a_leader_a_commit_of_its_term_and_an_applied_index_of_a_second_ago() {
-        let (s, v) = (status(Role::Follower), view(7, 2, 4));
-        assert!(judge(&inputs(&s, &v)).is_caught_up);
-        assert!(!judge(&inputs(&Status { leader_id: None, ..s.clone() }, &v)).is_caught_up);
-        assert!(!judge(&inputs(&Status { committed_term: 6, ..s.clone() }, &v)).is_caught_up);
-        assert!(!judge(&Inputs { committed_a_second_ago: 1, ..inputs(&s, &v) }).is_caught_up);
-        assert!(!judge(&inputs(&Status { is_started: false, ..s.clone() }, &v)).is_caught_up);
-    }
-}
+mod tests;

@@ -1,18 +1,23 @@
-//! Makes a won election into a leadership, and gives it up on request.
+//! Makes a won election into a leadership, keeps an unfit node from leading, and carries hand-overs out.
+//!
+//! One task looks at raft several times a second and at every change of role. What follows from a look is
+//! decided by [`Keeper`] and [`crate::leadership::policy`]; hand-overs run as tasks of their own, one at a time.
 
-use std::time::{Duration, SystemTime};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{sync::mpsc, sync::oneshot, task::JoinSet};
 
-use crate::audit::history::History;
-use crate::consensus::{Role, core::Stopped};
-use crate::leadership::{
-    handle::Handle,
-    metrics::{Counters, reason},
-    policy::Intent,
-    record,
-};
+use crate::consensus::{Role, Status, core::Stopped};
+use crate::leadership::handle::Handle;
+use crate::leadership::handover::{self, Asked, By, Refused, Request};
+use crate::leadership::keeper::{Action, Keeper, Look};
+use crate::leadership::metrics::{Counters, reason};
+use crate::leadership::policy::Intent;
+use crate::leadership::record;
+use crate::leadership::target::Candidate;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
+use crate::types::proto::LeadershipCause;
 use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
 
 /// How often the commit index is remembered and the leader's silence noticed.
@@ -24,74 +29,312 @@ const RETRY_AFTER: Duration = Duration::from_millis(2);
 /// Watches the role until raft stops. `settings` are this node's own, for the first leader of all.
 pub(crate) async fn run(
     handle: Handle,
+    requests: mpsc::Receiver<Request>,
     settings: ClusterSettings,
     counters: Counters,
-    history: History,
 ) -> Result<(), Stopped> {
-    let mut samples = tokio::time::interval(SAMPLE_EVERY);
-    samples.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut changes = handle.raft().role_changes();
-    let mut led: Option<Term> = None;
-    let mut seen: Option<Term> = None;
-    let mut counted = handle.reader().view().leadership.as_ref().map_or(0, |l| l.pos.term);
-    // What was applied and not recorded before a crash is recorded now.
-    let mut recorded = history.last_leadership().await;
-    let mut known: Option<(Term, Option<NodeId>)> = None;
-    loop {
-        let is_sample = tokio::select! {
-            _ = samples.tick() => true,
-            changed = changes.next() => {
-                changed?;
-                false
+    let keeper = Keeper::new(handle.config().keeper);
+    let recorded = handle.history().last_leadership().await;
+    let task = Task {
+        handle,
+        settings,
+        counters,
+        keeper,
+        works: JoinSet::new(),
+        waiting: VecDeque::new(),
+        asking_quorum: false,
+        is_establishing: false,
+        // What was applied and not recorded before a crash is recorded now.
+        recorded,
+        led: None,
+        seen: None,
+        known: None,
+        started: Instant::now(),
+    };
+    task.run(requests).await
+}
+
+/// What a work of its own came to.
+enum Ended {
+    HandOver,
+    /// A quorum confirmed this leader, in that term; or did not.
+    Asked(Option<Term>),
+    /// The first proposals of a leadership are applied, or its term is over.
+    Established,
+}
+
+struct Task {
+    handle: Handle,
+    settings: ClusterSettings,
+    counters: Counters,
+    keeper: Keeper,
+    works: JoinSet<Ended>,
+    /// They wait for the hand-over before them.
+    waiting: VecDeque<Request>,
+    /// A quorum is being asked whether this node still leads.
+    asking_quorum: bool,
+    /// The first proposals of its own leadership are under way.
+    is_establishing: bool,
+    /// Term of the newest leadership in this node's history.
+    recorded: Term,
+    led: Option<Term>,
+    seen: Option<Term>,
+    known: Option<(Term, Option<NodeId>)>,
+    started: Instant,
+}
+
+impl Task {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<(), Stopped> {
+        let mut samples = tokio::time::interval(SAMPLE_EVERY);
+        samples.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut changes = self.handle.raft().role_changes();
+        let mut leaderships = self.handle.reader().watch_leadership();
+        loop {
+            let is_sample = tokio::select! {
+                _ = samples.tick() => true,
+                changed = changes.next() => {
+                    changed?;
+                    false
+                }
+                Some(request) = requests.recv() => {
+                    self.on_request(request);
+                    continue;
+                }
+                Some(ended) = self.works.join_next() => {
+                    self.on_ended(ended);
+                    continue;
+                }
+                // The store goes after this task.
+                Ok(()) = leaderships.changed() => {
+                    // Its own it tells of once it is known whether it is ready.
+                    if !self.is_establishing {
+                        self.count();
+                    }
+                    continue;
+                }
+            };
+            let status = self.handle.raft().status();
+            if !status.is_running {
+                return Err(Stopped("its core ended".into()));
             }
-        };
-        let status = handle.raft().status();
-        if !status.is_running {
-            return Err(Stopped("its core ended".into()));
+            self.on_look(&status, is_sample);
+            if status.role == Role::Leader && self.led != Some(status.term) {
+                self.establish(status.term);
+            }
         }
-        if is_sample {
-            handle.sample(&status);
-            if status.is_started && status.leader_id.is_none() {
-                counters.leaderless_seconds.inc_by(SAMPLE_EVERY.as_secs_f64());
+    }
+
+    /// In a work of its own: while the first proposals wait the node must go on looking at itself.
+    fn establish(&mut self, term: Term) {
+        self.led = Some(term);
+        self.is_establishing = true;
+        let (handle, settings) = (self.handle.clone(), self.settings.clone());
+        self.works.spawn(async move {
+            if let Err(error) = establish(&handle, term, &settings).await {
+                tracing::debug!(term, %error, "a leadership was not established");
             }
-            recorded = record::leaderships(&handle, &history, recorded);
-            counted = count_leaderships(&handle, &counters, counted);
+            Ended::Established
+        });
+    }
+
+    fn on_look(&mut self, status: &Status, is_sample: bool) {
+        if is_sample {
+            self.sample(status);
         }
         if status.is_started {
             // Before the first look nothing is known that could have advanced.
-            counters.terms_advanced.inc_by(status.term.saturating_sub(seen.unwrap_or(status.term)));
-            seen = Some(status.term);
+            let advanced = status.term.saturating_sub(self.seen.unwrap_or(status.term));
+            self.counters.terms_advanced.inc_by(advanced);
+            self.seen = Some(status.term);
+            if self.known != Some((status.term, status.leader_id)) {
+                self.known = Some((status.term, status.leader_id));
+                tracing::info!(term = status.term, leader_id = status.leader_id, "leader changed");
+            }
         }
-        if status.is_started && known != Some((status.term, status.leader_id)) {
-            known = Some((status.term, status.leader_id));
-            tracing::info!(term = status.term, leader_id = status.leader_id, "leader changed");
+        self.keep(status);
+    }
+
+    fn sample(&mut self, status: &Status) {
+        let peers = self.handle.raft().peers();
+        let others = status.members.voters.iter().filter(|id| **id != self.handle.raft().node_id());
+        let sent = others.map(|id| (*id, peers.log_bytes_sent(*id))).collect();
+        let now = Instant::now();
+        let mut memory = self.handle.memory();
+        memory.sample(now, status);
+        // With this node itself so many more make a quorum.
+        memory.stall.look(now, status, sent, status.members.voters.len() / 2);
+        drop(memory);
+        // The watch tells of what comes; this of what was there before it.
+        if !self.is_establishing {
+            self.count();
         }
-        if status.role == Role::Leader && led != Some(status.term) {
-            led = Some(status.term);
-            establish(&handle, status.term, &settings).await?;
+        if status.is_started && status.leader_id.is_none() {
+            self.counters.leaderless_seconds.inc_by(SAMPLE_EVERY.as_secs_f64());
+        }
+    }
+
+    /// Counts and records every leadership applied since the last time.
+    fn count(&mut self) {
+        self.recorded = record::leaderships(&self.handle, self.handle.history(), self.recorded);
+        let changes = &self.counters.leader_changes;
+        self.handle
+            .count_leaderships(|_, leadership| changes.with_label_values(&[reason(leadership.cause)]).inc());
+    }
+
+    fn keep(&mut self, status: &Status) {
+        let fittest = self
+            .handle
+            .candidates(status)
+            .iter()
+            .filter(|c| c.is_voter && c.ack_age.is_some())
+            .map(Candidate::grade)
+            .min();
+        let heard_age = self.handle.raft().heard_age().unwrap_or_else(|| self.started.elapsed());
+        let keeper = &mut self.keeper;
+        let barred_until = self.handle.config().barred_until;
+        let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
+            let look = Look {
+                now: inputs.now,
+                is_leader: status.role == Role::Leader,
+                has_quorum: !verdict.lease_remaining.is_zero(),
+                unfit: &verdict.unfit,
+                is_fit_to_stand: verdict.may_stand,
+                // Nor before any membership is known: the first that a wiped node is sent may make it a
+                // quorum of its own (safety rule 8).
+                is_barred: barred_until.is_some_and(|until| inputs.now < until)
+                    || status.members.nodes.is_empty()
+                    || !inputs.is_itself,
+                leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
+                fittest,
+                is_forced: memory.forced_term == Some(status.term),
+                is_busy: memory.handover.is_some(),
+            };
+            (keeper.step(&look), memory.unsure_term)
+        });
+        for action in actions {
+            self.act(action);
+        }
+        if let Some(term) = unsure
+            && !self.asking_quorum
+        {
+            self.asking_quorum = true;
+            let raft = self.handle.raft().clone();
+            self.works
+                .spawn(async move { Ended::Asked(raft.own_read_index().await.is_ok().then_some(term)) });
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let core = self.handle.raft().core();
+        match action {
+            Action::SetMayStand(may) => {
+                tracing::info!(may, "whether this node stands for election");
+                core.set_may_stand(may);
+            }
+            Action::TellLastResort => {
+                self.handle.operations().last_resort();
+                tracing::warn!("nobody leads: this node stands for election although it is not fit");
+            }
+            Action::SetHeartbeats(on) => {
+                tracing::warn!(on, "heartbeats of a leader whose entries do not get through");
+                core.set_heartbeats(on);
+            }
+            Action::HandOver { cause, accepts, why } => {
+                match cause {
+                    LeadershipCause::Pause => tracing::info!("this leader is paused and hands over"),
+                    _ => tracing::warn!(check = why.name(), "this leader is not fit and hands over"),
+                }
+                let asked = Asked {
+                    to: None,
+                    within: self.handle.config().resign_timeout,
+                    accepts,
+                    cause,
+                    operation_id: operation_id(),
+                    reason: Some(why.name().into()),
+                    by: By::Node,
+                    intent: Intent::HandOver,
+                };
+                self.begin(Request { asked, answer: None, told: None });
+            }
+        }
+    }
+
+    fn on_request(&mut self, mut request: Request) {
+        let running = self.handle.memory().handover.clone();
+        let Some(running) = running else { return self.begin(request) };
+        match request.asked.cause {
+            // Follows whatever is under way; then it finds that another node leads, or hands over itself.
+            LeadershipCause::Resign | LeadershipCause::Shutdown | LeadershipCause::Pause => {
+                self.waiting.push_back(request);
+            }
+            _ => {
+                if let Some(answer) = request.answer.take() {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(Err(Refused::Busy(running)));
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, request: Request) {
+        self.handle.memory().handover = Some(request.asked.operation_id.clone());
+        let handle = self.handle.clone();
+        self.works.spawn(async move {
+            handover::run(handle, request).await;
+            Ended::HandOver
+        });
+    }
+
+    fn on_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        match ended {
+            Ok(Ended::Asked(confirmed)) => {
+                self.asking_quorum = false;
+                let mut memory = self.handle.memory();
+                if confirmed.is_some() && memory.unsure_term == confirmed {
+                    memory.unsure_term = None;
+                }
+            }
+            Ok(Ended::HandOver) => self.next(),
+            Ok(Ended::Established) => {
+                self.is_establishing = false;
+                self.count();
+            }
+            Err(error) => {
+                tracing::error!(%error, "a hand-over broke off");
+                self.handle.set_intent(Intent::Lead);
+                self.handle.memory().handover = None;
+                self.next();
+            }
+        }
+    }
+
+    fn next(&mut self) {
+        if self.handle.memory().handover.is_some() {
+            // The one that ended gave its place up before, and another took it.
+            return;
+        }
+        while let Some(request) = self.waiting.pop_front() {
+            // Whoever waits no more was told so: it must not happen behind its back.
+            if request.answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
+                return self.begin(request);
+            }
         }
     }
 }
 
-/// Counts every leadership applied since `counted`, also those that came between two looks.
-fn count_leaderships(handle: &Handle, counters: &Counters, counted: Term) -> Term {
-    let newest = handle.reader().view().leadership.as_ref().map_or(0, |l| l.pos.term);
-    if newest <= counted {
-        return counted;
-    }
-    for leadership in handle.reader().leaderships(Some(counted + 1), usize::MAX) {
-        counters.leader_changes.with_label_values(&[reason(leadership.cause)]).inc();
-    }
-    newest
+/// A name of its own for an operation that nobody named.
+pub(crate) fn operation_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
 }
 
 /// Proposes this node's leadership of `term`, and the cluster's settings where none stand in the
 /// log yet. Returns when both are applied or the term is over.
 async fn establish(handle: &Handle, term: Term, settings: &ClusterSettings) -> Result<(), Stopped> {
+    let (cause, operation_id) = handle.cause(term);
     let leadership = proto::LeadershipCommand {
         node_id: handle.raft().node_id(),
-        cause: handle.cause().into(),
-        operation_id: String::new(),
+        cause: cause.into(),
+        operation_id,
         started_at_ms: unix_ms(),
     };
     if !write_in(handle, term, Command::leadership(&leadership)).await? {
@@ -104,7 +347,12 @@ async fn establish(handle: &Handle, term: Term, settings: &ClusterSettings) -> R
             return Ok(());
         }
     }
-    tracing::info!(term, "ready: the fence is published");
+    let now = handle.now();
+    let blockers: Vec<&str> = now.blockers.iter().map(|b| b.check).collect();
+    match now.fence {
+        Some(fence) => tracing::info!(term, fence, "ready: the fence is published"),
+        None => tracing::info!(term, ?blockers, "leading, and not ready"),
+    }
     Ok(())
 }
 
@@ -133,76 +381,6 @@ async fn write_in(handle: &Handle, term: Term, command: Command) -> Result<bool,
         }
         tokio::time::sleep(RETRY_AFTER).await;
     }
-}
-
-/// How a resignation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Resigned {
-    /// This node did not lead.
-    NotLeader,
-    Transferred {
-        to: NodeId,
-    },
-    /// Another node took over than the one that was asked.
-    OtherLeads {
-        leader_id: NodeId,
-    },
-    /// Nobody acknowledged lately with all entries: raft was not told.
-    NoTarget,
-    /// It may still happen.
-    TimedOut,
-}
-
-/// Hands leadership to the best placed voter: the fence goes first, then what is in flight is
-/// waited for, then the target is chosen, and only then raft is told (safety rule 13).
-///
-/// `drained` completes when no proposal is in flight.
-pub(crate) async fn resign(
-    handle: &Handle,
-    intent: Intent,
-    within: Duration,
-    drained: impl Future<Output = ()>,
-) -> Result<Resigned, Stopped> {
-    let deadline = Instant::now() + within;
-    let raft = handle.raft();
-    if !raft.is_leader() {
-        handle.set_intent(intent);
-        return Ok(Resigned::NotLeader);
-    }
-    handle.set_intent(intent);
-    let _ = tokio::time::timeout_at(deadline, drained).await;
-    let term = raft.status().term;
-    let mut target = None;
-    // A follower needs one more heartbeat to show that it holds the last entry.
-    while target.is_none() && Instant::now() < deadline && raft.is_leader() {
-        target = raft.handover_target();
-        if target.is_none() {
-            if raft.status().peers.iter().flatten().all(|p| !p.is_reachable) {
-                break;
-            }
-            tokio::time::sleep(RETRY_AFTER).await;
-        }
-    }
-    let Some(to) = target else {
-        handle.set_intent(Intent::Lead);
-        return Ok(if raft.is_leader() { Resigned::NoTarget } else { Resigned::NotLeader });
-    };
-    tracing::info!(term, to, "handing leadership over");
-    raft.core().transfer_leader(to).await?;
-    while Instant::now() < deadline {
-        let status = raft.status();
-        if let Some(leader_id) = status.leader_id.filter(|id| *id != raft.node_id() && term < status.term) {
-            handle.set_intent(Intent::Lead);
-            return Ok(if leader_id == to {
-                Resigned::Transferred { to }
-            } else {
-                Resigned::OtherLeads { leader_id }
-            });
-        }
-        tokio::time::sleep(RETRY_AFTER).await;
-    }
-    handle.set_intent(Intent::Lead);
-    Ok(Resigned::TimedOut)
 }
 
 fn unix_ms() -> u64 {

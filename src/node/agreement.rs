@@ -12,9 +12,11 @@ use crate::consensus::agreement::{Evidence, Hash, Mark, Marks, Verdict, is_wrong
 use crate::consensus::{self, core::Stopped};
 use crate::feed;
 use crate::leadership;
+use crate::leadership::handover::{Asked, By};
 use crate::leadership::policy::Intent;
-use crate::leadership::task::resign;
+use crate::leadership::task::operation_id;
 use crate::store;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 use crate::types::{LogIndex, NodeId};
 
 /// How long a voter that says nothing may still decide. By eye: many times what one that is alive needs.
@@ -168,10 +170,18 @@ impl Judge {
         self.raft.core().set_may_stand(false);
         self.feed.stop();
         if has_majority && self.raft.is_leader() {
-            let resigned =
-                resign(&self.leadership, Intent::HandOver, self.resign_timeout, std::future::ready(()))
-                    .await?;
-            tracing::info!(?resigned, "a leader whose state differs handed over");
+            let asked = Asked {
+                to: None,
+                within: self.resign_timeout,
+                accepts: FitnessGrade::Unwilling,
+                cause: LeadershipCause::Unfit,
+                operation_id: operation_id(),
+                reason: Some("diverged".into()),
+                by: By::Node,
+                intent: Intent::HandOver,
+            };
+            let handed_over = self.leadership.hand_over(asked).await;
+            tracing::info!(?handed_over, "a leader whose state differs handed over");
         }
         Ok(())
     }

@@ -8,11 +8,18 @@ use std::{
 use bytes::Bytes;
 
 use crate::api;
-use crate::consensus::{Answers, BoxFuture, FoundingState, Role, handle::Handle};
+use crate::consensus::{
+    Answers, BoxFuture, Declined, Fitness, FoundingState, HandoverAsk, HandoverRefusal, Role, handle::Handle,
+};
 use crate::leadership;
+use crate::leadership::handover::{Asked, By};
+use crate::leadership::policy::Intent;
 use crate::types::position::LogPos;
-use crate::types::proto::LeadershipCause;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 use crate::types::{LogIndex, NodeId, Term};
+
+/// What a node that asks for a hand-over may give it. As a call of the API may.
+const HANDOVER_MAX: Duration = Duration::from_secs(30);
 
 /// Answers out of the parts, which are all there before the first question is.
 pub(super) struct NodeAnswers {
@@ -60,25 +67,45 @@ impl Answers for NodeAnswers {
         }
     }
 
-    fn may_take_over(&self) -> Result<(), String> {
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
         let now = self.leadership.now();
         if now.is_stopping {
-            return Err("the node is stopping".into());
+            return Err(Declined::Unfit("the node is stopping".into()));
         }
-        if now.has_diverged {
-            return Err("the state of this node differs from the others'".into());
-        }
-        if now.is_disk_full {
-            return Err("free space is below store.min_free".into());
+        if accepts.max(FitnessGrade::Fit) < now.fitness.grade {
+            return Err(Declined::Unfit(now.fitness.reason));
         }
         if now.role != Role::Follower || !now.is_caught_up {
-            return Err("the node is not a caught-up follower".into());
+            return Err(Declined::NotYet("the node is not a caught-up follower".into()));
         }
         if !self.may_vote() {
-            return Err("the node has just started".into());
+            return Err(Declined::NotYet("the node has just started".into()));
         }
-        self.leadership.asked_to_take_over(LeadershipCause::Transfer);
         Ok(())
+    }
+
+    fn fitness(&self) -> Fitness {
+        self.leadership.fitness()
+    }
+
+    fn hand_over(&self, ask: HandoverAsk) -> BoxFuture<'_, Result<Term, HandoverRefusal>> {
+        Box::pin(async move {
+            let asked = Asked {
+                to: Some(ask.to),
+                within: ask.within.min(HANDOVER_MAX),
+                accepts: FitnessGrade::Fit,
+                cause: LeadershipCause::Transfer,
+                operation_id: ask.operation_id,
+                reason: None,
+                by: By::Node,
+                intent: Intent::HandOver,
+            };
+            let begun = self.leadership.begin_handover(asked).await;
+            begun.map_err(|refused| HandoverRefusal {
+                reason: refused.reason().into(),
+                message: refused.to_string(),
+            })
+        })
     }
 
     fn may_vote(&self) -> bool {

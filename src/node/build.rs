@@ -21,12 +21,12 @@ use crate::feed;
 use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
-use crate::leadership::metrics::{Counters, ExportedSettings, RaftCollector};
+use crate::leadership::metrics::{Counters, RaftCollector};
 use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, founders, members, observe, parts, recorded};
+use crate::node::{StartError, addresses, configs, founders, leading, members, observe, parts, recorded};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -112,7 +112,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let mut opened = open_store(&settings, &registry, &instants).await?;
     let audit = observe::open_audit(&settings, &opened, &registry).await?;
     let source = Arc::new(feed::source::Store::new(opened.reader.clone()));
-    let feed = feed::Hub::new(feed_config(&settings), source, Arc::clone(&instants), &registry)
+    let feed = feed::Hub::new(configs::feed_config(&settings), source, Arc::clone(&instants), &registry)
         .map_err(metrics_failed)?;
     opened.machine.set_tap(Arc::new(feed.clone()));
     let bound = Bound::bind(&settings).await?;
@@ -135,8 +135,8 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         agreement: Arc::clone(&agreement),
     };
     let network = peer::Network::new(
-        peer_config(&settings),
-        identity(&opened.identity),
+        configs::peer_config(&settings),
+        configs::identity(&opened.identity),
         Arc::clone(&addresses),
         Arc::new(parts::Incarnations {
             remembered: remembered.clone(),
@@ -152,7 +152,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
 
     let core = consensus::core::build(
         settings.node.id,
-        &core_config(&settings, &opened.identity),
+        &configs::core_config(&settings, &opened.identity),
         network.clone(),
         opened.log,
         opened.machine,
@@ -163,27 +163,29 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         settings.node.id,
         Arc::new(core.clone()),
         Arc::new(network.asker()),
-        core_config(&settings, &opened.identity),
+        configs::core_config(&settings, &opened.identity),
         settings.raft.send_timeout,
     );
     raft.removal().restore(remembered.removed());
     let _ = raft_later.set(raft.clone());
     let changer = Changer::new(raft.clone(), instants.tracer().clone());
-    let leadership = leadership::Handle::new(
-        raft.clone(),
-        opened.reader.clone(),
-        opened.health.clone(),
-        settings.raft.leader_lease_timeout,
-    );
+    let votes_from = NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout);
+    let stored = leading::Stored {
+        reader: opened.reader.clone(),
+        local: opened.local.clone(),
+        health: opened.health.clone(),
+    };
+    let (leadership, requests) =
+        leading::build(&settings, votes_from, &raft, stored, &audit, &instants, &registry)?;
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
     let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));
-    RaftCollector::register(leadership.clone(), ages, &exported(&settings), &registry)
+    RaftCollector::register(leadership.clone(), ages, &configs::exported(&settings), &registry)
         .map_err(metrics_failed)?;
     let counters = Counters::new(&registry).map_err(metrics_failed)?;
     let chain = Arc::new(parts::Chain(opened.reader.clone()));
     let (proposals, proposals_task) = proposals::task::start(
-        proposals_config(&settings),
+        configs::proposals_config(&settings),
         raft.clone(),
         leadership.clone(),
         chain,
@@ -191,6 +193,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         &registry,
     )
     .map_err(metrics_failed)?;
+    leadership.set_in_flight(Arc::new(parts::InFlight(proposals.clone())));
 
     let list = founders::founding_list(&settings).of_this_life(settings.node.id, opened.identity.incarnation);
     let api_later = Arc::new(OnceLock::new());
@@ -199,7 +202,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         leadership: leadership.clone(),
         api: Arc::clone(&api_later),
         list_hash: list.hash(&settings.cluster.id),
-        votes_from: NodeAnswers::votes_from(opened.had_data, settings.raft.leader_lease_timeout),
+        votes_from,
     });
     let for_api = ForApi {
         reader: opened.reader.clone(),
@@ -224,29 +227,18 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     servers.spawn("peer-server", never_fails(peers));
     servers.spawn("peer-links", never_fails(network.clone().run(serving.clone())));
     let has_data = opened.had_data;
-    let lease = settings.raft.leader_lease_timeout;
-    if has_data {
-        // Safety rule 16: an old leader's lease may still hold.
-        raft.core().set_may_stand(false);
-    }
+    // Until the leadership's first look: an old leader's lease may still hold (safety rule 16).
+    raft.core().set_may_stand(false);
     core.run();
     raft.started().await.map_err(|e| StartError { exit_code: 1, message: e.to_string() })?;
-    tasks.spawn("stand-again", {
-        let raft = raft.clone();
-        never_fails(async move {
-            tokio::time::sleep(lease).await;
-            raft.core().set_may_stand(true);
-        })
-    });
     tasks.spawn("founding", founding::run(raft.clone(), list, settings.cluster.id.clone()));
     tasks.spawn("audit", never_fails(audit.clone().run()));
     let records = recorded::run(audit.clone(), opened.local.clone(), raft.clone(), opened.snapshots.clone());
     tasks.spawn("records", never_fails(records));
     observe::record_start(&audit, &raft, &opened.last_exit);
-    tasks.spawn(
-        "leadership",
-        leadership::task::run(leadership.clone(), settings.settings.clone(), counters, audit.history.clone()),
-    );
+    let own_settings = settings.settings.clone();
+    tasks.spawn("leadership", leadership::task::run(leadership.clone(), requests, own_settings, counters));
+    tasks.spawn("dead-leader", leadership::hint::run(leadership.clone()));
     tasks.spawn("proposals", never_fails(proposals_task.run()));
     tasks.spawn("spans", never_fails(observe::span_task(observed, &raft).run()));
     let stalls = telemetry::runtime::Stalls::register(&registry).map_err(metrics_failed)?;
@@ -262,7 +254,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     }
     let compacted =
         Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
-    tasks.spawn("snapshots", snapshots::run(raft.clone(), snapshots_config(&settings), compacted));
+    tasks.spawn("snapshots", snapshots::run(raft.clone(), configs::snapshots_config(&settings), compacted));
     tasks.spawn("membership", changer.clone().run());
     tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
     let judge = agreement::Judge {
@@ -275,7 +267,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     };
     tasks.spawn("agreement", judge.run());
     tasks.spawn("addresses", addresses::keep_addresses(raft.clone(), settings.clone(), addresses));
-    let api_config = api_config(&settings);
+    let api_config = configs::api_config(&settings);
     servers.spawn(
         "api",
         never_fails(api::serve(bound.api, api_config, Arc::clone(&api_parts), serving.clone())),
@@ -334,7 +326,7 @@ fn api_parts(
         changer: opened.changer.clone(),
         health: opened.health.clone(),
         snapshots: opened.snapshots.clone(),
-        compaction: snapshots_config(settings),
+        compaction: configs::snapshots_config(settings),
         settings_file: settings.settings.clone(),
         last_exit: opened.last_exit.clone(),
         started: Instant::now(),
@@ -415,83 +407,4 @@ async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(addr)
         .await
         .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
-}
-
-fn identity(identity: &store::Identity) -> peer::Identity {
-    peer::Identity {
-        cluster_id: identity.cluster_id.clone(),
-        epoch: identity.epoch,
-        node_id: identity.node_id,
-        incarnation: identity.incarnation,
-    }
-}
-
-fn peer_config(settings: &config::Settings) -> peer::Config {
-    let raft = &settings.raft;
-    let config = peer::Config::new(raft.heartbeat_interval, raft.heartbeat_timeout, raft.send_timeout);
-    peer::Config { advertise: settings.peer.advertise.clone(), ..config }
-}
-
-fn core_config(settings: &config::Settings, identity: &store::Identity) -> consensus::core::Config {
-    consensus::core::Config {
-        cluster_id: settings.cluster.id.clone(),
-        incarnation: identity.incarnation,
-        heartbeat_interval: settings.raft.heartbeat_interval,
-        heartbeat_timeout: settings.raft.heartbeat_timeout,
-    }
-}
-
-fn exported(settings: &config::Settings) -> ExportedSettings {
-    ExportedSettings {
-        snapshot_threshold: settings.snapshot.threshold,
-        trailing_logs: settings.snapshot.trailing_logs,
-        heartbeat_interval: settings.raft.heartbeat_interval,
-        heartbeat_timeout: settings.raft.heartbeat_timeout,
-        election_timeout: settings.raft.election_timeout,
-        leader_lease_timeout: settings.raft.leader_lease_timeout,
-    }
-}
-
-fn proposals_config(settings: &config::Settings) -> proposals::Config {
-    proposals::Config {
-        node_id: settings.node.id,
-        propose_timeout: settings.api.propose_timeout,
-        in_flight_max: usize::try_from(settings.api.max_in_flight).unwrap_or(usize::MAX),
-        in_flight_bytes_max: settings.api.max_in_flight_bytes,
-        reorder_window: settings.api.reorder_window,
-        reorder_wait: settings.api.reorder_wait,
-    }
-}
-
-fn feed_config(settings: &config::Settings) -> feed::Config {
-    feed::Config {
-        buffer: usize::try_from(settings.feed.buffer).unwrap_or(usize::MAX),
-        watched: settings.feed.watched.clone(),
-    }
-}
-
-fn snapshots_config(settings: &config::Settings) -> snapshots::Config {
-    snapshots::Config {
-        threshold: settings.snapshot.threshold,
-        threshold_bytes: settings.snapshot.threshold_bytes,
-        trailing_logs: settings.snapshot.trailing_logs,
-        min_interval: settings.snapshot.min_interval,
-        grace_entries: settings.snapshot.grace_entries,
-    }
-}
-
-fn api_config(settings: &config::Settings) -> api::Config {
-    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let api = &settings.api;
-    api::Config {
-        listen: api.listen,
-        advertise: api.advertise.clone(),
-        max_body: api.max_body,
-        max_batch: count(api.max_batch),
-        max_connections: count(api.max_connections),
-        max_connections_per_address: count(api.max_connections_per_address),
-        rate_limit: u32::try_from(api.rate_limit).unwrap_or(u32::MAX),
-        allowed_hosts: api.allowed_hosts.clone(),
-        allowed_origins: api.allowed_origins.clone(),
-    }
 }

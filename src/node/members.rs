@@ -11,8 +11,11 @@ use crate::node::remembered::Remembered;
 use crate::types::NodeId;
 use crate::types::member::Members;
 
-/// How often it is written down how far others came: what a folder put back from a copy may lack unseen.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked at the membership: raft tells of a new one, and not that it is committed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often it is written down how far others came, in looks: what a folder put back from a copy may lack
+/// unseen where the leader changed meanwhile.
+const FLOORS_EVERY: u32 = 20;
 
 /// A member says that this node is none (safety rule 21d).
 pub(super) fn told_not_member(raft: &Handle, remembered: &Remembered, history: &History, removed: Removed) {
@@ -40,6 +43,7 @@ pub(super) async fn run(
     let mut changes = raft.role_changes();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut n_looks = 0u32;
     // What was in force before this process is in the history of the one before.
     let mut seen = raft.committed_members();
     loop {
@@ -50,6 +54,12 @@ pub(super) async fn run(
                 false
             }
         };
+        n_looks = n_looks.wrapping_add(is_look.into());
+        let are_floors_due = is_look && n_looks.is_multiple_of(FLOORS_EVERY);
+        let committed = raft.committed_members();
+        if is_look && !are_floors_due && committed.version == seen.version {
+            continue;
+        }
         let status = raft.status();
         if !status.is_running {
             return Err(Stopped("its core ended".into()));
@@ -58,7 +68,6 @@ pub(super) async fn run(
             remembered.set_removed(None);
             tracing::info!(version = status.members.version, "this node is a member again");
         }
-        let committed = raft.committed_members();
         // The end of a change tells what it was.
         if committed.version != seen.version && !committed.joint {
             for (cause, node_id) in differences(&seen, &committed) {
@@ -76,7 +85,7 @@ pub(super) async fn run(
             remembered.keep_floors(|id| status.members.nodes.contains_key(&id));
             seen = committed;
         }
-        if is_look {
+        if are_floors_due {
             for (node_id, pos) in raft.held_by_others() {
                 remembered.raise_floor(node_id, pos);
             }

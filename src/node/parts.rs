@@ -10,8 +10,9 @@ use std::{
 use crate::audit;
 use crate::consensus;
 use crate::consensus::membership::standing::Removed;
-use crate::consensus::{BoxFuture, agreement::Evidence, snapshots};
+use crate::consensus::{BoxFuture, Fitness, Handover, agreement::Evidence, snapshots};
 use crate::instants::Instants;
+use crate::leadership;
 use crate::machine::apply::View;
 use crate::node::agreement::Agreement;
 use crate::node::members;
@@ -21,11 +22,7 @@ use crate::proposals;
 use crate::store;
 use crate::store::snapshot::receive::ReceiveError;
 use crate::types::{
-    Height, LogIndex, NodeId,
-    block::Block,
-    error::Accepted,
-    position::LogPos,
-    proto::{LeadershipCause, SnapshotManifest},
+    Height, LogIndex, NodeId, block::Block, error::Accepted, position::LogPos, proto::SnapshotManifest,
 };
 
 /// The applied state, for those who propose.
@@ -132,7 +129,10 @@ pub(super) struct Notices {
 
 impl peer::Notices for Notices {
     fn floor(&self, node_id: NodeId) -> Option<LogPos> {
-        self.remembered.floor(node_id)
+        // What a leader sees now is written down a moment later.
+        let held = self.raft.get().map(consensus::handle::Handle::held_by_others).unwrap_or_default();
+        let seen = held.into_iter().find(|(id, _)| *id == node_id).map(|(_, pos)| pos);
+        seen.max(self.remembered.floor(node_id))
     }
 
     fn commands_known(&self, node_id: NodeId, commands: &[(u8, u8)]) {
@@ -177,14 +177,25 @@ impl peer::Notices for Notices {
         self.instants.replicated(node_id, r.last, r.n_entries, r.sent, r.acknowledged);
     }
 
-    fn handed_over(&self, handover: &peer::Handover) {
-        let cause = match handover.cause {
-            LeadershipCause::Unknown => LeadershipCause::Transfer,
-            cause => cause,
-        };
+    fn handed_over(&self, handover: &Handover, is_target: bool) {
         if let Some(leadership) = self.leadership.get() {
-            leadership.asked_to_take_over(cause);
+            leadership.announced(handover.clone(), is_target);
         }
+    }
+
+    fn peer_fitness(&self, node_id: NodeId, fitness: Fitness) {
+        if let Some(leadership) = self.leadership.get() {
+            leadership.peer_fitness(node_id, fitness);
+        }
+    }
+}
+
+/// The proposals that a hand-over waits for.
+pub(super) struct InFlight(pub(super) proposals::Handle);
+
+impl leadership::handle::InFlight for InFlight {
+    fn drained(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.drained())
     }
 }
 

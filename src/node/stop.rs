@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::leadership::{policy::Intent, task::resign};
+use crate::leadership::handover::{Asked, By};
+use crate::leadership::policy::Intent;
+use crate::leadership::task::operation_id;
 use crate::node::build::{Running, SERVERS_WITHIN};
 use crate::node::observe;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 
 /// The spans of what ended last are built so long. By eye: five times what the task gathers for.
 const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
@@ -25,15 +28,24 @@ pub(super) async fn stop(mut running: Running) {
     let led_to = running.raft.is_leader().then(|| running.raft.status().positions.last);
     // First of all nothing new is taken: the next leader must never find a second producer.
     running.leadership.set_intent(Intent::Stop);
-    let proposals = running.proposals.clone();
-    let drained = async {
-        if timeout_at(drain_until, proposals.drained()).await.is_err() {
-            tracing::warn!(in_flight = proposals.in_flight(), "stopping with proposals unanswered");
-        }
+    if timeout_at(drain_until, running.proposals.drained()).await.is_err() {
+        tracing::warn!(in_flight = running.proposals.in_flight(), "stopping with proposals unanswered");
+    }
+    let asked = Asked {
+        to: None,
+        within: raft.resign_timeout,
+        // Who merely would rather not takes over at once; left alone it would wait for a last resort.
+        accepts: FitnessGrade::Unwilling,
+        cause: LeadershipCause::Shutdown,
+        operation_id: operation_id(),
+        reason: None,
+        by: By::Node,
+        intent: Intent::Stop,
     };
-    match resign(&running.leadership, Intent::Stop, raft.resign_timeout, drained).await {
-        Ok(how) => tracing::info!(?how, "resigned"),
-        Err(error) => tracing::warn!(%error, "no resignation: raft has stopped"),
+    match timeout(raft.resign_timeout, running.leadership.hand_over(asked)).await {
+        Ok(Ok(done)) => tracing::info!(to = done.to, outcome = ?done.outcome, "resigned"),
+        Ok(Err(refused)) => tracing::info!(%refused, "stopping without a hand-over"),
+        Err(_) => tracing::warn!("stopping though a hand-over is under way"),
     }
     if let Some(last) = led_to {
         let poll = (raft.shutdown_timeout / 4).min(Duration::from_millis(50));

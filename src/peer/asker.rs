@@ -5,15 +5,17 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 
-use crate::consensus::{BoxFuture, FoundingState, PeerError, Peers, Probed};
+use crate::consensus::{
+    BoxFuture, FoundingState, Handover, HandoverAsk, HandoverRefusal, PeerError, Peers, Probed,
+};
 use crate::peer::link::CallError;
 use crate::peer::metrics::Rpc;
-use crate::peer::network::{Shared, decode};
+use crate::peer::network::{Shared, decode, lock};
 use crate::peer::wire::WireError;
-use crate::peer::{Incarnation, dial, hello};
+use crate::peer::{Incarnation, LinkState, convert, dial, hello};
 use crate::types::position::LogPos;
-use crate::types::proto::{self, FrameKind};
-use crate::types::{LogIndex, NodeId};
+use crate::types::proto::{self, ErrorCode, FrameKind};
+use crate::types::{LogIndex, NodeId, Term};
 
 /// Asks. Cheap to clone.
 #[derive(Clone)]
@@ -34,9 +36,35 @@ impl Asker {
         question: Bytes,
         within: Duration,
     ) -> Result<M, PeerError> {
-        let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
-        let frame = link.call(rpc, kinds.0, question, within).await.map_err(|e| peer_error(node_id, e))?;
-        decode(frame, kinds.1).map_err(|e: WireError| PeerError::Unreachable { node_id, why: e.to_string() })
+        self.ask_raw(node_id, rpc, kinds, question, within).await.map_err(|e| e.told(node_id))
+    }
+
+    async fn ask_raw<M: Message + Default>(
+        &self,
+        node_id: NodeId,
+        rpc: Rpc,
+        kinds: (FrameKind, FrameKind),
+        question: Bytes,
+        within: Duration,
+    ) -> Result<M, AskError> {
+        let link = self.shared.link(node_id).ok_or(AskError::Call(CallError::NoAddress))?;
+        let frame = link.call(rpc, kinds.0, question, within).await.map_err(AskError::Call)?;
+        decode(frame, kinds.1).map_err(AskError::Wire)
+    }
+}
+
+/// Why a question has no answer that can be read.
+enum AskError {
+    Call(CallError),
+    Wire(WireError),
+}
+
+impl AskError {
+    fn told(self, node_id: NodeId) -> PeerError {
+        match self {
+            Self::Call(e) => peer_error(node_id, e),
+            Self::Wire(e) => PeerError::Unreachable { node_id, why: e.to_string() },
+        }
     }
 }
 
@@ -45,6 +73,7 @@ fn peer_error(node_id: NodeId, error: CallError) -> PeerError {
         CallError::NoAddress => PeerError::NoAddress(node_id),
         CallError::Unreachable { why, .. } => PeerError::Unreachable { node_id, why },
         CallError::TimedOut(after) => PeerError::TimedOut { node_id, after },
+        CallError::Refused(error) if error.code() == ErrorCode::Busy => PeerError::NotYet(error.reason),
         CallError::Refused(error) => PeerError::Refused(error.reason),
     }
 }
@@ -135,6 +164,67 @@ impl Peers for Asker {
             let link = self.shared.link(node_id).ok_or(PeerError::NoAddress(node_id))?;
             let pong = link.call(Rpc::Ping, FrameKind::Ping, Bytes::new(), within).await;
             pong.map(|_| ()).map_err(|e| peer_error(node_id, e))
+        })
+    }
+
+    fn would_take_over(
+        &self,
+        to: NodeId,
+        handover: &Handover,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<(), PeerError>> {
+        let question = convert::handover_to_proto(handover, to);
+        Box::pin(async move {
+            let kinds = (FrameKind::TakeOver, FrameKind::TakeOverAnswer);
+            let question = Bytes::from(question.encode_to_vec());
+            let asked = self.ask_raw::<proto::Fitness>(to, Rpc::TakeOver, kinds, question, within).await;
+            match asked {
+                Ok(_) => Ok(()),
+                // A node of an older version: raft's own request is all it knows.
+                Err(AskError::Call(CallError::Refused(e))) if e.code() == ErrorCode::Unsupported => Ok(()),
+                Err(e) => Err(e.told(to)),
+            }
+        })
+    }
+
+    fn announce_handover(&self, handover: Handover) {
+        *lock(&self.shared.handover) = Some(handover);
+    }
+
+    fn ask_handover(
+        &self,
+        leader_id: NodeId,
+        ask: HandoverAsk,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<Result<Term, HandoverRefusal>, PeerError>> {
+        Box::pin(async move {
+            let kinds = (FrameKind::Handover, FrameKind::HandoverAnswer);
+            let question = proto::HandoverRequest {
+                to_node_id: ask.to,
+                operation_id: ask.operation_id,
+                timeout_ms: u64::try_from(ask.within.as_millis()).unwrap_or(u64::MAX),
+            };
+            let question = Bytes::from(question.encode_to_vec());
+            let answer: proto::HandoverAnswer =
+                self.ask(leader_id, Rpc::Handover, kinds, question, within).await?;
+            Ok(match answer.refusal.is_empty() {
+                true => Ok(answer.term),
+                false => Err(HandoverRefusal { reason: answer.refusal, message: answer.message }),
+            })
+        })
+    }
+
+    fn log_bytes_sent(&self, node_id: NodeId) -> u64 {
+        self.shared.metrics_of(node_id).log_bytes()
+    }
+
+    fn gone(&self, node_id: NodeId) -> BoxFuture<'static, ()> {
+        let state = self.shared.link(node_id).map(|link| link.watch_state());
+        Box::pin(async move {
+            let Some(mut state) = state else { return std::future::pending().await };
+            if state.wait_for(|state| *state == LinkState::Gone).await.is_err() {
+                std::future::pending::<()>().await;
+            }
         })
     }
 

@@ -105,6 +105,9 @@ impl Client {
             let mark = HashMark { index: mark.index, hash };
             self.shared.notices.peer_hash_mark(self.target, mark);
         }
+        if let Some(fitness) = &answer.fitness {
+            self.shared.notices.peer_fitness(self.target, convert::fitness_from_proto(fitness));
+        }
         convert::append_answer_from_proto(&answer).map_err(|e| unreachable_node(&e))
     }
 }
@@ -173,6 +176,7 @@ impl NetTransferLeader<TypeConfig> for Client {
         {
             request.cause = handover.cause as u32;
             request.operation_id = handover.operation_id.clone();
+            request.accepts = handover.accepts as i32;
         }
         let payload = Bytes::from(request.encode_to_vec());
         let frame = self.call(Rpc::Transfer, FrameKind::Transfer, payload, option.hard_ttl()).await?;

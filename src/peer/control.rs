@@ -3,7 +3,7 @@
 //! Everything is answered when its answer is there, so that a vote waits for no heartbeat and a
 //! ping for no disk. Whether this node may vote or take over is for `node` to say.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -13,8 +13,8 @@ use openraft::{
 };
 use tokio::time::Instant;
 
+use crate::consensus::{Declined, HandoverAsk, HandoverRefusal};
 use crate::peer::{
-    Handover,
     clock::unix_ns,
     convert,
     hello::{Connection, refused_by_dialler},
@@ -25,7 +25,7 @@ use crate::peer::{
 };
 use crate::raft::{SnapshotData, TypeConfig};
 use crate::types::position::LogPos;
-use crate::types::proto::{self, ErrorCode, FrameKind, LeadershipCause, Stamps};
+use crate::types::proto::{self, ErrorCode, FrameKind, Stamps};
 use crate::types::{LogIndex, NodeId};
 
 /// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
@@ -130,6 +130,10 @@ where
             Some(FrameKind::ReadIndex) => self.ask_node(id, Box::pin(read_index(context, id))),
             Some(FrameKind::Founding) => self.founding(id),
             Some(FrameKind::Timeline) => self.timeline(id, frame.decode()?),
+            Some(FrameKind::TakeOver) => self.take_over(id, &frame.decode()?),
+            Some(FrameKind::Handover) => {
+                self.ask_node(id, Box::pin(hand_over(context, id, frame.decode()?)));
+            }
             _ => self.connection.outbox.put(FrameKind::Error, id, &unsupported(&frame)),
         }
         Ok(())
@@ -170,6 +174,16 @@ where
         self.connection.outbox.put(FrameKind::TimelineAnswer, id, &proto::TimelineAnswer { json });
     }
 
+    fn take_over(&mut self, id: u64, request: &proto::TransferRequest) {
+        match may_take_over(self.context, request) {
+            Ok(()) => {
+                let fitness = convert::fitness_to_proto(self.context.answers.fitness());
+                self.connection.outbox.put(FrameKind::TakeOverAnswer, id, &fitness);
+            }
+            Err(error) => self.connection.outbox.put(FrameKind::Error, id, &error),
+        }
+    }
+
     fn founding(&mut self, id: u64) {
         let state = self.context.answers.founding();
         let answer = proto::FoundingAnswer {
@@ -197,6 +211,7 @@ where
             .notices
             .hash_mark()
             .map(|mark| proto::HashMark { index: mark.index, hash: Bytes::copy_from_slice(&mark.hash) });
+        answer.fitness = Some(convert::fitness_to_proto(context.answers.fitness()));
         answer
     });
     Answer::of(id, FrameKind::AppendAnswer, answer)
@@ -261,26 +276,43 @@ where
 {
     let transfer = convert::transfer_from_proto(request)
         .map_err(|e| wire::error(ErrorCode::Malformed, e.to_string()))?;
-    if request.to_node_id == context.shared.identity.node_id {
+    let is_target = request.to_node_id == context.shared.identity.node_id;
+    if is_target {
         // openraft would stand whatever it was told about elections (safety rule 14).
-        context.answers.may_take_over().map_err(|why| wire::error(ErrorCode::Refused, why))?;
-        let from = transfer.from_leader().leader_id;
-        context.shared.notices.handed_over(&Handover {
-            from_term: from.term,
-            from_node_id: from.voted_for,
-            cause: cause_of(request.cause),
-            operation_id: request.operation_id.clone(),
-        });
+        may_take_over(context, request)?;
     }
+    context.shared.notices.handed_over(&convert::handover_from_proto(request), is_target);
     let answer = context.raft.handle_transfer_leader(transfer).await.map_err(|e| stopped(&e))?;
     Ok(convert::transfer_answer_to_proto(&answer))
 }
 
-fn cause_of(cause: u32) -> LeadershipCause {
-    i32::try_from(cause)
-        .ok()
-        .and_then(|cause| LeadershipCause::try_from(cause).ok())
-        .unwrap_or(LeadershipCause::Unknown)
+fn may_take_over<SM>(context: &Context<SM>, request: &proto::TransferRequest) -> Result<(), proto::Error>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let answer = context.answers.may_take_over(request.accepts());
+    answer.map_err(|declined| match declined {
+        Declined::NotYet(why) => wire::error(ErrorCode::Busy, why),
+        Declined::Unfit(why) => wire::error(ErrorCode::Refused, why),
+    })
+}
+
+async fn hand_over<SM>(context: &Context<SM>, id: u64, request: proto::HandoverRequest) -> Answer
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let ask = HandoverAsk {
+        to: request.to_node_id,
+        operation_id: request.operation_id,
+        within: Duration::from_millis(request.timeout_ms),
+    };
+    let answer = match context.answers.hand_over(ask).await {
+        Ok(term) => proto::HandoverAnswer { term, ..Default::default() },
+        Err(HandoverRefusal { reason, message }) => {
+            proto::HandoverAnswer { term: 0, refusal: reason, message }
+        }
+    };
+    Answer::new(id, FrameKind::HandoverAnswer, &answer)
 }
 
 async fn status<SM>(context: &Context<SM>, id: u64) -> Answer

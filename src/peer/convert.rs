@@ -18,6 +18,7 @@ use prost::{
 use tokio::io::AsyncWrite;
 
 use crate::consensus::agreement::Evidence;
+use crate::consensus::{Fitness, Handover};
 use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
 use crate::raft::{
     Entry, LogId, TypeConfig, Vote,
@@ -26,7 +27,8 @@ use crate::raft::{
         vote_from_proto, vote_to_proto,
     },
 };
-use crate::types::proto::{self, AppendOutcome, FrameKind, TransferOutcome};
+use crate::types::NodeId;
+use crate::types::proto::{self, AppendOutcome, FitnessGrade, FrameKind, LeadershipCause, TransferOutcome};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;
@@ -227,6 +229,7 @@ pub(super) fn append_answer_to_proto(result: &StreamAppendResult<TypeConfig>) ->
         vote: vote.map(vote_to_proto),
         stamps: None,
         hash_mark: None,
+        fitness: None,
     }
 }
 
@@ -294,7 +297,44 @@ pub(super) fn transfer_to_proto(request: &TransferLeaderRequest<TypeConfig>) -> 
         last_log_id: request.last_log_id().map(log_id_to_proto),
         cause: 0,
         operation_id: String::new(),
+        accepts: FitnessGrade::Unknown as i32,
     }
+}
+
+/// The question whether a node would take over: raft's own part is left out.
+pub(super) fn handover_to_proto(handover: &Handover, to: NodeId) -> proto::TransferRequest {
+    proto::TransferRequest {
+        from_leader: Some(proto::Vote {
+            term: handover.from_term,
+            node_id: handover.from_node_id,
+            committed: true,
+        }),
+        to_node_id: to,
+        last_log_id: None,
+        cause: handover.cause as u32,
+        operation_id: handover.operation_id.clone(),
+        accepts: handover.accepts as i32,
+    }
+}
+
+pub(super) fn handover_from_proto(request: &proto::TransferRequest) -> Handover {
+    let from = request.from_leader.unwrap_or_default();
+    let cause = i32::try_from(request.cause).ok().and_then(|c| LeadershipCause::try_from(c).ok());
+    Handover {
+        from_term: from.term,
+        from_node_id: from.node_id,
+        cause: cause.unwrap_or(LeadershipCause::Unknown),
+        operation_id: request.operation_id.clone(),
+        accepts: request.accepts(),
+    }
+}
+
+pub(super) fn fitness_to_proto(fitness: Fitness) -> proto::Fitness {
+    proto::Fitness { grade: fitness.grade as i32, reason: fitness.reason }
+}
+
+pub(super) fn fitness_from_proto(fitness: &proto::Fitness) -> Fitness {
+    Fitness { grade: fitness.grade(), reason: fitness.reason.clone() }
 }
 
 pub(super) fn transfer_from_proto(

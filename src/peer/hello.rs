@@ -272,8 +272,9 @@ async fn check(shared: &Shared, hello: &proto::Hello, dialled: Option<NodeId>) -
         let reason = format!("purpose {} is not known here", hello.purpose);
         return Err(Refused::new(RefusalCode::Malformed, reason));
     }
-    check_position(shared, hello)?;
+    // First whose life it is: one that lost everything has other things to say than its position.
     check_incarnation(shared, hello).await?;
+    check_position(shared, hello)?;
     if hello.cluster_epoch != own_epoch && !is_blank_there {
         adopt_epoch(shared, hello).await?;
     }
@@ -378,6 +379,9 @@ fn admitted(
     let metrics = shared.metrics_of(peer_id);
     reader.admit(shared.config.frame_bytes_max, metrics.received_bytes());
     outbox.admit(metrics.sent_bytes());
+    if purpose == Purpose::Log {
+        outbox.count_also(metrics.log_sent_bytes());
+    }
     shared.notices.commands_known(peer_id, &commands_of(&hello.known_commands));
     if hello.not_member_version != 0 {
         shared.notices.not_member(peer_id, hello.not_member_version);

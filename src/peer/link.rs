@@ -84,7 +84,6 @@ pub(super) struct Call {
 #[derive(Clone)]
 pub(super) struct Link {
     call_tx: mpsc::Sender<Call>,
-    #[allow(dead_code, reason = "the dead-process hint of the contract watches a link")]
     state_rx: watch::Receiver<LinkState>,
     /// Moves on whenever connections to the node are to be given up: it was found dead, or has
     /// another address.
@@ -127,12 +126,6 @@ impl Link {
         answer
     }
 
-    #[allow(dead_code, reason = "the dead-process hint of the contract watches a link")]
-    pub(super) fn state(&self) -> LinkState {
-        *self.state_rx.borrow()
-    }
-
-    #[allow(dead_code, reason = "the dead-process hint of the contract watches a link")]
     pub(super) fn watch_state(&self) -> watch::Receiver<LinkState> {
         self.state_rx.clone()
     }

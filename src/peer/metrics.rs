@@ -14,6 +14,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
+use crate::peer::wire::uncounted;
 use crate::telemetry::buckets;
 use crate::types::NodeId;
 
@@ -51,6 +52,8 @@ labels! {
         Founding => "founding",
         Timeline => "timeline",
         Ping => "ping",
+        TakeOver => "take_over",
+        Handover => "handover",
     }
 }
 
@@ -110,7 +113,9 @@ impl Rpc {
             | Self::ReadIndex
             | Self::Founding
             | Self::Timeline
-            | Self::Ping => &[
+            | Self::Ping
+            | Self::TakeOver
+            | Self::Handover => &[
                 Reason::NoAddress,
                 Reason::Connect,
                 Reason::Closed,
@@ -198,6 +203,7 @@ impl Metrics {
             rpc_errors: errors_of(&rpc_errors, UNKNOWN, &[Rpc::Hello]),
             sent_bytes: bytes.with_label_values(&[UNKNOWN, "sent"]),
             received_bytes: bytes.with_label_values(&[UNKNOWN, "received"]),
+            log_bytes: uncounted(),
             connected: None,
             clock_offset: None,
         });
@@ -259,6 +265,7 @@ impl Metrics {
             rpc_errors: errors_of(&self.rpc_errors, &id, Rpc::ALL),
             sent_bytes: self.bytes.with_label_values(&[id.as_str(), "sent"]),
             received_bytes: self.bytes.with_label_values(&[id.as_str(), "received"]),
+            log_bytes: uncounted(),
             connected: Some(self.connected.with_label_values(&[&id])),
             clock_offset: Some(self.clock_offset.with_label_values(&[&id])),
         }
@@ -292,6 +299,8 @@ pub(super) struct PeerMetrics {
     rpc_errors: BTreeMap<(Rpc, Reason), IntCounter>,
     sent_bytes: IntCounter,
     received_bytes: IntCounter,
+    /// What of the sent bytes went over connections for log data; shown nowhere.
+    log_bytes: IntCounter,
     connected: Option<IntGauge>,
     clock_offset: Option<Gauge>,
 }
@@ -317,6 +326,14 @@ impl PeerMetrics {
 
     pub(super) fn received_bytes(&self) -> IntCounter {
         self.received_bytes.clone()
+    }
+
+    pub(super) fn log_sent_bytes(&self) -> IntCounter {
+        self.log_bytes.clone()
+    }
+
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.log_bytes.get()
     }
 
     pub(super) fn set_connected(&self, is_connected: bool) {

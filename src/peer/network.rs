@@ -16,9 +16,11 @@ use prost::Message;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::consensus::Handover;
+#[cfg(test)]
+use crate::peer::LinkState;
 use crate::peer::{
-    Addresses, Asker, Config, Handover, Identity, Incarnation, Incarnations, LinkState, Notices,
-    SnapshotStore,
+    Addresses, Asker, Config, Identity, Incarnation, Incarnations, Notices, SnapshotStore,
     client::{Client, Traffic},
     dial::Lookups,
     hello::Said,
@@ -246,21 +248,12 @@ impl Network {
     }
 
     /// The way to each known node, from one look.
-    #[allow(dead_code, reason = "the dead-process hint of the contract watches a link")]
-    pub(crate) fn links(&self) -> BTreeMap<NodeId, LinkState> {
-        lock(&self.shared.links).iter().map(|(node_id, link)| (*node_id, link.state())).collect()
-    }
-
-    /// The way to one node as it changes: [`LinkState::Gone`] right after its process ended.
-    #[allow(dead_code, reason = "the dead-process hint of the contract watches a link")]
-    pub(crate) fn watch_link(&self, node_id: NodeId) -> Option<watch::Receiver<LinkState>> {
-        self.shared.link(node_id).map(|link| link.watch_state())
-    }
-
-    /// Rides with the transfers that follow in the same term.
-    #[allow(dead_code, reason = "the tracked hand-overs of the contract name themselves by it")]
-    pub(crate) fn announce_handover(&self, handover: Handover) {
-        *lock(&self.shared.handover) = Some(handover);
+    #[cfg(test)]
+    pub(super) fn links(&self) -> BTreeMap<NodeId, LinkState> {
+        lock(&self.shared.links)
+            .iter()
+            .map(|(node_id, link)| (*node_id, *link.watch_state().borrow()))
+            .collect()
     }
 
     /// Counts what no metric of openraft's tells.

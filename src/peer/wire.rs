@@ -192,6 +192,8 @@ pub(super) struct Outbox<W> {
     queued_bytes: usize,
     stall: Stall,
     bytes: prometheus::IntCounter,
+    /// Counts the same from some moment on.
+    also: Option<prometheus::IntCounter>,
 }
 
 impl<W: AsyncWrite + Unpin> Outbox<W> {
@@ -203,12 +205,18 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             queued_bytes: 0,
             stall: Stall::new(stall_timeout),
             bytes: uncounted(),
+            also: None,
         }
     }
 
     pub(super) fn admit(&mut self, bytes: prometheus::IntCounter) {
         bytes.inc_by(self.bytes.get());
         self.bytes = bytes;
+    }
+
+    /// What is written from here on is counted there too.
+    pub(super) fn count_also(&mut self, bytes: prometheus::IntCounter) {
+        self.also = Some(bytes);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -281,6 +289,9 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
 
     fn wrote(&mut self, n: usize) {
         self.bytes.inc_by(n as u64);
+        if let Some(also) = &self.also {
+            also.inc_by(n as u64);
+        }
         self.queued_bytes -= n;
         self.stall.moved();
         let mut left = n;
@@ -368,6 +379,6 @@ fn codec(frame_bytes_max: usize) -> LengthDelimitedCodec {
 }
 
 /// Counts until the connection is admitted and belongs to somebody.
-fn uncounted() -> prometheus::IntCounter {
+pub(super) fn uncounted() -> prometheus::IntCounter {
     prometheus::IntCounter::new("uncounted", "Never registered.").expect("the name is valid")
 }

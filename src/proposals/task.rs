@@ -121,6 +121,7 @@ impl Task {
             None if leads && now.quorum_ack_age.is_some() && !now.lease_valid => {
                 Gate::NotLeading(self.no_leader())
             }
+            None if leads && now.paused && now.is_handing_over => Gate::Shut(ProposeError::Paused),
             None if leads => Gate::Shut(ProposeError::NotReady),
             None => Gate::NotLeading(match now.leader_id {
                 Some(leader_id) if leader_id != self.config.node_id => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::watch;
 
 use crate::machine::apply::{Leadership, View, same_block};
 use crate::store::log::{self, LogStats};
@@ -68,6 +69,11 @@ impl Reader {
     pub(crate) fn is_blank(&self) -> bool {
         let tail = self.log.tail();
         tail.last().is_none() && tail.queued_vote.is_none() && self.view().applied.term == 0
+    }
+
+    /// Changes with every leadership that is applied: its term.
+    pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
+        self.state.watch_leadership()
     }
 
     /// Blocking, short.

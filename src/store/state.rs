@@ -25,7 +25,7 @@ use crate::store::snapshot::build::Builder;
 use crate::store::state::db::{Loaded, StateDb};
 use crate::store::state::recent::RecentBlocks;
 use crate::store::tap::{Tap, Told};
-use crate::types::{Height, LogIndex, position::LogPos};
+use crate::types::{Height, LogIndex, Term, position::LogPos};
 
 pub(crate) mod apply;
 pub(crate) mod db;
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     /// Emptied at close, so that the database is dropped whoever still holds a handle.
     published: ArcSwapOption<Published>,
     view: watch::Sender<Arc<View>>,
+    /// Term of the newest leadership.
+    leadership: watch::Sender<Term>,
     /// Height and Unix milliseconds of the blocks that this process applied, heights rising.
     /// Guards a push per block; read by provenance alone.
     applied_at: Mutex<VecDeque<(Height, u64)>>,
@@ -102,6 +104,11 @@ impl Shared {
         self.view.borrow().clone()
     }
 
+    /// Changes with every leadership: the term of the newest one.
+    pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
+        self.leadership.subscribe()
+    }
+
     /// `None` once the store is closed.
     pub(crate) fn published(&self) -> Option<Arc<Published>> {
         self.published.load_full()
@@ -114,7 +121,9 @@ impl Shared {
     fn publish(&self, db: &Arc<StateDb>, view: Arc<View>) {
         self.note_hash(&view);
         self.published.store(Some(Arc::new(Published { db: db.clone(), view: view.clone() })));
+        let term = view.leadership.as_ref().map_or(0, |l| l.pos.term);
         self.view.send_replace(view);
+        self.leadership.send_if_modified(|known| std::mem::replace(known, term) != term);
     }
 
     fn note_hash(&self, view: &View) {
@@ -167,6 +176,7 @@ impl StateMachine {
         let shared = Arc::new(Shared {
             published: ArcSwapOption::empty(),
             view: watch::Sender::new(view.clone()),
+            leadership: watch::Sender::new(0),
             applied_at: Mutex::new(VecDeque::new()),
             recent: Mutex::default(),
             hash_marks: Mutex::default(),

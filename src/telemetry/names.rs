@@ -14,6 +14,7 @@ pub(crate) mod span {
     pub(crate) const REPLICATE: &str = "raft.replicate";
     pub(crate) const COMMIT: &str = "raft.commit";
     pub(crate) const ELECTION: &str = "raft.election";
+    pub(crate) const HANDOVER: &str = "raft.handover";
     pub(crate) const SNAPSHOT_BUILD: &str = "snapshot.build";
     pub(crate) const SNAPSHOT_INSTALL: &str = "snapshot.install";
     pub(crate) const MEMBERSHIP_CHANGE: &str = "membership.change";
@@ -59,6 +60,12 @@ pub(crate) const HEARTBEAT_AGE_MS: &str = "raft.last_heartbeat_age_ms";
 pub(crate) const SYNC_IN_PROGRESS_MS: &str = "raft.sync_in_progress_ms";
 pub(crate) const STALL_MS: &str = "runtime.stall_ms";
 pub(crate) const CLOCK_JUMP_MS: &str = "runtime.clock_jump_ms";
+
+/// Of a hand-over.
+pub(crate) const NEW_TERM: &str = "raft.handover.new_term";
+pub(crate) const CAUSE: &str = "raft.handover.cause";
+pub(crate) const REASON: &str = "raft.handover.reason";
+pub(crate) const OPERATION_ID: &str = "operation.id";
 
 pub(crate) const LAST_EXIT: &str = "node.last_exit";
 pub(crate) const REPLAYED_ENTRIES: &str = "raft.replayed_entries";

@@ -146,7 +146,6 @@ fn dashboards_and_alerts_use_only_what_is_exported() {
             // Of parts that come later: what looks at them is written, and stays silent until then.
             let is_reserved = [
                 "blockraft_tls_certificate_not_after_timestamp_seconds",
-                "blockraft_audit_events_total",
                 "blockraft_executor_lag_blocks",
                 "blockraft_executor_max_lag_blocks",
                 "blockraft_executor_report_age_seconds",

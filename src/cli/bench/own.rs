@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 
 use crate::cli::dev::child::{self, Ended, Launch, Process};
@@ -18,7 +19,10 @@ const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
 /// Running nodes in a temporary folder. Dropping it ends them too, less gently.
 pub(crate) struct Own {
+    launches: BTreeMap<NodeId, Launch>,
     processes: BTreeMap<NodeId, Process>,
+    /// Told when one of them ends.
+    tell_end: mpsc::UnboundedSender<Ended>,
     ended: mpsc::UnboundedReceiver<Ended>,
     endpoints: Vec<Endpoint>,
     // After the processes: they use it.
@@ -32,8 +36,8 @@ impl Own {
         let wrong = |e: std::io::Error| Failure::failed(format!("a cluster cannot be started: {e}"));
         folder.write_configs(&addresses).map_err(wrong)?;
         let program = std::env::current_exe().map_err(wrong)?;
-        let (tx, ended) = mpsc::unbounded_channel();
-        let mut processes = BTreeMap::new();
+        let (tell_end, ended) = mpsc::unbounded_channel();
+        let (mut processes, mut launches) = (BTreeMap::new(), BTreeMap::new());
         for node_id in 1..=NodeId::from(n_nodes) {
             let launch = Launch {
                 node_id,
@@ -42,15 +46,43 @@ impl Own {
                 log: folder.log_of(node_id),
                 set: set.to_vec(),
             };
-            processes.insert(node_id, child::start(&launch, tx.clone()).map_err(wrong)?);
+            processes.insert(node_id, child::start(&launch, tell_end.clone()).map_err(wrong)?);
+            launches.insert(node_id, launch);
         }
         let endpoint = |a: &Addresses| a.api.to_string().parse().expect("an address of ours is well-formed");
         let endpoints = addresses.iter().map(endpoint).collect();
-        Ok(Self { processes, ended, endpoints, _folder: folder })
+        Ok(Self { launches, processes, tell_end, ended, endpoints, _folder: folder })
     }
 
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// The endpoint of a node.
+    pub(crate) fn endpoint(&self, node_id: NodeId) -> &Endpoint {
+        &self.endpoints[node_id as usize - 1]
+    }
+
+    pub(crate) fn signal(&self, node_id: NodeId, signal: Signal) {
+        if let Some(process) = self.processes.get(&node_id) {
+            process.signal(signal);
+        }
+    }
+
+    /// The next node that ends, and how. Safe to drop.
+    pub(crate) async fn ended(&mut self) -> Ended {
+        let ended = self.ended.recv().await.expect("a sender is held here");
+        self.processes.remove(&ended.node_id);
+        ended
+    }
+
+    /// Starts a node again that has ended.
+    pub(crate) fn restart(&mut self, node_id: NodeId) -> Result<(), Failure> {
+        let launch = &self.launches[&node_id];
+        let process = child::start(launch, self.tell_end.clone())
+            .map_err(|e| Failure::failed(format!("node {node_id} does not start again: {e}")))?;
+        self.processes.insert(node_id, process);
+        Ok(())
     }
 
     pub(crate) async fn stop(mut self) {

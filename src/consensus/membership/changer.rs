@@ -48,7 +48,13 @@ struct Shared {
     /// Held over a whole change, both of its entries included.
     busy: Arc<tokio::sync::Mutex<()>>,
     /// Which operation made a version; a few words, looked at when the history is written.
-    operations: Mutex<BTreeMap<LogIndex, String>>,
+    operations: Mutex<Operations>,
+}
+
+#[derive(Default)]
+struct Operations {
+    running: Option<String>,
+    made: BTreeMap<LogIndex, String>,
 }
 
 /// A change that may be made.
@@ -81,12 +87,13 @@ impl Changer {
         &self.shared.raft
     }
 
-    /// The operation that made a version of the membership here.
+    /// The operation that made a version of the membership here, or is just making it.
     pub(crate) fn operation(&self, version: LogIndex) -> Option<String> {
-        self.operations().get(&version).cloned()
+        let operations = self.operations();
+        operations.made.get(&version).or(operations.running.as_ref()).cloned()
     }
 
-    fn operations(&self) -> std::sync::MutexGuard<'_, BTreeMap<LogIndex, String>> {
+    fn operations(&self) -> std::sync::MutexGuard<'_, Operations> {
         self.shared.operations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -237,10 +244,8 @@ impl Changer {
                         format!("the membership was changed, and node {node_id} does not answer: {error}");
                     return Err(ChangeError::Unknown { why });
                 }
-                Err(PeerError::NoAddress(_) | PeerError::Unreachable { .. } | PeerError::Refused(_)) => {
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
                 Err(PeerError::TimedOut { .. }) => {}
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
             }
         }
     }
@@ -276,12 +281,14 @@ impl Changer {
         }
     }
 
-    fn remember(&self, version: LogIndex, operation_id: Option<String>) {
-        let Some(operation_id) = operation_id else { return };
+    /// The operation under way ended, with a version if it made one.
+    fn ended(&self, version: Option<LogIndex>) {
         let mut operations = self.operations();
-        operations.insert(version, operation_id);
-        while OPERATIONS_MAX < operations.len() {
-            operations.pop_first();
+        let running = operations.running.take();
+        let (Some(operation_id), Some(version)) = (running, version) else { return };
+        operations.made.insert(version, operation_id);
+        while OPERATIONS_MAX < operations.made.len() {
+            operations.made.pop_first();
         }
     }
 }
@@ -364,17 +371,18 @@ impl Prepared {
             Change::Remove { .. } => (NodeChange::RemoveNodes(BTreeSet::from([node_id])), true),
         };
         let raft = self.changer.raft().clone();
+        self.changer.operations().running = operation_id;
         let written = raft.core().change_membership(change, keeps_removed, self.base).await;
         let outcome = match written {
             Ok(Ok(stored)) => {
                 let members = members_of(&stored);
-                self.changer.remember(members.version, operation_id);
                 shown(&raft, members.version).await;
                 Ok(Changed { members, last: raft.status().positions.last })
             }
             Ok(Err(failed)) => Err(self.failed(failed)),
             Err(stopped) => Err(ChangeError::Unknown { why: stopped.to_string() }),
         };
+        self.changer.ended(outcome.as_ref().ok().map(|changed| changed.members.version));
         self.tell(began, &outcome);
         outcome
     }

@@ -8,16 +8,13 @@ use openraft::{
     raft::TransferLeaderRequest,
 };
 
-use crate::consensus::Peers;
-use crate::peer::{
-    Handover,
-    tests::{
-        proxy::{Mode, Proxy},
-        support::{PATIENCE, eventually, found, in_time, leader_of, nodes},
-    },
+use crate::consensus::{Handover, HandoverAsk, PeerError, Peers};
+use crate::peer::tests::{
+    proxy::{Mode, Proxy},
+    support::{PATIENCE, eventually, found, in_time, leader_of, nodes},
 };
 use crate::raft::NodeRecord;
-use crate::types::proto::LeadershipCause;
+use crate::types::proto::{FitnessGrade, LeadershipCause};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_elect_and_replicate_in_order() {
@@ -82,8 +79,9 @@ async fn leadership_is_transferred_with_its_reason() {
         from_node_id: nodes[leader].node_id,
         cause: LeadershipCause::Transfer,
         operation_id: "op-1".into(),
+        accepts: FitnessGrade::Unwilling,
     };
-    nodes[leader].bare.network.announce_handover(handover.clone());
+    nodes[leader].bare.network.asker().announce_handover(handover.clone());
     nodes[leader].raft.trigger().transfer_leader(to).await.unwrap();
     assert_eq!(leader_of(&nodes, handover.from_term).await, target);
     assert_eq!(*nodes[target].bare.notices.handovers.lock().unwrap(), [handover]);
@@ -112,6 +110,31 @@ async fn a_node_that_may_not_take_over_says_so() {
     assert!(refused.unwrap_err().to_string().contains("paused"));
     assert!(nodes[target].bare.notices.handovers.lock().unwrap().is_empty());
     assert_eq!(nodes[target].leader(), Some(nodes[leader].node_id));
+    // Asked before raft is told, it says the same, and the worst that is accepted decides.
+    let asker = nodes[leader].bare.network.asker();
+    let mut handover = Handover {
+        from_term: nodes[leader].term(),
+        from_node_id: nodes[leader].node_id,
+        cause: LeadershipCause::Transfer,
+        operation_id: String::new(),
+        accepts: FitnessGrade::Fit,
+    };
+    let within = Duration::from_secs(5);
+    let refused = asker.would_take_over(to, &handover, within).await;
+    assert_eq!(refused, Err(PeerError::Refused("paused".into())));
+    handover.accepts = FitnessGrade::Unwilling;
+    assert_eq!(asker.would_take_over(to, &handover, within).await, Ok(()));
+    // The leader learns of it with the next heartbeats.
+    eventually("the leader knows how fit the target is", || {
+        let fitness = nodes[leader].bare.notices.fitness.lock().unwrap();
+        fitness.get(&to).is_some_and(|f| f.grade == FitnessGrade::Unwilling && f.reason == "paused")
+    })
+    .await;
+    // And a follower that asks to lead is told why not.
+    let own = nodes[target].bare.network.asker();
+    let ask = HandoverAsk { to, operation_id: "op-9".into(), within };
+    let answer = own.ask_handover(nodes[leader].node_id, ask, within).await.unwrap();
+    assert_eq!(answer.unwrap_err().message, format!("node {to} for op-9"));
     for node in nodes {
         node.stop().await;
     }

@@ -19,16 +19,18 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::consensus::{Answers, BoxFuture, FoundingState};
+use crate::consensus::{
+    Answers, BoxFuture, Declined, Fitness, FoundingState, Handover, HandoverAsk, HandoverRefusal,
+};
 use crate::machine::{Command, command::Kind};
 use crate::peer::{
-    Addresses, Config, Handover, HashMark, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
+    Addresses, Config, HashMark, Identity, Incarnation, Incarnations, Network, Notices, Receiving,
     SendOutcome, SnapshotStore,
     network::Shared,
     tests::memory::{MemLog, MemMachine},
 };
 use crate::raft::{NodeRecord, SnapshotData, TypeConfig};
-use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto, proto::FitnessGrade};
 
 pub(super) const CLUSTER: &str = "test";
 
@@ -89,6 +91,7 @@ pub(super) struct MemNotices {
     pub(super) marks: Mutex<BTreeMap<NodeId, HashMark>>,
     pub(super) own_mark: Mutex<Option<HashMark>>,
     pub(super) n_replicated: AtomicU64,
+    pub(super) fitness: Mutex<BTreeMap<NodeId, Fitness>>,
 }
 
 impl Default for MemNotices {
@@ -103,6 +106,7 @@ impl Default for MemNotices {
             marks: Mutex::default(),
             own_mark: Mutex::default(),
             n_replicated: AtomicU64::new(0),
+            fitness: Mutex::default(),
         }
     }
 }
@@ -129,8 +133,13 @@ impl Notices for MemNotices {
     fn peer_hash_mark(&self, node_id: NodeId, mark: HashMark) {
         self.marks.lock().unwrap().insert(node_id, mark);
     }
-    fn handed_over(&self, handover: &Handover) {
-        self.handovers.lock().unwrap().push(handover.clone());
+    fn handed_over(&self, handover: &Handover, is_target: bool) {
+        if is_target {
+            self.handovers.lock().unwrap().push(handover.clone());
+        }
+    }
+    fn peer_fitness(&self, node_id: NodeId, fitness: Fitness) {
+        self.fitness.lock().unwrap().insert(node_id, fitness);
     }
     fn replicated(&self, _node_id: NodeId, replicated: crate::peer::Replicated) {
         self.n_replicated.fetch_add(replicated.n_entries as u64, Ordering::SeqCst);
@@ -230,11 +239,24 @@ impl Answers for MemAnswers {
     fn timeline(&self, pos: LogPos) -> Bytes {
         Bytes::from(format!("{{\"index\":{}}}", pos.index))
     }
-    fn may_take_over(&self) -> Result<(), String> {
-        match self.may_take_over.load(Ordering::SeqCst) {
+    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
+        match self.may_take_over.load(Ordering::SeqCst) || accepts == FitnessGrade::Unwilling {
             true => Ok(()),
-            false => Err("paused".into()),
+            false => Err(Declined::Unfit("paused".into())),
         }
+    }
+    fn fitness(&self) -> Fitness {
+        match self.may_take_over.load(Ordering::SeqCst) {
+            true => Fitness { grade: FitnessGrade::Fit, reason: String::new() },
+            false => Fitness { grade: FitnessGrade::Unwilling, reason: "paused".into() },
+        }
+    }
+    fn hand_over(&self, ask: HandoverAsk) -> BoxFuture<'_, Result<Term, HandoverRefusal>> {
+        let refusal = HandoverRefusal {
+            reason: "notVoter".into(),
+            message: format!("node {} for {}", ask.to, ask.operation_id),
+        };
+        Box::pin(async { Err(refusal) })
     }
     fn may_vote(&self) -> bool {
         self.may_vote.load(Ordering::SeqCst)

@@ -3,9 +3,11 @@
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Libraries that say more than anybody wants to know; each is quiet unless the filter names it.
-const QUIET: [(&str, LevelFilter); 13] = [
+const QUIET: [(&str, LevelFilter); 14] = [
     // A WARN for each message to a peer that is down, some twenty a second: the transport tells it once.
     ("openraft", LevelFilter::ERROR),
+    // An ERROR for a change of membership that is merely refused: whoever asked is answered.
+    ("openraft::raft::api::management", LevelFilter::OFF),
     ("jsonrpsee", LevelFilter::WARN),
     ("jsonrpsee_core", LevelFilter::WARN),
     ("jsonrpsee_server", LevelFilter::WARN),

@@ -9,6 +9,7 @@ use crate::support::{
     NodeId,
     config::{Founder, Settings},
     logs::Line,
+    net::Net,
     node::Node,
     wait::{SOON, wait_for},
 };
@@ -47,6 +48,19 @@ impl Cluster {
         let mut cluster = Self::new(3, settings);
         cluster.start();
         cluster
+    }
+
+    /// Three nodes with a ready leader, and the network between them.
+    pub(crate) fn three_behind(settings: Settings) -> (Self, Net) {
+        let (mut cluster, net) = (Self::new(3, settings), Net::new());
+        for node in &mut cluster.nodes {
+            node.advertise = Some(net.before(node.id, &node.peer));
+        }
+        cluster.write_configs();
+        // A proxy knows one address of its node: a port that is taken ends the test.
+        cluster.nodes.iter_mut().for_each(Node::start);
+        cluster.leader();
+        (cluster, net)
     }
 
     pub(crate) fn write_configs(&self) {

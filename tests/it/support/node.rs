@@ -47,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     pub(crate) config: PathBuf,
     pub(crate) log: PathBuf,
+    /// Where the others reach it, when that is not where it listens.
+    pub(crate) advertise: Option<String>,
     /// Beside those that every node has.
     pub(crate) settings: Settings,
     child: Option<Child>,
@@ -62,13 +64,15 @@ impl Node {
             data_dir: dir.join(format!("n{id}")),
             config: dir.join(format!("n{id}.toml")),
             log: dir.join(format!("n{id}.log")),
+            advertise: None,
             settings: Settings::new(),
             child: None,
         }
     }
 
     pub(crate) fn founder(&self) -> Founder {
-        Founder { id: self.id, peer: self.peer.clone(), api: self.api.clone() }
+        let peer = self.advertise.clone().unwrap_or_else(|| self.peer.clone());
+        Founder { id: self.id, peer, api: self.api.clone() }
     }
 
     /// Writes the config file; later settings win.
@@ -82,6 +86,9 @@ impl Node {
             ("api.listen", self.api.as_str().into()),
             ("telemetry.log_format", "json".into()),
         ]);
+        if let Some(advertise) = &self.advertise {
+            all.insert("peer.advertise".into(), advertise.as_str().into());
+        }
         all.extend(more.clone());
         all.extend(self.settings.clone());
         config::write(&self.config, &all);

@@ -1,0 +1,428 @@
+//! Handing leadership over: one tracked operation, whatever asked for it.
+//!
+//! Always in the order of design 11 (safety rule 13): the fence is withdrawn, what is in flight is answered, a
+//! target is chosen and asked, and only then raft is told. Up to there the fence comes back; from there on raft
+//! takes no entries in this term, so the operation goes on until another term is seen, though whoever asked may
+//! be told earlier what is known.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::audit::chain::{self, Act, Ended, HANDOVER, Started};
+use crate::consensus::{Handover, PeerError, Status};
+use crate::leadership::handle::Handle;
+use crate::leadership::policy::Intent;
+use crate::leadership::record::word;
+use crate::leadership::target::choose;
+use crate::telemetry::names;
+use crate::telemetry::trace::{Clock, Span, int, text};
+use crate::types::proto::{FitnessGrade, LeadershipCause};
+use crate::types::{NodeId, Term};
+
+/// Between two looks while something is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// After raft was told the target is asked again so long at most: by then somebody was elected, or there is no
+/// quorum to elect anybody.
+const ASK_FOR: Duration = Duration::from_secs(60);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    /// `None`: the fittest voter.
+    pub(crate) to: Option<NodeId>,
+    /// After it whoever asked is told what is known.
+    pub(crate) within: Duration,
+    /// The worst fitness that is accepted of the target.
+    pub(crate) accepts: FitnessGrade,
+    pub(crate) cause: LeadershipCause,
+    pub(crate) operation_id: String,
+    /// Why, in the words of whoever asked.
+    pub(crate) reason: Option<String>,
+    /// By whom: what a call of the API asked for is recorded there.
+    pub(crate) by: By,
+    /// What this node does afterwards.
+    pub(crate) intent: Intent,
+}
+
+/// Who asks for a hand-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A call of this node's API.
+    Call,
+    /// This node, or another one in its own name.
+    Node,
+}
+
+/// An operation on its way to the leadership task.
+pub(crate) struct Request {
+    pub(crate) asked: Asked,
+    /// Taken when it is used.
+    pub(crate) answer: Option<oneshot::Sender<Result<Done, Refused>>>,
+    /// Told the term once raft was told.
+    pub(crate) told: Option<oneshot::Sender<Term>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Transferred,
+    /// Another node took over than the one that was asked.
+    OtherLeads,
+    /// It may still happen.
+    TimedOut,
+}
+
+impl Outcome {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Transferred => "transferred",
+            Self::OtherLeads => "other_leads",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// How a hand-over ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) operation_id: String,
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+    pub(crate) old_term: Term,
+    pub(crate) new_term: Term,
+    /// Who is heard to lead.
+    pub(crate) leader_id: Option<NodeId>,
+    pub(crate) elapsed: Duration,
+    pub(crate) outcome: Outcome,
+}
+
+/// Why there was no hand-over. Raft was not told, and the fence is back if it was there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("this node does not lead")]
+    NotLeader { leader_id: Option<NodeId>, leader_api: Option<String> },
+    #[error("node {0} is no member of the cluster")]
+    NotMember(NodeId),
+    #[error("node {0} is a learner, only a voter can lead")]
+    NotVoter(NodeId),
+    #[error("node {0} did not acknowledge anything within raft.heartbeat_timeout: {1}")]
+    Unreachable(NodeId, String),
+    #[error("node {0} is not caught up: {1}")]
+    NotCaughtUp(NodeId, String),
+    #[error("node {0} is not fit to lead: {1}")]
+    NotFit(NodeId, String),
+    #[error("no other voter can take over: {0}")]
+    NoTarget(String),
+    #[error("another hand-over is under way: operation {0}")]
+    Busy(String),
+    #[error("raft has stopped")]
+    Stopped,
+}
+
+impl Refused {
+    /// As the JSON-RPC errors name it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NotLeader { leader_id: Some(_), .. } => "notLeader",
+            Self::NotLeader { leader_id: None, .. } => "noLeader",
+            Self::NotMember(_) => "notMember",
+            Self::NotVoter(_) => "notVoter",
+            Self::Unreachable(..) => "unreachable",
+            Self::NotCaughtUp(..) => "notCaughtUp",
+            Self::NotFit(..) => "notFit",
+            Self::NoTarget(_) => "noTarget",
+            Self::Busy(_) => "changeInProgress",
+            Self::Stopped => "shuttingDown",
+        }
+    }
+}
+
+pub(super) fn leading(handle: &Handle) -> Result<Status, Refused> {
+    let status = handle.raft().status();
+    if handle.raft().is_leader() {
+        return Ok(status);
+    }
+    let leader_id = status.leader_id;
+    let leader_api = leader_id.and_then(|id| handle.raft().api_addr(&status, id));
+    Err(Refused::NotLeader { leader_id, leader_api })
+}
+
+/// Carries one request out, from the first look to the term after it.
+pub(super) async fn run(handle: Handle, mut request: Request) {
+    let began = Instant::now();
+    let asked = request.asked.clone();
+    // Not waited for: a hung disk is one of the reasons to hand over.
+    let recorded = (asked.by == By::Node).then(|| record(&handle, &asked));
+    let result = drive(&handle, &mut request, began).await;
+    handle.set_intent(Intent::Lead);
+    handle.memory().handover = None;
+    match &result {
+        Ok(done) => tracing::info!(
+            operation_id = done.operation_id,
+            from = done.from,
+            to = done.to,
+            term = done.new_term,
+            outcome = done.outcome.label(),
+            cause = word(asked.cause),
+            "leadership was handed over"
+        ),
+        Err(refused) => tracing::info!(
+            operation_id = asked.operation_id,
+            reason = refused.reason(),
+            error = %refused,
+            "leadership was not handed over"
+        ),
+    }
+    if let Some(recorded) = recorded {
+        recorded.end(&ended(&handle, &result));
+    }
+    tell(&handle, &mut request, began, result);
+}
+
+fn record(handle: &Handle, asked: &Asked) -> Started {
+    let params = json!({ "cause": word(asked.cause), "to": asked.to, "reason": asked.reason });
+    let act = Act { operation_id: Some(asked.operation_id.clone()), ..Act::own(HANDOVER, &params) };
+    handle.chain().started(act, handle.raft().status().term)
+}
+
+fn ended(handle: &Handle, result: &Result<Done, Refused>) -> Ended {
+    let (outcome, reason) = match result {
+        Ok(Done { outcome: Outcome::TimedOut, .. }) => (chain::Outcome::Unknown, Some("timedOut".into())),
+        Ok(_) => (chain::Outcome::Ok, None),
+        Err(refused) => (chain::Outcome::Refused, Some(refused.reason().to_owned())),
+    };
+    Ended { outcome, reason, term: handle.raft().status().term, index: None }
+}
+
+/// The first answer is the one that counts; what is learned later is in the log.
+fn tell(handle: &Handle, request: &mut Request, began: Instant, result: Result<Done, Refused>) {
+    let Some(answer) = request.answer.take() else { return };
+    let asked = &request.asked;
+    let outcome = result.as_ref().map_or("refused", |done| done.outcome.label());
+    handle.operations().ended(asked.cause, outcome, began.elapsed(), result.is_ok());
+    handle.tracer().record(span(handle, asked, began, outcome, result.as_ref().ok()));
+    // Whoever asked may have gone: the operation did not.
+    let _ = answer.send(result);
+}
+
+fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, done: Option<&Done>) -> Span {
+    let clock = Clock::now();
+    let mut span =
+        Span::own(names::span::HANDOVER, clock.at(began.into_std()), clock.at(std::time::Instant::now()));
+    span.attributes.extend([
+        int(names::NODE_ID, handle.raft().node_id()),
+        text(names::OUTCOME, outcome),
+        text(names::CAUSE, word(asked.cause)),
+        text(names::OPERATION_ID, asked.operation_id.clone()),
+    ]);
+    span.attributes.extend(asked.reason.clone().map(|reason| text(names::REASON, reason)));
+    if let Some(done) = done {
+        span.attributes.extend([
+            int(names::TERM, done.old_term),
+            int(names::NEW_TERM, done.new_term),
+            int(names::PEER_ID, done.to),
+        ]);
+    }
+    span
+}
+
+async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result<Done, Refused> {
+    let asked = request.asked.clone();
+    let raft = handle.raft();
+    let (own_id, deadline) = (raft.node_id(), began + asked.within);
+    let status = leading(handle)?;
+    let term = status.term;
+    let mut done = Done {
+        operation_id: asked.operation_id.clone(),
+        from: own_id,
+        to: own_id,
+        old_term: term,
+        new_term: term,
+        leader_id: Some(own_id),
+        elapsed: Duration::ZERO,
+        outcome: Outcome::Transferred,
+    };
+    if asked.to == Some(own_id) {
+        return Ok(done);
+    }
+    let mut handover = Handover {
+        from_term: term,
+        from_node_id: own_id,
+        cause: asked.cause,
+        operation_id: asked.operation_id.clone(),
+        accepts: asked.accepts,
+    };
+    // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
+    choose(&handle.candidates(&status), asked.to, told_grade(&asked), &BTreeSet::new())?;
+    if let Some(to) = asked.to {
+        // What it said with a heartbeat is older than what it says now.
+        match raft.peers().would_take_over(to, &handover, raft.send_timeout()).await {
+            Ok(()) | Err(PeerError::NotYet(_)) => {}
+            Err(e) => return Err(refused_by(to, e)),
+        }
+    }
+    handle.set_intent(asked.intent);
+    let patience = handle.config().shutdown_timeout.min(asked.within / 2);
+    if tokio::time::timeout(patience, handle.drained()).await.is_err() {
+        tracing::warn!(?patience, "proposals are unanswered at a hand-over");
+    }
+    let find_until = deadline.min(Instant::now() + handle.config().election_timeout);
+    let Some(to) = find(handle, term, &asked, &handover, find_until).await? else {
+        // Somebody else was elected meanwhile.
+        return Ok(finish(handle, &asked, began, done).await);
+    };
+    done.to = to;
+    handle.memory().given_up_term = Some(term);
+    tell_raft(handle, to, &handover).await?;
+    if let Some(told) = request.told.take() {
+        // Whoever asked may have gone.
+        let _ = told.send(term);
+    }
+    let give_up = Instant::now() + ASK_FOR.max(asked.within);
+    loop {
+        let ask_again = Instant::now() + handle.config().election_timeout;
+        if let Some(leader_id) = successor(handle, term, ask_again, deadline, || {
+            let late = Done {
+                outcome: Outcome::TimedOut,
+                elapsed: began.elapsed(),
+                leader_id: None,
+                ..done.clone()
+            };
+            tell(handle, request, began, Ok(late));
+        })
+        .await
+        {
+            done.leader_id = Some(leader_id);
+            return Ok(finish(handle, &asked, began, done).await);
+        }
+        if give_up < Instant::now() {
+            return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
+        }
+        // Raft ends no transfer by itself: the same again, or another one if that is gone.
+        handover.accepts = handover.accepts.max(FitnessGrade::Unwilling);
+        let candidates = handle.candidates(&raft.status());
+        let again = choose(&candidates, Some(to), handover.accepts, &BTreeSet::new())
+            .or_else(|_| choose(&candidates, None, handover.accepts, &BTreeSet::new()));
+        let again = again.ok().flatten().unwrap_or(to);
+        tracing::info!(term, to = again, "nobody took over in time; asking again");
+        tell_raft(handle, again, &handover).await?;
+    }
+}
+
+/// The worst fitness, as heartbeats told it, of those who are looked at. One that was named is asked itself.
+fn told_grade(asked: &Asked) -> FitnessGrade {
+    if asked.to.is_some() { FitnessGrade::Unable } else { asked.accepts }
+}
+
+async fn tell_raft(handle: &Handle, to: NodeId, handover: &Handover) -> Result<(), Refused> {
+    let raft = handle.raft();
+    raft.peers().announce_handover(handover.clone());
+    tracing::info!(term = handover.from_term, to, "handing leadership over");
+    raft.core().transfer_leader(to).await.map_err(|_| Refused::Stopped)
+}
+
+/// A target that holds everything and says that it would take over. `Ok(None)`: this node leads no more.
+async fn find(
+    handle: &Handle,
+    term: Term,
+    asked: &Asked,
+    handover: &Handover,
+    until: Instant,
+) -> Result<Option<NodeId>, Refused> {
+    let raft = handle.raft();
+    let mut declined = BTreeSet::new();
+    loop {
+        let status = raft.status();
+        if status.term != term || !raft.is_leader() {
+            return Ok(None);
+        }
+        let candidates = handle.candidates(&status);
+        if let Some(to) = choose(&candidates, asked.to, told_grade(asked), &declined)? {
+            match raft.peers().would_take_over(to, handover, raft.send_timeout()).await {
+                Ok(()) => return Ok(Some(to)),
+                // It catches up: asked again below, until its time is over.
+                Err(PeerError::NotYet(_)) if Instant::now() < until => {}
+                Err(e) if asked.to.is_some() => return Err(refused_by(to, e)),
+                Err(e) => {
+                    tracing::info!(peer_id = to, error = %e, "a voter declines to take over");
+                    declined.insert(to);
+                    continue;
+                }
+            }
+        }
+        if until <= Instant::now() {
+            return Err(match asked.to {
+                Some(to) => {
+                    let missing = candidates.iter().find(|c| c.node_id == to).and_then(|c| c.missing);
+                    let missing = missing.unwrap_or(status.positions.last);
+                    Refused::NotCaughtUp(to, format!("it lacks {missing} entries"))
+                }
+                None => Refused::NoTarget("none holds this leader's last entry".into()),
+            });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn refused_by(to: NodeId, error: PeerError) -> Refused {
+    match error {
+        PeerError::Refused(why) => Refused::NotFit(to, why),
+        PeerError::NotYet(why) => Refused::NotCaughtUp(to, why),
+        e @ (PeerError::NoAddress(_) | PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => {
+            Refused::Unreachable(to, e.to_string())
+        }
+    }
+}
+
+/// Waits for a leader of a later term; `late` is called once the deadline has passed.
+async fn successor(
+    handle: &Handle,
+    term: Term,
+    until: Instant,
+    deadline: Instant,
+    mut late: impl FnMut(),
+) -> Option<NodeId> {
+    loop {
+        let status = handle.raft().status();
+        if term < status.term
+            && let Some(leader_id) = status.leader_id
+        {
+            return Some(leader_id);
+        }
+        let now = Instant::now();
+        if deadline <= now {
+            late();
+        }
+        // With a later term there is nothing to ask again: somebody is being elected.
+        if until <= now && (status.term == term || !status.is_running) {
+            return None;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Another term began: says who leads in it.
+async fn finish(handle: &Handle, asked: &Asked, began: Instant, mut done: Done) -> Done {
+    let deadline = began + asked.within;
+    let mut status = handle.raft().status();
+    while (status.leader_id.is_none() || status.term <= done.old_term) && Instant::now() < deadline {
+        tokio::time::sleep(LOOK_EVERY).await;
+        status = handle.raft().status();
+    }
+    done.leader_id = status.leader_id;
+    done.new_term = status.term;
+    if let Some(wanted) = asked.to {
+        done.to = wanted;
+    } else if done.to == done.from {
+        done.to = status.leader_id.unwrap_or(done.from);
+    }
+    done.outcome = match status.leader_id {
+        Some(leader) if leader == done.to => Outcome::Transferred,
+        Some(_) => Outcome::OtherLeads,
+        None => Outcome::TimedOut,
+    };
+    done.elapsed = began.elapsed();
+    done
+}

@@ -1,0 +1,170 @@
+//! What a node does about its fitness: whether it stands for election, when it hands over, when it falls silent.
+//!
+//! The leadership task gives a [`Look`] several times a second and at every change of role, and carries out
+//! the [`Action`]s. Pure: no clock, no network.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::leadership::policy::{Check, grade};
+use crate::types::proto::{FitnessGrade, LeadershipCause};
+
+/// The longest pause between two hand-overs for unfitness, in first pauses. By eye: five doublings.
+const PAUSES_MAX: u32 = 32;
+
+/// `leadership.*`, and the base of the pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) last_resort_after: Duration,
+    pub(crate) handover_budget: u64,
+    pub(crate) handover_window: Duration,
+    /// Between the first and the second hand-over of a window; doubles. `raft.election_timeout`.
+    pub(crate) pause: Duration,
+}
+
+/// The node at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Look<'a> {
+    pub(crate) now: Instant,
+    pub(crate) is_leader: bool,
+    /// The lease holds: a quorum answers.
+    pub(crate) has_quorum: bool,
+    /// Why this node should not lead; empty when it is fit.
+    pub(crate) unfit: &'a [Check],
+    /// As fit as can be told while nobody leads.
+    pub(crate) is_fit_to_stand: bool,
+    /// It just started with data: an old leader's lease may still hold (safety rule 16).
+    pub(crate) is_barred: bool,
+    /// For how long no leader was heard; zero while one is.
+    pub(crate) leaderless_for: Duration,
+    /// The fittest other voter that answers; `None`: there is none that could take over.
+    pub(crate) fittest: Option<FitnessGrade>,
+    /// It leads by a transfer that was forced upon it: to be merely unwilling is no reason then.
+    pub(crate) is_forced: bool,
+    /// A hand-over is under way.
+    pub(crate) is_busy: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Whether the timer of elections may make this node a candidate.
+    SetMayStand(bool),
+    /// It is not fit, and stands all the same since nobody leads.
+    TellLastResort,
+    HandOver {
+        cause: LeadershipCause,
+        accepts: FitnessGrade,
+        why: Check,
+    },
+    /// Whether heartbeats are sent while it leads.
+    SetHeartbeats(bool),
+}
+
+/// Owned by the leadership task. Invariant: `handed_over` holds the hand-overs of one window, oldest first.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    config: Config,
+    may_stand: Option<bool>,
+    is_last_resort: bool,
+    is_silent: bool,
+    handed_over: VecDeque<Instant>,
+}
+
+impl Keeper {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            config,
+            may_stand: None,
+            is_last_resort: false,
+            is_silent: false,
+            handed_over: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn step(&mut self, look: &Look<'_>) -> Vec<Action> {
+        let mut actions = self.stand(look);
+        actions.extend(self.hand_over(look));
+        actions.extend(self.silence(look));
+        actions
+    }
+
+    fn stand(&mut self, look: &Look<'_>) -> Vec<Action> {
+        let is_last_resort =
+            !look.is_fit_to_stand && !look.is_leader && self.config.last_resort_after <= look.leaderless_for;
+        let may = !look.is_barred && (look.is_fit_to_stand || is_last_resort);
+        let is_news = is_last_resort && !look.is_barred && !self.is_last_resort;
+        self.is_last_resort = is_last_resort && !look.is_barred;
+        let mut actions = Vec::new();
+        if self.may_stand != Some(may) {
+            self.may_stand = Some(may);
+            actions.push(Action::SetMayStand(may));
+        }
+        if is_news {
+            actions.push(Action::TellLastResort);
+        }
+        actions
+    }
+
+    fn hand_over(&mut self, look: &Look<'_>) -> Option<Action> {
+        let own = grade(look.unfit);
+        let is_content = own == FitnessGrade::Fit || (own == FitnessGrade::Unwilling && look.is_forced);
+        // A stop hands over by itself, once what is in flight is answered.
+        let is_stopping = look.unfit.contains(&Check::Stopping);
+        if !look.is_leader || look.is_busy || is_content || is_stopping {
+            return None;
+        }
+        // Only to somebody better: among the equally unfit it would wander.
+        let accepts = match (own, look.fittest?) {
+            (_, FitnessGrade::Fit) => FitnessGrade::Fit,
+            (FitnessGrade::Unable, FitnessGrade::Unwilling) => FitnessGrade::Unwilling,
+            _ => return None,
+        };
+        if !self.has_budget(look.now) {
+            return None;
+        }
+        self.handed_over.push_back(look.now);
+        let cause = match own {
+            FitnessGrade::Unwilling => LeadershipCause::Pause,
+            _ => LeadershipCause::Unfit,
+        };
+        let why = *look.unfit.first().expect("who is not fit has a reason");
+        Some(Action::HandOver { cause, accepts, why })
+    }
+
+    fn has_budget(&mut self, now: Instant) -> bool {
+        let window = self.config.handover_window;
+        while self.handed_over.front().is_some_and(|at| window <= now.saturating_duration_since(*at)) {
+            self.handed_over.pop_front();
+        }
+        let Some(last) = self.handed_over.back() else { return 0 < self.config.handover_budget };
+        let n = self.handed_over.len();
+        let pauses = 1u32.checked_shl(n as u32 - 1).unwrap_or(PAUSES_MAX).min(PAUSES_MAX);
+        (n as u64) < self.config.handover_budget
+            && self.config.pause * pauses <= now.saturating_duration_since(*last)
+    }
+
+    /// A leader whose entries do not get through, though a quorum answers its heartbeats, keeps everybody from
+    /// electing another. With nobody to hand over to it falls silent, until it leads no more or they get through.
+    fn silence(&mut self, look: &Look<'_>) -> Option<Action> {
+        let is_useless =
+            look.unfit.iter().any(|check| matches!(check, Check::Stalled | Check::Sync)) && look.is_leader;
+        // Once silent it stays so: without heartbeats the quorum is lost on purpose.
+        let silent =
+            is_useless && (self.is_silent || (look.has_quorum && !look.is_busy && !self.may_try(look)));
+        (self.is_silent != silent).then(|| {
+            self.is_silent = silent;
+            Action::SetHeartbeats(!silent)
+        })
+    }
+
+    /// Whether a hand-over was begun so short a time ago that it may be tried again first.
+    fn may_try(&self, look: &Look<'_>) -> bool {
+        let is_recent = |at: &Instant| look.now.saturating_duration_since(*at) < self.config.pause;
+        look.fittest.is_some() && self.handed_over.back().is_some_and(is_recent)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! A network between peer ports that can be made bad: one proxy in front of each node.
+//!
+//! A proxy learns who dials, and what for, from the first frame of a connection. Rules are kept by the way a
+//! byte goes, from one node to another, whoever dialled. TCP hides loss as lateness, so nothing is ever dropped:
+//! what a cut holds back is delivered when the cut is over, unless the connection ended meanwhile.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::support::NodeId;
+
+/// `Purpose` of the peer protocol's Hello.
+const PURPOSE_LOG: u64 = 1;
+/// Bytes read at once; what waits of one direction is bounded by the sockets and so many pieces.
+const PIECE_BYTES: usize = 64 << 10;
+const PIECES_MAX: usize = 64;
+/// The first frame is small.
+const HELLO_BYTES_MAX: usize = 4 << 10;
+
+/// What happens to bytes on one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Way {
+    /// Nothing passes, nothing is closed: a cable that was pulled.
+    pub(crate) is_cut: bool,
+    /// As above for log data alone: heartbeats and votes pass.
+    pub(crate) is_log_cut: bool,
+    /// Everything comes so much later.
+    pub(crate) delay: Duration,
+    /// Each n-th piece comes so much later still, and all behind it: what a lost packet costs.
+    pub(crate) burst: Option<(u32, Duration)>,
+}
+
+#[derive(Default)]
+struct State {
+    ways: BTreeMap<(NodeId, NodeId), Way>,
+    /// Both ends of every connection, with the two nodes it is between.
+    open: Vec<(NodeId, NodeId, TcpStream)>,
+    is_over: bool,
+}
+
+/// The network. Dropped, every connection ends.
+pub(crate) struct Net {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Net {
+    pub(crate) fn new() -> Self {
+        Self { shared: Arc::default() }
+    }
+
+    /// A proxy in front of a node that listens at `target`; returns the address to advertise.
+    pub(crate) fn before(&self, node_id: NodeId, target: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("it is bound").to_string();
+        let target: SocketAddr = target.parse().expect("an address");
+        let shared = Arc::clone(&self.shared);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.lock().is_over {
+                    return;
+                }
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || serve(&shared, node_id, client, target));
+            }
+        });
+        addr
+    }
+
+    pub(crate) fn set(&self, from: NodeId, to: NodeId, way: Way) {
+        self.shared.lock().ways.insert((from, to), way);
+        self.shared.changed.notify_all();
+    }
+
+    /// Nothing passes between a node and the others, in either direction.
+    pub(crate) fn isolate(&self, node_id: NodeId, others: &[NodeId]) {
+        for other in others {
+            let cut = Way { is_cut: true, ..Way::default() };
+            self.set(node_id, *other, cut);
+            self.set(*other, node_id, cut);
+        }
+    }
+
+    /// All is well again.
+    pub(crate) fn heal(&self) {
+        self.shared.lock().ways.clear();
+        self.shared.changed.notify_all();
+    }
+
+    /// Every connection of a node ends, as by a reset.
+    pub(crate) fn reset(&self, node_id: NodeId) {
+        self.shared.lock().open.retain(|(a, b, stream)| {
+            let is_of_it = *a == node_id || *b == node_id;
+            if is_of_it {
+                // It may have ended by itself.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            !is_of_it
+        });
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_over = true;
+        for (.., stream) in state.open.drain(..) {
+            // As above.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
+fn serve(shared: &Arc<Shared>, to: NodeId, mut client: TcpStream, target: SocketAddr) {
+    let Some((hello, from, purpose)) = read_hello(&mut client) else { return };
+    let Ok(server) = TcpStream::connect(target) else { return };
+    let (Ok(client_in), Ok(server_in)) = (client.try_clone(), server.try_clone()) else { return };
+    for stream in [&client, &server] {
+        // Held-back frames must not be glued together by the proxy's own socket.
+        let _ = stream.set_nodelay(true);
+        if let Ok(stream) = stream.try_clone() {
+            shared.lock().open.push((from, to, stream));
+        }
+    }
+    let is_log = purpose == PURPOSE_LOG;
+    let there = {
+        let shared = Arc::clone(shared);
+        thread::spawn(move || pass(&shared, (from, to), is_log, hello, client_in, server))
+    };
+    pass(shared, (to, from), is_log, Vec::new(), server_in, client);
+    // A panic there ended its connection, which is all that matters here.
+    let _ = there.join();
+}
+
+/// Moves bytes one way until either end is gone. `first` was read already.
+fn pass(
+    shared: &Arc<Shared>,
+    way: (NodeId, NodeId),
+    is_log: bool,
+    first: Vec<u8>,
+    mut from: TcpStream,
+    mut to: TcpStream,
+) {
+    let (pieces, received) = mpsc::sync_channel::<(Instant, Vec<u8>)>(PIECES_MAX);
+    let writer = {
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            for (due, piece) in received {
+                if !wait_until(&shared, way, is_log, due) || to.write_all(&piece).is_err() {
+                    break;
+                }
+            }
+            // The other end may be gone already.
+            let _ = to.shutdown(Shutdown::Both);
+        })
+    };
+    let (mut piece, mut n_pieces, mut due) = (first, 0u32, Instant::now());
+    loop {
+        if !piece.is_empty() {
+            n_pieces += 1;
+            let rule = shared.lock().ways.get(&way).copied().unwrap_or_default();
+            let late = match rule.burst {
+                Some((every, late)) if n_pieces.is_multiple_of(every) => late,
+                _ => Duration::ZERO,
+            };
+            // Nothing overtakes what was sent before.
+            due = due.max(Instant::now() + rule.delay + late);
+            if pieces.send((due, std::mem::take(&mut piece))).is_err() {
+                break;
+            }
+        }
+        piece.resize(PIECE_BYTES, 0);
+        match from.read(&mut piece) {
+            Ok(n) if 0 < n => piece.truncate(n),
+            _ => break,
+        }
+    }
+    drop(pieces);
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = writer.join();
+}
+
+/// Waits until a piece is due and its way is open; `false`: the network is over.
+fn wait_until(shared: &Shared, way: (NodeId, NodeId), is_log: bool, due: Instant) -> bool {
+    let mut state = shared.lock();
+    loop {
+        let rule = state.ways.get(&way).copied().unwrap_or_default();
+        let now = Instant::now();
+        let is_held = rule.is_cut || (rule.is_log_cut && is_log);
+        if state.is_over || (!is_held && due <= now) {
+            return !state.is_over;
+        }
+        let wait = if is_held { Duration::from_secs(1) } else { due - now };
+        let waited = shared.changed.wait_timeout(state, wait);
+        state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+    }
+}
+
+/// The first frame whole, who sent it, and what for.
+fn read_hello(stream: &mut TcpStream) -> Option<(Vec<u8>, NodeId, u64)> {
+    let mut frame = vec![0; 4];
+    stream.read_exact(&mut frame).ok()?;
+    let length = u32::from_be_bytes(frame[..4].try_into().ok()?) as usize;
+    if HELLO_BYTES_MAX < length {
+        return None;
+    }
+    frame.resize(4 + length, 0);
+    stream.read_exact(&mut frame[4..]).ok()?;
+    // Length, version, kind and id come before the message.
+    let fields = varints(frame.get(4 + 10..)?);
+    let of = |number| fields.get(&number).copied().unwrap_or(0);
+    let (node_id, purpose) = (of(3), of(5));
+    Some((frame, node_id, purpose))
+}
+
+/// The integer fields of a protobuf message.
+fn varints(mut message: &[u8]) -> BTreeMap<u64, u64> {
+    let mut fields = BTreeMap::new();
+    while let Some(key) = varint(&mut message) {
+        match key & 7 {
+            0 => {
+                let Some(value) = varint(&mut message) else { break };
+                fields.insert(key >> 3, value);
+            }
+            2 => {
+                let length = varint(&mut message).unwrap_or(0) as usize;
+                message = message.get(length..).unwrap_or_default();
+            }
+            _ => break,
+        }
+    }
+    fields
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
