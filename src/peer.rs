@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::consensus::agreement::Evidence;
 use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
+use crate::types::block::BLOCK_BYTES_MAX;
 use crate::types::{LogIndex, NodeId, position::LogPos, proto};
 
 mod append;
@@ -100,8 +101,8 @@ impl Config {
             stall_timeout: 25 * send_timeout,
             idle_timeout: 30 * heartbeat_timeout,
             snapshot_timeout: 50 * send_timeout,
-            // The largest block (30 MiB: half of the largest api.max_body) and its envelope.
-            frame_bytes_max: 48 << 20,
+            // The largest block, and what stands around it and beside it in one request.
+            frame_bytes_max: BLOCK_BYTES_MAX as usize + (16 << 20),
             // performance.md 5.6; openraft's own server side keeps 64 in flight too.
             window_requests_max: 64,
             window_bytes_max: 4 << 20,

@@ -14,13 +14,14 @@ use crate::api::settings::Patch;
 use crate::api::status::ms;
 use crate::api::trace::Parent;
 use crate::api::wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson};
-use crate::api::{Api, Parts, cluster, settings, status};
+use crate::api::{Api, Parts, cluster, status};
 use crate::consensus::handle::ConfigureError;
 use crate::instants::proposal::{Door, Traced};
 use crate::proposals::{Permit, Proposal};
 use crate::store::{ReadError, Reader};
 use crate::types::block::Block;
 use crate::types::error::Accepted;
+use crate::types::settings::keys::to_json;
 use crate::types::{Height, LogIndex, Term};
 
 /// Header and data above it are read and encoded on a blocking thread. By eye: a tenth of a millisecond.
@@ -122,7 +123,7 @@ pub(crate) fn raft_members<'a>(call: &'a Call, _: Args<'a>) -> Answer<'a> {
 pub(crate) fn raft_settings<'a>(call: &'a Call, _: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let view = call.api.parts.reader.view();
-        let settings = settings::to_map(&view.settings.settings);
+        let settings = to_json(&view.settings.settings);
         Ok(to_raw(&SettingsJson { settings, index: view.settings.index }))
     })
 }
@@ -151,7 +152,7 @@ async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Re
         match api.parts.consensus.configure(settings, Some(base.index)).await {
             Ok(now) => {
                 call.note(None, Some(now.index));
-                let settings = settings::to_map(&now.settings);
+                let settings = to_json(&now.settings);
                 return Ok(to_raw(&SettingsJson { settings, index: now.index }));
             }
             // Without an index the caller wants its change on top of whatever holds.

@@ -6,6 +6,8 @@ use crate::types::{Height, LogIndex, NodeId, Term, proto::RaftBlockState};
 
 /// Greatest height: the greatest integer that every JSON reader keeps exact.
 pub const HEIGHT_MAX: Height = (1 << 53) - 1;
+/// Greatest `chain.max_block_bytes`: a block must fit into one frame between nodes.
+pub(crate) const BLOCK_BYTES_MAX: u64 = 32 << 20;
 /// Longest hash, in bytes.
 pub const HASH_BYTES_MAX: usize = 64;
 

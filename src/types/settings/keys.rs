@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json};
 
 use crate::types::{
-    block::HEIGHT_MAX,
+    block::{BLOCK_BYTES_MAX, HEIGHT_MAX},
     quantity::{format_duration, format_size},
     setting::{Fallback, Given, Key, Kind, Problem, Value, nearest},
     settings::{ClusterSettings, Continuity, Timestamps},
@@ -40,7 +40,7 @@ pub(crate) const KEYS: [Key; 9] = [
         kind: Kind::Size { min: 1 },
         fallback: Fallback::Value(r#""15MiB""#),
         rule: "",
-        doc: "Greatest block (header and data), checked before it is appended. Of the cluster.",
+        doc: "Greatest block (header and data), at most 32MiB, checked before it is appended. Of the cluster.",
     },
     Key {
         name: "chain.max_ahead",
@@ -120,7 +120,15 @@ impl ClusterSettings {
                     if word == "strict" { Timestamps::Strict } else { Timestamps::Nondecreasing };
             }
             ("chain.require_fence", Value::Bool(value)) => self.require_fence = value,
-            ("chain.max_block_bytes", Value::Size(value)) => self.max_block_bytes = value,
+            ("chain.max_block_bytes", Value::Size(value)) => {
+                if BLOCK_BYTES_MAX < value {
+                    return Err(format!(
+                        "at most {}: a block goes between nodes in one piece",
+                        format_size(BLOCK_BYTES_MAX)
+                    ));
+                }
+                self.max_block_bytes = value;
+            }
             ("chain.max_ahead", Value::Duration(value)) => self.max_ahead = whole_ms(value)?,
             ("chain.first_height", Value::Integer(value)) => self.first_height = Some(value),
             ("chain.block_interval", Value::Duration(value)) => self.block_interval = whole_ms(value)?,
@@ -142,15 +150,14 @@ fn whole_ms(value: Duration) -> Result<Duration, String> {
     if value.subsec_nanos().is_multiple_of(1_000_000) { Ok(value) } else { Err(MILLISECONDS.into()) }
 }
 
-/// All keys, with values as they stand in a TOML file; `null` for one without a value.
-#[allow(dead_code, reason = "the API has a codec of its own that gives way to this one")]
+/// All keys, sizes in bytes and durations as text; `null` for one without a value. [`apply_json`] takes it as it is.
 pub(crate) fn to_json(settings: &ClusterSettings) -> Map<String, Json> {
     let one = |key: &Key| {
         let value = match settings.value(key.name) {
             None => Json::Null,
             Some(Value::Duration(value)) => format_duration(value).into(),
-            Some(Value::Size(value)) => format_size(value).into(),
-            Some(Value::Integer(value)) => value.into(),
+            // In bytes, for tools; text with a unit is taken back as well.
+            Some(Value::Size(value) | Value::Integer(value)) => value.into(),
             Some(Value::Bool(value)) => value.into(),
             Some(Value::Text(value)) => value.into(),
             Some(value @ (Value::Ratio(_) | Value::List(_) | Value::Members(_))) => {
@@ -164,7 +171,6 @@ pub(crate) fn to_json(settings: &ClusterSettings) -> Map<String, Json> {
 
 /// `settings` with the keys of `set` changed; all problems at once. `null` takes a value away where
 /// the key may have none.
-#[allow(dead_code, reason = "the API has a codec of its own that gives way to this one")]
 pub(crate) fn apply_json(
     settings: &ClusterSettings,
     set: &Map<String, Json>,
@@ -191,7 +197,6 @@ pub(crate) fn apply_json(
     if problems.is_empty() { Ok(changed) } else { Err(problems) }
 }
 
-#[allow(dead_code, reason = "the API has a codec of its own that gives way to this one")]
 fn from_json(json: &Json) -> Given {
     match json {
         Json::Null => Given::Other("null"),
@@ -227,7 +232,7 @@ mod tests {
         settings.block_interval = Duration::from_millis(100);
         let json = to_json(&settings);
         assert_eq!(json["chain.continuity"], "monotonic");
-        assert_eq!(json["chain.max_block_bytes"], "15MiB");
+        assert_eq!(json["chain.max_block_bytes"], 15 << 20);
         assert_eq!(json["chain.block_interval"], "100ms");
         assert_eq!(json["state.history_blocks"], 10_000);
         assert_eq!(apply_json(&ClusterSettings::default(), &json), Ok(settings));
@@ -270,6 +275,9 @@ mod tests {
             ClusterSettings::default().differing(&settings),
             ["chain.first_height", "state.history_bytes"]
         );
+        let set = object(json!({ "chain.max_block_bytes": "33MiB" }));
+        let problems = apply_json(&settings, &set).expect_err("it fits into no frame");
+        assert!(problems[0].rule.contains("at most 32MiB"), "{}", problems[0].rule);
         let set = object(json!({ "chain.first_height": null }));
         assert_eq!(apply_json(&settings, &set).map(|s| s.first_height), Ok(None));
     }
