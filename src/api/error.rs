@@ -12,9 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::api::wire::{BlockRefJson, Hex};
 use crate::consensus::{handle, membership};
-use crate::store;
 use crate::types::error::{Certainty, ProposeError, Refusal};
-use crate::types::feed::SubscribeError;
 use crate::types::{Height, LogIndex, NodeId, Term};
 
 /// How long a caller waits before it asks a node again that is starting, stopping or handing over.
@@ -376,56 +374,6 @@ fn says(refusal: Refusal) -> &'static str {
     }
 }
 
-impl From<SubscribeError> for Fault {
-    fn from(error: SubscribeError) -> Self {
-        let message = error.to_string();
-        match error {
-            SubscribeError::Buffer => Self::param("buffer", message),
-            SubscribeError::Pruned { oldest_height } => {
-                store::ReadError::Pruned { oldest: Some(oldest_height) }.into()
-            }
-            SubscribeError::TooMany => Self::overloaded(RETRY_LATER_MS),
-            SubscribeError::Storage => ProposeError::Storage.into(),
-            SubscribeError::ShuttingDown => Self::shutting_down(),
-        }
-    }
-}
-
-impl From<store::ReadError> for Fault {
-    fn from(error: store::ReadError) -> Self {
-        let message = error.to_string();
-        let (reason, oldest) = match error {
-            store::ReadError::NotFound { oldest } => ("notFound", oldest),
-            store::ReadError::Pruned { oldest } => ("pruned", oldest),
-            store::ReadError::Storage(_) => return Self::from(ProposeError::Storage),
-        };
-        let mut fault = Self::refused(Code::NotFound, reason, message);
-        fault.data.oldest_height = Some(oldest);
-        fault
-    }
-}
-
-impl From<handle::ReadError> for Fault {
-    fn from(error: handle::ReadError) -> Self {
-        // A read that did not succeed changed nothing: it may simply be asked again.
-        match error {
-            handle::ReadError::NoLeader => {
-                Self::from(ProposeError::NoLeader { retry_after_ms: RETRY_LATER_MS })
-            }
-            handle::ReadError::NoQuorum(why) => {
-                let mut f = Self::refused(Code::NoLeader, "noLeader", format!("no quorum answers: {why}"));
-                f.data.retry_after_ms = Some(RETRY_LATER_MS);
-                f
-            }
-            handle::ReadError::TimedOut => {
-                let mut f = Self::refused(Code::NoLeader, "noLeader", "no quorum answered in time");
-                f.data.retry_after_ms = Some(RETRY_LATER_MS);
-                f
-            }
-        }
-    }
-}
-
 fn precondition(reason: membership::Reason) -> &'static str {
     match reason {
         membership::Reason::VersionMismatch => "versionMismatch",
@@ -497,5 +445,6 @@ impl From<handle::ConfigureError> for Fault {
 }
 
 mod leadership;
+mod reads;
 #[cfg(test)]
 mod tests;

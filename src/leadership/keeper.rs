@@ -110,7 +110,9 @@ impl Keeper {
     fn hand_over(&mut self, look: &Look<'_>) -> Option<Action> {
         let own = grade(look.unfit);
         let is_content = own == FitnessGrade::Fit || (own == FitnessGrade::Unwilling && look.is_forced);
-        if !look.is_leader || look.is_busy || is_content {
+        // A stop hands over by itself, once what is in flight is answered.
+        let is_stopping = look.unfit.contains(&Check::Stopping);
+        if !look.is_leader || look.is_busy || is_content || is_stopping {
             return None;
         }
         // Only to somebody better: among the equally unfit it would wander.

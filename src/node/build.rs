@@ -22,12 +22,11 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, RaftCollector};
-use crate::leadership::operations::{ExecutorCollector, Operations};
 use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
-use crate::node::{StartError, addresses, configs, founders, members, observe, parts, recorded};
+use crate::node::{StartError, addresses, configs, founders, leading, members, observe, parts, recorded};
 use crate::peer;
 use crate::proposals;
 use crate::store;
@@ -177,9 +176,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         health: opened.health.clone(),
     };
     let (leadership, requests) =
-        leadership::Handle::new(configs::leadership_config(&settings, votes_from), leadership_parts)
-            .map_err(|e| StartError { exit_code: 1, message: format!("this node's records: {e}") })?;
-    ExecutorCollector::register(leadership.clone(), &registry).map_err(metrics_failed)?;
+        leading::build(&settings, votes_from, &raft, stored, &audit, &instants, &registry)?;
     // Set once, here.
     let _ = leadership_later.set(leadership.clone());
     let ages = Arc::new(observe::EntryAges(Arc::clone(&instants)));

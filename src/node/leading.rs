@@ -13,7 +13,7 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::leadership::handover::Request;
 use crate::leadership::operations::{ExecutorCollector, Operations};
-use crate::node::StartError;
+use crate::node::{StartError, configs};
 use crate::store;
 
 /// What the leadership reads and writes on disk.
@@ -45,32 +45,8 @@ pub(super) fn build(
         chain: audit.chain.clone(),
         tracer: instants.tracer().clone(),
     };
-    let (handle, requests) = leadership::Handle::new(config(settings, votes_from), parts)
+    let (handle, requests) = leadership::Handle::new(configs::leadership_config(settings, votes_from), parts)
         .map_err(|e| failed(format!("this node's records cannot be read: {e}")))?;
     ExecutorCollector::register(handle.clone(), registry).map_err(metrics_failed)?;
     Ok((handle, requests))
-}
-
-fn config(settings: &config::Settings, barred_until: Option<Instant>) -> leadership::handle::Config {
-    let (raft, executor) = (&settings.raft, &settings.executor);
-    leadership::handle::Config {
-        lease_timeout: raft.leader_lease_timeout,
-        election_timeout: raft.election_timeout,
-        resign_timeout: raft.resign_timeout,
-        shutdown_timeout: raft.shutdown_timeout,
-        stall_after: settings.leadership.stall_after,
-        keeper: leadership::keeper::Config {
-            last_resort_after: settings.leadership.last_resort_after,
-            handover_budget: settings.leadership.handover_budget,
-            handover_window: settings.leadership.handover_window,
-            pause: raft.election_timeout,
-        },
-        executor: leadership::executor::Config {
-            is_required: executor.required,
-            max_lag: executor.max_lag,
-            sync_timeout: executor.sync_timeout,
-            report_timeout: executor.report_timeout,
-        },
-        barred_until,
-    }
 }

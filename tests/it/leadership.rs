@@ -215,6 +215,7 @@ fn a_paused_node_does_not_lead_while_another_can() {
     let forced = call(&cluster, leader, "raft_transferLeader", json!({"to": paused, "force": true}));
     assert_eq!((&forced["outcome"], &forced["leaderId"]), (&json!("transferred"), &json!(paused)));
     let term = forced["newTerm"].as_u64().expect("a term");
+    assert_eq!(cluster.leader(), paused);
     fill(&cluster.node(paused).api.clone(), &[Block::new(1, "forced")]);
     assert_eq!((cluster.leader(), term_of(&cluster, paused)), (paused, term), "it stays, with its fence");
     assert_eq!(call(&cluster, paused, "raft_resume", json!({}))["paused"], false);

@@ -107,6 +107,7 @@ fn one_hand_over_at_a_time_and_none_of_a_follower() {
     assert_eq!(keeper.step(&Look { is_busy: true, ..paused.clone() }), []);
     assert_eq!(keeper.step(&follower(now, &[Check::Paused])), []);
     assert_eq!(keeper.step(&Look { is_forced: true, ..paused.clone() }), [], "somebody wants it to lead");
+    assert_eq!(keeper.step(&look(now, &[Check::Stopping, Check::Paused])), [], "the stop does it");
     assert_eq!(keeper.step(&paused).len(), 1);
 }
 
