@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::consensus::agreement::Evidence;
 use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
+use crate::types::block::BLOCK_BYTES_MAX;
 use crate::types::{LogIndex, NodeId, position::LogPos, proto};
 
 mod append;

@@ -122,7 +122,10 @@ impl ClusterSettings {
             ("chain.require_fence", Value::Bool(value)) => self.require_fence = value,
             ("chain.max_block_bytes", Value::Size(value)) => {
                 if BLOCK_BYTES_MAX < value {
-                    return Err(format!("at most {}: a block goes between nodes in one piece", format_size(BLOCK_BYTES_MAX)));
+                    return Err(format!(
+                        "at most {}: a block goes between nodes in one piece",
+                        format_size(BLOCK_BYTES_MAX)
+                    ));
                 }
                 self.max_block_bytes = value;
             }
