@@ -2,6 +2,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::*;
+use crate::store;
 use crate::types::block::{BlockRef, Malformed};
 
 fn head() -> Option<BlockRef> {
