@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,12 @@ bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="â€
 failover: build ## how long a chain stands still when its leader stops, or is killed; FAILOVER_TIMES=50
 	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal term
 	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal kill
+
+snapshots-bench: build ## what snapshots cost and how short they keep the log; BENCH_ARGS="--quick" only tries it
+	@scripts/snapshots_bench.py "$(BINARY)" $(BENCH_ARGS)
+
+torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
+	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during
 
 feed-runs: ## a hundred subscriptions from the first block while blocks arrive, on a hundred clusters
 	FEED_RUNS=$${FEED_RUNS:-100} $(CARGO) test --release --locked --test it a_start_from_the_first_block

@@ -98,7 +98,7 @@ def quantile_ever(q, family, *labels, where=""):
 
 
 class Panel:
-    """One panel. `alerts` are (name, left, comparison, right) or a name alone; `per` says what each series is."""
+    """One panel. `queries` are (expression, legend[, more]); `alerts` are (name, left, comparison, right) or a name alone."""
 
     def __init__(self, title, unit, what, normal, queries=(), alerts=(), kind="timeseries", w=8, h=8, **more):
         self.title, self.unit, self.what, self.normal = title, unit, what, normal
@@ -229,10 +229,6 @@ def shape(out, panel, lines):
             "legend": {"show": False},
         }
         defaults.pop("thresholds")
-    elif kind == "table":
-        out["options"] = {"showHeader": True, "cellHeight": "sm"}
-        hidden = {"Time": True, "Value": True, "__name__": True, "alertstate": True, **{k: True for k in more.get("hide", ())}}
-        out["transformations"] = [{"id": "organize", "options": {"excludeByName": hidden, "indexByName": {}, "renameByName": {}}}]
     else:
         raise Wrong(f"{panel.title}: no panel of kind {kind}")
     out["fieldConfig"] = {"defaults": defaults, "overrides": overrides}

@@ -8,7 +8,7 @@ skip() { echo "contract: left out: $1"; }
 if command -v promtool >/dev/null; then
   promtool check rules dashboards/alerts.yml
   promtool check config --syntax-only dashboards/prometheus.yml
-  (cd dashboards && promtool test rules alerts_test.yml)
+  (cd dashboards && promtool test rules alerts_test.yml alerts_faults_test.yml)
 else
   skip "alert rules (promtool, of Debian's package prometheus)"
 fi

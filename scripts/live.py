@@ -187,7 +187,7 @@ class Node:
 class Cluster:
     """`settings` are dotted keys for every node. Nothing of it is left after the `with`."""
 
-    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.0", disk_mib=2000, per_node=None, tag=0):
+    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.0", disk_mib=8000, per_node=None, tag=0):
         self.id, self.apart, self.subnet = ident, apart, subnet
         # Of namespaces and bridges, whose names are short.
         self.tag = f"{os.getpid() % 10000}x{tag}"

@@ -1,6 +1,6 @@
 //! `snapshot restore`: the data folder of a new cluster, out of an export of another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::config_args::ConfigArgs;
 use crate::cli::exit::{self, Failure};
@@ -40,7 +40,7 @@ pub(crate) fn run(command: Snapshot) -> u8 {
     exit::code(restore_from(&file, &config))
 }
 
-fn restore_from(file: &PathBuf, config: &ConfigArgs) -> Result<u8, Failure> {
+fn restore_from(file: &Path, config: &ConfigArgs) -> Result<u8, Failure> {
     let settings = config.load()?.settings;
     let who = Who { cluster_id: settings.cluster.id.clone(), node_id: settings.node.id };
     let list = founders::members_to_be(&settings);

@@ -191,6 +191,11 @@ impl Handle {
         self.shared.memory.heard_age()
     }
 
+    /// Since this node won that term, while it leads in it.
+    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
+        self.shared.memory.leading_for(term)
+    }
+
     /// Whether this node was told that it is no member.
     pub(crate) fn removal(&self) -> &Standing {
         &self.shared.removal
@@ -221,11 +226,6 @@ impl Handle {
         };
         let acknowledged = replication.iter().filter(|(id, _)| **id != self.shared.node_id);
         acknowledged.filter_map(|(id, held)| Some((*id, pos_of(held.as_ref()?.min(committed))))).collect()
-    }
-
-    /// Since this node won that term, while it leads in it.
-    pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
-        self.shared.memory.leading_for(term)
     }
 
     /// Waits until the core has run once, from when on its metrics mean something. Returns whether

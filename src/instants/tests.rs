@@ -85,8 +85,7 @@ fn spans_of(tell: impl FnOnce(&Instants)) -> Vec<SpanData> {
         running.await.unwrap();
     });
     tracer.shut_down(Duration::from_secs(20));
-    let spans = kept.spans.lock().unwrap().clone();
-    spans
+    kept.spans.lock().unwrap().clone()
 }
 
 fn attributes(span: &SpanData) -> BTreeMap<&str, Value> {

@@ -142,11 +142,11 @@ mod tests {
         let behind = Candidate { missing: Some(4), ..candidate(2) };
         assert_eq!(chosen(&[behind.clone(), candidate(3)], None), Ok(Some(3)));
         // It may still get them.
-        assert_eq!(chosen(&[behind.clone()], None), Ok(None));
+        assert_eq!(chosen(std::slice::from_ref(&behind), None), Ok(None));
         assert_eq!(chosen(&[behind], Some(2)), Ok(None));
         let unwilling = with_grade(2, FitnessGrade::Unwilling);
         assert_eq!(chosen(&[unwilling.clone(), candidate(3)], None), Ok(Some(3)));
-        let any = |accepts| choose(&[unwilling.clone()], None, accepts, &BTreeSet::new());
+        let any = |accepts| choose(std::slice::from_ref(&unwilling), None, accepts, &BTreeSet::new());
         assert_eq!(any(FitnessGrade::Unwilling), Ok(Some(2)));
         let fitter = choose(
             &[unwilling, Candidate { missing: Some(9), ..candidate(3) }],

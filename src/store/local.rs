@@ -41,13 +41,11 @@ impl Local {
     }
 
     /// Up to `limit` records whose keys begin with `prefix`, from `from` on, in order. Blocking.
-    #[allow(dead_code, reason = "audit and history page through it")]
     pub(crate) fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> io::Result<Vec<(Bytes, Bytes)>> {
         self.read(prefix, from.max(prefix), Direction::Forward, limit)
     }
 
     /// The last `limit` records whose keys begin with `prefix`, last first. Blocking.
-    #[allow(dead_code, reason = "audit and history page through it")]
     pub(crate) fn scan_last(&self, prefix: &[u8], limit: usize) -> io::Result<Vec<(Bytes, Bytes)>> {
         let mut behind = prefix.to_vec();
         // No key of ours holds the greatest byte at its end, let alone sixteen of them.
@@ -55,7 +53,6 @@ impl Local {
         self.read(prefix, &behind, Direction::Reverse, limit)
     }
 
-    #[allow(dead_code, reason = "audit and history page through it")]
     fn read(
         &self,
         prefix: &[u8],
@@ -79,7 +76,6 @@ impl Local {
 
     /// Durable on return, and with it everything queued before, the raft log included: writing
     /// nothing waits for that alone. Dropping the future leaves the outcome unknown.
-    #[allow(dead_code, reason = "audit and history page through it")]
     pub(crate) async fn write(&self, records: Vec<Record>) -> io::Result<()> {
         let (done, durable) = oneshot::channel();
         self.log.write_local(records, Some(done));

@@ -71,12 +71,6 @@ impl Reader {
         tail.last().is_none() && tail.queued_vote.is_none() && self.view().applied.term == 0
     }
 
-    /// Changes with every batch.
-    #[allow(dead_code, reason = "a reader that waits for an index")]
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.state.watch()
-    }
-
     /// Changes with every leadership that is applied: its term.
     pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
         self.state.watch_leadership()

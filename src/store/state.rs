@@ -104,11 +104,6 @@ impl Shared {
         self.view.borrow().clone()
     }
 
-    #[allow(dead_code, reason = "a reader that waits for an index")]
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<View>> {
-        self.view.subscribe()
-    }
-
     /// Changes with every leadership: the term of the newest one.
     pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
         self.leadership.subscribe()

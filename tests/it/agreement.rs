@@ -17,7 +17,7 @@ use crate::support::{
     config::Settings,
     exposition::Scrape,
     folder::state_dir,
-    stream::fill,
+    stream::fill_patiently,
     wait::{SOON, wait_for},
 };
 
@@ -81,7 +81,7 @@ fn blocks(heights: std::ops::RangeInclusive<u64>) -> Vec<Block> {
 fn with_a_false_state(n: u64) -> (Cluster, u64, u64) {
     let mut cluster = Cluster::new(n, Settings::new());
     let leader = cluster.start();
-    fill(&cluster.node(leader).api.clone(), &blocks(1..=BEFORE));
+    fill_patiently(&mut cluster, &blocks(1..=BEFORE));
     cluster.settled();
     let wrong = cluster.others(leader)[0];
     cluster.node_mut(wrong).stop(SOON);
@@ -114,13 +114,13 @@ fn wait_stopped_serving(cluster: &Cluster, id: u64) {
 
 #[test]
 fn the_node_in_the_minority_stops_serving() {
-    let (mut cluster, leader, wrong) = with_a_false_state(3);
-    fill(&cluster.node(leader).api.clone(), &blocks(BEFORE + 1..=AFTER));
+    let (mut cluster, _, wrong) = with_a_false_state(3);
+    fill_patiently(&mut cluster, &blocks(BEFORE + 1..=AFTER));
     wait_stopped_serving(&cluster, wrong);
     // The others go on, and are not in doubt.
     let leader = cluster.leader();
     assert_ne!(leader, wrong);
-    fill(&cluster.node(leader).api.clone(), &blocks(AFTER + 1..=AFTER + 10));
+    fill_patiently(&mut cluster, &blocks(AFTER + 1..=AFTER + 10));
     for id in cluster.others(wrong) {
         assert_eq!(cluster.node(id).get("/readyz", &[]).expect("it answers").status, 200, "node {id}");
     }

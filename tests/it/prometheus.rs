@@ -121,7 +121,7 @@ fn text_proxy(nodes: Vec<(NodeId, String)>) -> String {
 fn pass(mut stream: TcpStream, nodes: &[(NodeId, String)]) -> anyhow::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().context("no request")??;
-    while lines.next().context("no end")?? != "" {}
+    while !lines.next().context("no end")??.is_empty() {}
     let id: NodeId = first.split('/').nth(1).and_then(|id| id.parse().ok()).context("no node")?;
     let (_, api) = nodes.iter().find(|(node, _)| *node == id).context("an unknown node")?;
     let answer = http::request(api, "GET", "/metrics", &[], b"")?;

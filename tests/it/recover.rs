@@ -23,7 +23,7 @@ use crate::support::{
     config::{Settings, settings},
     folder::{FOLDER, listing},
     node::binary,
-    stream::fill,
+    stream::fill_patiently,
     wait::{SOON, wait_for},
 };
 
@@ -73,7 +73,7 @@ fn assert_blocks(cluster: &Cluster, id: u64, last: u64) {
 fn two_of_three_lost() -> (Cluster, u64, Vec<(u64, PathBuf)>) {
     let mut cluster = Cluster::three(compacting());
     let leader = cluster.leader();
-    fill(&cluster.node(leader).api.clone(), &kept(1..=BLOCKS));
+    fill_patiently(&mut cluster, &kept(1..=BLOCKS));
     cluster.settled();
     let term = cluster.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
     cluster.nodes.iter_mut().for_each(|n| n.kill_at_once());
@@ -115,7 +115,7 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     assert!(term + TERM_STEP < status["term"].as_u64().expect("a term"), "term was {term}: {status}");
     assert_eq!(status["membership"]["voters"], json!([3]));
     assert_blocks(&cluster, 3, BLOCKS);
-    fill(&cluster.node(3).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 20));
+    fill_patiently(&mut cluster, &kept(BLOCKS + 1..=BLOCKS + 20));
     wait_for("the recover is recorded, once", SOON, || {
         let records = cluster.node(3).call("audit_list", &json!({"limit": 1000}))?["records"].clone();
         let of_recover = |r: &&Value| r["method"] == "recover";
@@ -141,8 +141,31 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     cluster.node_mut(1).kill();
     assert_eq!(cluster.leader(), 3);
 
+    // The documented way back for it: an empty folder, no founding list, added and promoted.
+    cluster.node_mut(1).wipe();
+    cluster.node_mut(1).settings.insert("cluster.peers".into(), toml::Value::Array(vec![]));
+    cluster.write_configs();
+    cluster.node_mut(1).start();
+    let (peer, api) = (cluster.node(1).peer.clone(), cluster.node(1).api.clone());
+    let endpoint = cluster.node(3).api.clone();
+    let ctl = |args: &[&str]| {
+        let out = run(
+            &[&["ctl", "--yes", "--timeout", "20s", "--endpoints", &endpoint, "members"], args].concat(),
+            &[],
+        );
+        assert!(out.status.success(), "{args:?}: {}", said(&out));
+    };
+    ctl(&["add", "1", &peer, "--api", &api, "--wait"]);
+    ctl(&["promote", "1"]);
+    cluster.leader();
+    let voters = cluster.node(3).status().expect("it answers")["membership"]["voters"].clone();
+    assert_eq!(voters, json!([1, 3]));
+    assert_blocks(&cluster, 1, BLOCKS + 20);
+
     // Stopped and started as any other node.
+    cluster.node_mut(1).stop(SOON);
     cluster.node_mut(3).stop(SOON);
+    cluster.node_mut(1).start();
     cluster.node_mut(3).start();
     cluster.leader();
     assert_blocks(&cluster, 3, BLOCKS + 20);
@@ -165,8 +188,8 @@ fn kept_nodes_come_back_with_empty_folders() {
     }
     cluster.write_configs();
     cluster.nodes.iter_mut().for_each(|n| n.start());
-    let leader = cluster.leader();
-    fill(&cluster.node(leader).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 20));
+    cluster.leader();
+    fill_patiently(&mut cluster, &kept(BLOCKS + 1..=BLOCKS + 20));
     cluster.settled();
     for id in 1..=3 {
         assert_blocks(&cluster, id, BLOCKS + 20);
@@ -283,9 +306,13 @@ fn what_cannot_be_recovered_is_refused() {
 fn export(dir: &Path) -> (PathBuf, u64) {
     let mut old = Cluster::three(compacting());
     let leader = old.leader();
-    fill(&old.node(leader).api.clone(), &kept(1..=BLOCKS));
-    let created = old.node(leader).call("snapshot_create", &json!({})).expect("it answers");
-    assert_eq!(created["height"], BLOCKS);
+    fill_patiently(&mut old, &kept(1..=BLOCKS));
+    // One that is being built already is joined, and may hold less.
+    wait_for("a snapshot has all blocks", SOON, || {
+        let created = old.node(leader).call("snapshot_create", &json!({}))?;
+        ensure!(created["height"] == BLOCKS, "{created}");
+        Ok(())
+    });
     let term = old.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
     let tar = dir.join("chain.tar");
     let node = leader.to_string();
@@ -338,7 +365,7 @@ fn an_export_is_restored_into_another_cluster() {
     assert_eq!(status["clusterId"], "restored");
     new.node_mut(3).start();
     new.allow_strangers();
-    fill(&new.node(leader).api.clone(), &kept(BLOCKS + 1..=BLOCKS + 30));
+    fill_patiently(&mut new, &kept(BLOCKS + 1..=BLOCKS + 30));
     new.settled();
     for id in 1..=3 {
         assert_blocks(&new, id, BLOCKS + 30);

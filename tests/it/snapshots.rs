@@ -28,7 +28,7 @@ use crate::support::{
     exposition::Scrape,
     folder::{FOLDER, assert_whole, files, flip, state_dir, stopped_node, used, walk},
     node::Node,
-    stream::fill,
+    stream::{fill, fill_patiently},
     wait::{LATER, SOON, pause, wait_for},
 };
 
@@ -43,10 +43,8 @@ fn blocks(heights: std::ops::RangeInclusive<u64>, size: usize) -> Vec<Block> {
 /// A node alone whose policy never makes a snapshot.
 fn lone_node() -> Cluster {
     let never = toml::Value::Integer(1_000_000);
-    let mut cluster = Cluster::new(
-        1,
-        settings([("snapshot.threshold", never.clone()), ("snapshot.trailing_logs", 10.into())]),
-    );
+    let mut cluster =
+        Cluster::new(1, settings([("snapshot.threshold", never.clone()), ("snapshot.trailing_logs", never)]));
     cluster.start();
     cluster
 }
@@ -300,7 +298,7 @@ fn kills_during_snapshots(rounds: u64) {
         cluster.node_mut(away).kill();
         let leader = cluster.leader();
         let n = 60 + next(60);
-        fill(&cluster.node(leader).api.clone(), &blocks(top + 1..=top + n, 400));
+        fill_patiently(&mut cluster, &blocks(top + 1..=top + n, 400));
         top += n;
         wait_for("the log is purged beyond what the one that is away has", SOON, || {
             let status = cluster.node(leader).status()?;
@@ -351,8 +349,7 @@ fn a_follower_that_was_away_catches_up_while_blocks_come() {
     let leader = cluster.leader();
     let away = cluster.others(leader)[0];
     cluster.node_mut(away).kill();
-    let api = cluster.node(leader).api.clone();
-    fill(&api, &blocks(1..=AWAY, 500));
+    fill_patiently(&mut cluster, &blocks(1..=AWAY, 500));
     // Nobody is waited for who is down: the log is short.
     wait_for("the log is short again", SOON, || {
         let status = cluster.node(leader).call("snapshot_status", &Value::Null)?;
@@ -360,8 +357,7 @@ fn a_follower_that_was_away_catches_up_while_blocks_come() {
         Ok(())
     });
     cluster.node_mut(away).start();
-    let more = thread::spawn(move || fill(&api, &blocks(AWAY + 1..=2 * AWAY, 500)).len());
-    assert_eq!(more.join().expect("all are acknowledged") as u64, AWAY);
+    fill_patiently(&mut cluster, &blocks(AWAY + 1..=2 * AWAY, 500));
     wait_for("the follower has caught up", LATER, || {
         let status = cluster.node(away).status()?;
         ensure!(status["head"]["height"] == 2 * AWAY, "{}", status["head"]);
@@ -453,7 +449,7 @@ fn a_full_disk_during_build_and_install_kills_nobody() {
         cluster.allow(part);
     }
     // Node 3 follows: else there would be no progress to look at.
-    let leader = wait_for("another than node 3 leads", LATER, || {
+    wait_for("another than node 3 leads", LATER, || {
         let leader = cluster.leader();
         if leader == 3 {
             cluster.node_mut(3).stop(SOON);
@@ -462,12 +458,11 @@ fn a_full_disk_during_build_and_install_kills_nobody() {
         }
         Ok(leader)
     });
-    let api = cluster.node(leader).api.clone();
-    fill(&api, &blocks(1..=300, 2_000));
+    fill_patiently(&mut cluster, &blocks(1..=300, 2_000));
     cluster.settled();
     // Full while snapshots are due: it refuses entries, and stays up.
     let filler = disk.fill(256 << 10);
-    fill(&api, &blocks(301..=900, 2_000));
+    fill_patiently(&mut cluster, &blocks(301..=900, 2_000));
     wait_for("node 3 says that its disk is full", SOON, || {
         let status = cluster.node(3).status()?;
         ensure!(status["blockers"].to_string().contains("storage"), "{}", status["blockers"]);
@@ -476,7 +471,7 @@ fn a_full_disk_during_build_and_install_kills_nobody() {
     // What it lacks is purged: with space it gets a snapshot, and while it installs the disk fills again.
     fs::remove_file(&filler).expect("it was there");
     let filler = disk.fill(3 << 20);
-    fill(&api, &blocks(901..=1_500, 2_000));
+    fill_patiently(&mut cluster, &blocks(901..=1_500, 2_000));
     assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
     fs::remove_file(&filler).expect("it was there");
     wait_for("node 3 catches up by itself", LATER, || {

@@ -56,11 +56,6 @@ impl Snapshots {
 }
 
 impl Receiving {
-    #[allow(dead_code, reason = "the tests ask for it")]
-    pub(crate) fn manifest(&self) -> &SnapshotManifest {
-        &self.manifest
-    }
-
     /// Where the next chunk of a file begins.
     pub(crate) fn have(&self, file: &str) -> u64 {
         self.have.get(file).copied().unwrap_or(0)

@@ -1,8 +1,12 @@
 //! `POST /v1/blocks/stream`: many blocks in flight on one request, answered line by line.
 
+use anyhow::bail;
+
 use crate::support::{
     block::{Answer, Block, put_varint},
+    cluster::Cluster,
     http::{Connection, Failure},
+    wait::{LATER, wait_for},
 };
 
 /// Blocks that [`fill`] keeps in flight: enough that syncs are shared, few enough that their answers fit
@@ -108,4 +112,51 @@ pub(crate) fn fill(addr: &str, blocks: &[Block]) -> Vec<(u64, u64)> {
     }
     assert!(stream.next().expect("the answer ends").is_none(), "more lines than blocks");
     places
+}
+
+/// Proposes all the blocks in order, through whoever leads: on a busy machine leadership is lost and found
+/// again at times. Panics when they are not all acknowledged in time.
+#[track_caller]
+pub(crate) fn fill_patiently(cluster: &mut Cluster, blocks: &[Block]) {
+    let mut left = blocks;
+    wait_for("all blocks are acknowledged", LATER, || {
+        while !left.is_empty() {
+            let leader = cluster.leader();
+            let (n_done, why) = fill_some(&cluster.node(leader).api, left);
+            left = &left[n_done..];
+            if let Some(why) = why {
+                bail!("{} blocks to go: {why}", left.len());
+            }
+        }
+        Ok(())
+    });
+}
+
+/// As [`fill`]; how many were acknowledged, and why not more. What was sent and not answered is proposed
+/// again: the same block again is a success.
+fn fill_some(addr: &str, blocks: &[Block]) -> (usize, Option<String>) {
+    let mut stream = match Stream::open(addr, None) {
+        Ok(stream) => stream,
+        Err(e) => return (0, Some(format!("{e:?}"))),
+    };
+    let (mut sent, mut done, mut is_open) = (0, 0, true);
+    loop {
+        if is_open && sent < blocks.len() && sent - done < IN_FLIGHT {
+            is_open = stream.send(std::slice::from_ref(&blocks[sent])).is_ok();
+            sent += usize::from(is_open);
+            continue;
+        }
+        if is_open && sent == blocks.len() {
+            is_open = false;
+            // A stream that broke says so at the next answer.
+            let _ = stream.end();
+        }
+        match stream.next() {
+            Ok(Some(Answer::Acknowledged { .. })) => done += 1,
+            Ok(Some(other)) => return (done, Some(other.to_string())),
+            Ok(None) if done == blocks.len() => return (done, None),
+            Ok(None) => return (done, Some("the answer ended".into())),
+            Err(e) => return (done, Some(format!("{e:?}"))),
+        }
+    }
 }
