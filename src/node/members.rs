@@ -57,7 +57,9 @@ pub(super) async fn run(
         n_looks = n_looks.wrapping_add(is_look.into());
         let are_floors_due = is_look && n_looks.is_multiple_of(FLOORS_EVERY);
         let committed = raft.committed_members();
-        if is_look && !are_floors_due && committed.version == seen.version {
+        // The first membership of all has version 0, as none has.
+        let is_news = committed.version != seen.version || committed.nodes.len() != seen.nodes.len();
+        if is_look && !are_floors_due && !is_news {
             continue;
         }
         let status = raft.status();
@@ -69,7 +71,7 @@ pub(super) async fn run(
             tracing::info!(version = status.members.version, "this node is a member again");
         }
         // The end of a change tells what it was.
-        if committed.version != seen.version && !committed.joint {
+        if is_news && !committed.joint {
             for (cause, node_id) in differences(&seen, &committed) {
                 let event = Event::new(Kind::Membership, status.term, cause);
                 let event = node_id.into_iter().fold(event, |event, id| event.with("nodeId", id));

@@ -14,6 +14,7 @@ pub(crate) mod feed;
 pub(crate) mod folder;
 pub(crate) mod http;
 pub(crate) mod logs;
+pub(crate) mod members;
 pub(crate) mod net;
 pub(crate) mod node;
 pub(crate) mod otlp;
