@@ -146,6 +146,7 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     cluster.node_mut(1).settings.insert("cluster.peers".into(), toml::Value::Array(vec![]));
     cluster.write_configs();
     cluster.node_mut(1).start();
+    wait_for("node 1 listens", SOON, || cluster.node(1).get("/livez", &[]));
     let (peer, api) = (cluster.node(1).peer.clone(), cluster.node(1).api.clone());
     let endpoint = cluster.node(3).api.clone();
     let ctl = |args: &[&str]| {
