@@ -211,6 +211,10 @@ def elections_board(rules):
             P("Resignations by reason", "none", "In the panel's window.", "Empty; shutdown during an upgrade.",
               [(summed(f"increase(blockraft_raft_resignations_total{RATE})", "reason"), "{{reason}}")], bars=True, min=0),
         ]),
+        ("Last resort", [
+            P("Candidacies of last resort", "none", "How often an unfit node stood because no fit one led, in the panel's window.", "0.",
+              [per_node(f"increase(blockraft_raft_last_resorts_total{RATE})")], ["LeaderNotReady"], w=24, h=6, min=0),
+        ]),
         ("Members and settings", [
             P("Paused", "none", "Nodes that were asked not to lead.", "no.", [per_node("blockraft_raft_paused")],
               [("NodePaused", "(blockraft_raft_paused", "==", "1")], "state-timeline", map={0: ("no", GREY), 1: ("paused", AMBER)}),

@@ -135,7 +135,7 @@ def table(outcomes, alerts):
         "# Which fault raises which alert",
         "",
         f"Written by `make alert-matrix`: each fault on a real cluster of three nodes, under load, watched by a real Prometheus with the shipped rules, their times divided by {SCALE} "
-        f"(and no `for` above {FOR_MAX} s). ● fires, ○ fired and depends on the moment, empty: silent. Alertmanager sends less: see the inhibition in alertmanager.yml.",
+        f"(and no `for` above {FOR_MAX} s). ● fires, ○ fired and depends on the moment, empty: silent. A row is that of its fault's last run, not all of one build. Alertmanager sends less: see the inhibition in alertmanager.yml.",
         "",
         "| fault | alerts |",
         "| --- | --- |",

@@ -282,11 +282,6 @@ def pause_all(scene):
         live.call(node.api, "raft_pause", {"reason": "matrix"}, timeout=15)
 
 
-def member_removed(scene):
-    follower = scene.cluster.followers()[0]
-    live.call(scene.cluster.leader().api, "raft_removeMember", {"nodeId": follower.id}, timeout=15)
-
-
 def executor(scene, node, behind):
     def report():
         head = scene.head()["block"]
@@ -324,14 +319,14 @@ FAULTS = [
           UNKNOWN | {"BlockProductionStalled", "ProposalsFailing", "QuorumAtRisk"}),
     Fault("flapping leader", "five leaders in a row stand still for seconds", flapping, {"ElectionChurn"}, UNKNOWN, hold=40),
     Fault("restart loop", "a follower is killed and started four times", restart_loop, {"NodeRestarting"}, hold=40),
-    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000, hold=100),
+    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, {"ApplyGapNotRepaired"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000, hold=100),
     Fault("stalled reader", "a watched reader stalls", stalled_reader, {"ApplyMessagesDropped", "ApplyGapNotRepaired"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000),
     Fault("snapshots fail", "nothing can be written where snapshots lie", snapshots_fail, {"SnapshotFailing", "CompactionLagHigh"}, hold=170, rate=20),
     Fault("slow disk", "a follower's disk stands still for 0.9 s again and again", slow_disk, {"LogSyncSlow"}, hold=80),
     Fault("hung sync, follower", "a follower's disk hangs", hung_follower, {"LogSyncStuck", "NodeWithoutLeader", "PeerUnreachable", "QuorumAtRisk"}),
-    Fault("hung sync, leader", "the leader's disk hangs", hung_leader, {"LogSyncStuck"}, UNKNOWN | {"BlockProductionStalled", "ProposalsFailing"}),
+    Fault("hung sync, leader", "the leader's disk hangs", hung_leader, {"LogSyncStuck", "NodeWithoutLeader", "PeerUnreachable", "QuorumAtRisk"}, UNKNOWN),
     Fault("full disk, follower", "a follower's disk is full", full_follower, {"DiskFillingUp", "FollowerLagging"}, {"CompactionLagHigh"}, hold=110),
-    Fault("full disk, leader", "the leader's disk is full", full_leader, {"DiskFillingUp"}, {"FollowerLagging", "LeaderNotReady", "CompactionLagHigh"}, hold=110),
+    Fault("full disk, leader", "the leader's disk is full", full_leader, {"DiskFillingUp"}, {"FollowerLagging", "CompactionLagHigh"}, hold=110),
     Fault("full disk everywhere", "all three disks are full", full_everywhere, {"DiskFillingUp", "LeaderNotReady"}, hold=110),
     Fault("failing disk", "a follower's syncs fail; it is started again on a sound disk", disk_fails, {"CoreStopped"}, hold=20),
     Fault("conflicting producer", "another producer proposes other blocks at the heights that are taken", conflict, {"BlockConflict"}, hold=30),
@@ -343,7 +338,6 @@ FAULTS = [
     Fault("paused follower", "a follower is paused and forgotten", pause, {"NodePaused"}, hold=80, needs="raft_pause"),
     Fault("paused leader", "the leader is paused, hands over, and is forgotten", pause_leader, {"NodePaused"}, hold=80, needs="raft_pause"),
     Fault("all paused", "all three are paused and forgotten", pause_all, {"NodePaused"}, hold=80, needs="raft_pause"),
-    Fault("removed member", "a follower is removed, and goes on running", member_removed, may={"NodeWithoutLeader"}, hold=80, needs="raft_removeMember"),
     Fault("lagging executor", "the executor beside a follower is 50 blocks behind", executor_lags, {"ExecutorLagging"}, hold=40, needs="executor_report"),
     Fault("clock", "a follower's clock is 5 s ahead", clock, {"ClockSkew"}, hold=40),
 ]

@@ -6,5 +6,5 @@ endpoint="${endpoint%%,*}"
 endpoint="$(curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
   -d '{"jsonrpc":"2.0","id":1,"method":"raft_leader"}' | sed 's/.*"leaderApi":"\([^"]*\)".*/\1/')"
 curl -sS "http://$endpoint/" -H 'Content-Type: application/json' \
-  -d '{"jsonrpc":"2.0","id":1,"method":"raft_updateMember","params":{"nodeId":2,"name":"berlin","expectedVersion":20}}'
+  -d '{"jsonrpc":"2.0","id":1,"method":"raft_updateMember","params":{"nodeId":2,"peerAddr":"127.0.0.1:7512"}}'
 echo

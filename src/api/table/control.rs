@@ -120,7 +120,7 @@ pub(crate) const METHODS: &[Method] = &[
         params: membership::UPDATE_PARAMS,
         result: schema::<MembersJson>,
         errors: BY_LEADER,
-        example: (r#"{"nodeId":2,"name":"berlin","expectedVersion":20}"#, EXAMPLE_MEMBERS),
+        example: (r#"{"nodeId":2,"peerAddr":"127.0.0.1:7512"}"#, EXAMPLE_MEMBERS),
         run: membership::update,
     },
 ];

@@ -14,7 +14,7 @@ use crate::store::identity::Lock;
 use crate::store::inspect::{self, Depth, Found};
 use crate::store::local::RECOVERED;
 use crate::store::log::open as log_open;
-use crate::store::offline::{OfflineError, Recovery, Rewrite, Unfinished, give_to_owner};
+use crate::store::offline::{OfflineError, Recovery, Rewrite, UNFINISHED, Unfinished, give_to_owner};
 use crate::store::state::apply::unix_ms;
 use crate::store::{Identity, OpenError, Who, rocks};
 use crate::types::position::LogPos;
@@ -53,7 +53,7 @@ impl Pending {
             Some(Unfinished::Recover(recovery)) => Some(recovery),
             Some(other) => return Err(OfflineError::Refused(other.says().into())),
         };
-        let is_own = |file: &Path| file == Path::new(super::UNFINISHED);
+        let is_own = |file: &Path| file == Path::new(UNFINISHED);
         if let Some(refused) = found.findings.iter().find(|f| f.refuses && !is_own(&f.file)) {
             return Err(OpenError::damage(&data_dir.join(&refused.file), &refused.what).into());
         }
