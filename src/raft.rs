@@ -98,7 +98,7 @@ pub(crate) struct SnapshotData {
     /// The folder that holds the files named by the manifest.
     pub(crate) dir: std::path::PathBuf,
     /// Keeps a retained snapshot from being deleted while it is sent.
-    pub(crate) _pin: std::sync::Arc<()>,
+    pub(crate) _pin: std::sync::Arc<dyn std::any::Any + Send + Sync>,
 }
 
 /// The position of an openraft log id.

@@ -16,7 +16,7 @@ use crate::consensus::{Handover, PeerError, Status};
 use crate::leadership::handle::Handle;
 use crate::leadership::policy::Intent;
 use crate::leadership::record::word;
-use crate::leadership::target::choose;
+use crate::leadership::target::{Candidate, choose};
 use crate::telemetry::names;
 use crate::telemetry::trace::{Clock, Span, int, text};
 use crate::types::proto::{FitnessGrade, LeadershipCause};
@@ -24,6 +24,8 @@ use crate::types::{NodeId, Term};
 
 /// Between two looks while something is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A voter that just started says that it is caught up a second later at the earliest (design 11).
+const CATCHES_UP_WITHIN: Duration = Duration::from_millis(1_500);
 /// After raft was told the target is asked again so long at most: by then somebody was elected, or there is no
 /// quorum to elect anybody.
 const ASK_FOR: Duration = Duration::from_secs(60);
@@ -255,7 +257,7 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         accepts: asked.accepts,
     };
     // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
-    choose(&handle.candidates(&status), asked.to, told_grade(&asked), &BTreeSet::new())?;
+    someone(handle, &asked, began).await?;
     if let Some(to) = asked.to {
         // What it said with a heartbeat is older than what it says now.
         match raft.peers().would_take_over(to, &handover, raft.send_timeout()).await {
@@ -308,6 +310,23 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         let again = again.ok().flatten().unwrap_or(to);
         tracing::info!(term, to = again, "nobody took over in time; asking again");
         tell_raft(handle, again, &handover).await?;
+    }
+}
+
+/// Returns once somebody could take over, as heartbeats tell. A voter that answers and is unable may be one that
+/// just started and catches up: it is waited for a moment, so that a rolling restart finds a target.
+async fn someone(handle: &Handle, asked: &Asked, began: Instant) -> Result<(), Refused> {
+    let until = began + CATCHES_UP_WITHIN.min(asked.within / 2);
+    loop {
+        let candidates = handle.candidates(&leading(handle)?);
+        let Err(refused) = choose(&candidates, asked.to, told_grade(asked), &BTreeSet::new()) else {
+            return Ok(());
+        };
+        let may_come = asked.to.is_none() && candidates.iter().any(Candidate::may_catch_up);
+        if !may_come || until <= Instant::now() {
+            return Err(refused);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

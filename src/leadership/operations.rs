@@ -3,7 +3,7 @@
 use std::{sync::Mutex, time::Duration, time::Instant};
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -26,7 +26,7 @@ const REASONS: [LeadershipCause; 5] = [
 /// Counted by the operations themselves. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Operations {
-    handover_seconds: Histogram,
+    handover_seconds: HistogramVec,
     transfers: IntCounterVec,
     resignations: IntCounterVec,
     last_resorts: IntCounter,
@@ -35,12 +35,13 @@ pub(crate) struct Operations {
 
 impl Operations {
     pub(crate) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let handover_seconds = Histogram::with_opts(
+        let handover_seconds = HistogramVec::new(
             HistogramOpts::new(
                 "blockraft_raft_handover_seconds",
-                "Time from the request for a hand-over until another node led.",
+                "Time from the request for a hand-over to its end, by outcome.",
             )
             .buckets(buckets::stage()),
+            &["outcome"],
         )?;
         let transfers = IntCounterVec::new(
             Opts::new("blockraft_raft_transfers_total", "Transfers asked of this leader, by outcome."),
@@ -63,6 +64,7 @@ impl Operations {
         )?;
         for outcome in ["transferred", "other_leads", "timed_out", "refused"] {
             let _ = transfers.with_label_values(&[outcome]);
+            let _ = handover_seconds.with_label_values(&[outcome]);
         }
         for reason in REASONS {
             let _ = resignations.with_label_values(&[word(reason)]);
@@ -80,9 +82,7 @@ impl Operations {
 
     /// A hand-over came to an end, or its time was over.
     pub(super) fn ended(&self, cause: LeadershipCause, outcome: &'static str, took: Duration, is_told: bool) {
-        if is_told {
-            self.handover_seconds.observe(took.as_secs_f64());
-        }
+        self.handover_seconds.with_label_values(&[outcome]).observe(took.as_secs_f64());
         match cause {
             LeadershipCause::Transfer => self.transfers.with_label_values(&[outcome]).inc(),
             cause if is_told && REASONS.contains(&cause) => {

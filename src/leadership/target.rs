@@ -45,6 +45,11 @@ impl Candidate {
         None
     }
 
+    /// It answers, and what keeps it from leading may be over in a moment.
+    pub(super) fn may_catch_up(&self) -> bool {
+        self.is_voter && self.ack_age.is_some() && self.grade() == FitnessGrade::Unable
+    }
+
     fn has_everything(&self) -> bool {
         self.missing == Some(0)
     }

@@ -19,6 +19,7 @@ use crate::store::files;
 use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
 use crate::store::snapshot::check::Problem;
+use crate::store::snapshot::held::Held;
 use crate::store::snapshot::progress::Progress;
 use crate::store::state::install::{is_database_file, link_files};
 use crate::types::member::Members;
@@ -28,6 +29,7 @@ use crate::types::{LogIndex, proto::SnapshotManifest};
 pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod export;
+mod held;
 pub(crate) mod progress;
 pub(crate) mod receive;
 
@@ -330,7 +332,7 @@ impl Snapshots {
         SnapshotData {
             manifest: stored.manifest.clone(),
             dir: self.inner.dir.join(&stored.manifest.id).join(FILES),
-            _pin: stored.pin.clone(),
+            _pin: Arc::new(Held::new(self, stored.pin.clone())),
         }
     }
 

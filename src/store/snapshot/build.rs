@@ -133,7 +133,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             snapshot: SnapshotData {
                 manifest: SnapshotManifest::default(),
                 dir: PathBuf::new(),
-                _pin: Arc::default(),
+                _pin: Arc::new(()),
             },
         }))
     }

@@ -3,6 +3,7 @@
 //! The archive is made while it is read and holds the snapshot alive meanwhile. Its length is known
 //! beforehand, so a reader sees when it was cut off. [`read_tar`] takes one apart again.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub(crate) struct Export {
     parts: Vec<Part>,
     current: Option<Open>,
     is_ended: bool,
-    _pin: Arc<()>,
+    _pin: Arc<dyn Any + Send + Sync>,
 }
 
 struct Part {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 
@@ -69,6 +70,14 @@ async fn a_snapshot_holds_what_was_applied_and_the_newest_are_kept() {
     assert_eq!(kept, [105, 104, 103, 100]);
     assert!(pinned.dir.join("CURRENT").is_file());
     drop(pinned);
+    // Let go of, it goes at once, and not with the next one.
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while opened.snapshots.list().len() != 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("a snapshot stays that nobody reads");
     commit(&mut opened, blocks(1, 106..=106, 300)).await;
     build_snapshot(&mut opened).await;
     let kept: Vec<_> = opened.snapshots.list().iter().map(|m| last_index(m).unwrap()).collect();
