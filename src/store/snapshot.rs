@@ -142,8 +142,9 @@ impl Snapshots {
     }
 
     /// Newest first.
+    /// Those retained, newest first; not one that goes as soon as nobody reads it.
     pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
-        self.stored().iter().rev().map(|s| s.manifest.clone()).collect()
+        self.stored().iter().rev().take(self.inner.retain).map(|s| s.manifest.clone()).collect()
     }
 
     pub(crate) fn describe(&self, id: &str) -> Option<SnapshotManifest> {
