@@ -141,7 +141,6 @@ impl Snapshots {
         self.inner.retain
     }
 
-    /// Newest first.
     /// Those retained, newest first; not one that goes as soon as nobody reads it.
     pub(crate) fn list(&self) -> Vec<SnapshotManifest> {
         self.stored().iter().rev().take(self.inner.retain).map(|s| s.manifest.clone()).collect()
