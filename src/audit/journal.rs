@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use crate::store;
 use crate::store::local::Record;
 
-/// Records that wait for a full disk. By eye: an operator's hour; with [`Spec::bytes_max`] some 8 MiB.
+/// Records that wait for a full disk. By eye: an operator's hour; with the bound of their bytes some 8 MiB.
 pub(crate) const PENDING_MAX: usize = 1_000;
 /// Records that one synced write takes.
 const BATCH_MAX: usize = 256;
