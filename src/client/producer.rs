@@ -22,8 +22,9 @@ use crate::types::{Height, Term};
 
 /// Bytes of one chunk of the request, about: enough for hundreds of small blocks in one write.
 const PIECE_BYTES: usize = 64 << 10;
-/// Between two looks for a leader. By eye: a tenth of the shortest election.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Between two looks for a leader: what failover is probed with, and what a hand-over that takes a few
+/// milliseconds is worth.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// One look at all endpoints: a node that takes longer is as good as absent.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 

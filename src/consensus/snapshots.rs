@@ -107,8 +107,8 @@ fn first_within(mut from: LogIndex, upto: LogIndex, is_within: impl Fn(LogIndex)
 /// The one build that may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Build {
-    /// Asked of raft, and not over.
-    Runs,
+    /// Asked of raft, and not over. One that raft declined never ends: it is given up then.
+    Runs { give_up: Instant },
     /// Over; raft declines another until it has taken this index over.
     Ended(LogIndex),
     Idle,
@@ -123,6 +123,7 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
     let mut n_ended = store.built(0).now_or_never().unwrap_or_default().n_ended;
     // Somebody asked for one: neither the threshold nor `min_interval` counts (safety rule 30).
     let mut is_wanted = false;
+    let patience = status::heard_for(raft.config().heartbeat_timeout).max(config.min_interval) * 4;
     loop {
         let metrics = watch.borrow_and_update().clone();
         if let Err(fatal) = &metrics.running_state {
@@ -140,6 +141,9 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
         {
             build = Build::Idle;
         }
+        if matches!(build, Build::Runs { give_up } if give_up <= Instant::now()) {
+            build = Build::Idle;
+        }
         let mut start_at = None;
         if build == Build::Idle && (is_wanted || is_due(&config, &at, store.log_bytes_after(at.snapshot))) {
             let earliest = last_start.map(|start| start + config.min_interval);
@@ -147,7 +151,7 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
                 Some(earliest) => start_at = Some(earliest),
                 None => {
                     last_start = Some(Instant::now());
-                    build = Build::Runs;
+                    build = Build::Runs { give_up: Instant::now() + patience };
                     is_wanted = false;
                     store.flush_ahead().await;
                     raft.core().trigger_snapshot().await?;
@@ -156,9 +160,10 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
         }
         // Raft's metrics change several times a block: nothing can be due before this.
         tokio::time::sleep(not_before(&config, &at, store.log_bytes_after(at.snapshot))).await;
-        // A build that raft declined never ends: asked for again after a while.
-        let patience = status::heard_for(raft.config().heartbeat_timeout).max(config.min_interval) * 4;
-        let until = start_at.unwrap_or_else(|| Instant::now() + patience);
+        let until = match build {
+            Build::Runs { give_up } => give_up,
+            Build::Ended(_) | Build::Idle => start_at.unwrap_or_else(|| Instant::now() + patience),
+        };
         tokio::select! {
             changed = watch.changed() => {
                 if changed.is_err() {
@@ -170,9 +175,9 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
                 build = Build::Ended(built.newest);
             }
             // Whoever asks while one runs gets that one.
-            () = raft.snapshot_asked() => is_wanted = build != Build::Runs,
+            () = raft.snapshot_asked() => is_wanted = !matches!(build, Build::Runs { .. }),
             () = tokio::time::sleep_until(until.into()) => {
-                if start_at.is_none() {
+                if let Build::Ended(_) = build {
                     build = Build::Idle;
                 }
             }

@@ -18,6 +18,8 @@ use crate::telemetry;
 const LOG_WITHIN: Duration = Duration::from_millis(200);
 /// A process that cannot go on ends within a second, whatever hangs.
 const FATAL_WITHIN: Duration = Duration::from_millis(800);
+/// What a stop may take beside its two waits (design 11).
+const REST_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a node until a signal or a failure ends it. Returns the exit code.
 ///
@@ -72,7 +74,31 @@ async fn live(settings: config::Settings, process: Process, until: impl Future<O
     if let Err(error) = telemetry::process::register(&process.registry) {
         tracing::warn!(%error, "no process metrics");
     }
-    let mut running = match build::start(settings, process).await {
+    let within = settings.raft.shutdown_timeout + settings.raft.resign_timeout + REST_WITHIN;
+    let mut starting = std::pin::pin!(build::start(settings, process));
+    let started = tokio::select! {
+        started = &mut starting => started,
+        name = signals.stop() => {
+            tracing::info!(signal = name, "stopping as soon as the node has started");
+            let started = tokio::select! {
+                started = tokio::time::timeout(within, &mut starting) => started,
+                name = signals.stop() => {
+                    tracing::warn!(signal = name, "a second signal: leaving at once");
+                    return leave_now(1);
+                }
+            };
+            match started {
+                Ok(Ok(running)) => return end_orderly(data_dir, running, signals, within).await,
+                Ok(Err(error)) => Err(error),
+                Err(_) => {
+                    // A disk that hangs, or a log that is read for long.
+                    tracing::warn!(?within, "the start does not end: leaving");
+                    return leave_now(1);
+                }
+            }
+        }
+    };
+    let mut running = match started {
         Ok(running) => running,
         Err(error) => {
             tracing::error!(error = %error, exit_code = error.exit_code, "the node does not start");
@@ -87,19 +113,36 @@ async fn live(settings: config::Settings, process: Process, until: impl Future<O
         }
         name = signals.stop() => {
             tracing::info!(signal = name, "stopping");
-            end_orderly(data_dir, running, signals).await
+            end_orderly(data_dir, running, signals, within).await
         }
         () = until => {
             tracing::info!("stopping: the parent process is gone");
-            end_orderly(data_dir, running, signals).await
+            end_orderly(data_dir, running, signals, within).await
         }
     }
 }
 
-async fn end_orderly(data_dir: PathBuf, running: build::Running, mut signals: Signals) -> u8 {
+/// 0 only when everything acknowledged is durable and the folder is closed.
+async fn end_orderly(
+    data_dir: PathBuf,
+    running: build::Running,
+    mut signals: Signals,
+    within: Duration,
+) -> u8 {
     notify_systemd("STOPPING=1");
+    let health = running.health.clone();
     tokio::select! {
-        () = stop::stop(running) => {
+        stopped = tokio::time::timeout(within, stop::stop(running)) => {
+            // A sync that failed on the way out, or one that never returned.
+            if let Some(fatal) = health.get().fatal {
+                let failure = StartError { exit_code: fatal.exit_code(), message: fatal.to_string() };
+                return end_fatally(data_dir, failure).await;
+            }
+            if stopped.is_err() {
+                let message = format!("the stop did not end within {within:?}: the disk hangs or is too slow");
+                tracing::error!(error = message, "leaving without closing the store");
+                return end_fatally(data_dir, StartError { exit_code: 1, message }).await;
+            }
             if let Err(error) = store::exit::record(&data_dir, store::exit::Cause::Clean, "stopped in order") {
                 tracing::warn!(%error, "LAST_EXIT cannot be written");
             }

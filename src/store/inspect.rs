@@ -92,6 +92,14 @@ impl Found {
         self.last_logged_height.max(head)
     }
 
+    /// Where the folder's history ends: with the log, or with the state where a snapshot was installed and
+    /// the log is not purged yet.
+    pub(crate) fn end(&self) -> LogPos {
+        let last = self.log.and_then(|log| log.last).unwrap_or_default();
+        let applied = self.state.as_ref().and_then(|state| state.applied).unwrap_or_default();
+        if last.index < applied.index { applied } else { last }
+    }
+
     /// The membership in the words of the API.
     pub(crate) fn members(&self) -> Option<Members> {
         self.membership.as_ref().map(members_of)

@@ -190,6 +190,7 @@ impl Rewrite<'_> {
         if self.is_purged {
             let edge = Edge { pos: self.base, link: self.base_link };
             batch.put(KEY_PURGED, codec::edge_to_bytes(edge));
+            batch.delete_range(codec::first_key(0), codec::first_key(pos.index));
         }
         batch.put(KEY_VOTE, vote_to_proto(&vote).encode_to_vec());
         batch.put(frame.to_key(), &payload);

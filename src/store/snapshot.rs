@@ -322,7 +322,7 @@ impl Snapshots {
     fn show(&self) {
         let metrics = &self.inner.metrics;
         let list = self.stored();
-        metrics.snapshots.retained.set(list.len() as i64);
+        metrics.snapshots.retained.set(list.len().min(self.inner.retain) as i64);
         let newest = list.last();
         metrics.snapshots.bytes.set(newest.map_or(0, |s| size_of(&s.manifest) as i64));
         metrics.snapshots.last_success.set(newest.map_or(0.0, |s| s.manifest.created_at_ms as f64 / 1e3));

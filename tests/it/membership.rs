@@ -14,7 +14,7 @@
 //! | the_leader_leaves_and_holds_no_fence | safety 14, 21e |
 //! | a_moved_member_is_found_and_updated | safety 21c |
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cluster::{CLUSTER_ID, Cluster},
     config::Settings,
+    folder::copy_dir,
     members::{
         add, assert_refused, assert_uniform, call, ids, leader_among, one_more_block, send_and_leave,
         start_joiner, version,
@@ -216,19 +217,6 @@ fn a_wiped_node_comes_back_by_remove_and_add() {
     let leader = cluster.leader();
     one_more_block(&cluster, leader);
     cluster.end();
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("writable");
-    for entry in fs::read_dir(from).expect("readable") {
-        let entry = entry.expect("readable").path();
-        let target = to.join(entry.file_name().expect("it has one"));
-        if entry.is_dir() {
-            copy_dir(&entry, &target);
-        } else {
-            fs::copy(&entry, &target).expect("readable");
-        }
-    }
 }
 
 #[test]

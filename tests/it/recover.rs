@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | a_cluster_comes_back_from_the_one_folder_… | safety 10: no fence twice, no second cluster of the same id |
 //! | a_recover_that_was_cut_short_… | design 10: a folder that says so, and can be repeated |
+//! | a_state_ahead_of_its_log_… | a machine that died between an installed snapshot and the purge of the log |
 //! | what_cannot_be_recovered_… | exit codes of design 10 |
 //! | an_export_is_restored_into_another_cluster | design 10, safety 10: equal blocks, another cluster |
 //! | an_export_that_is_not_whole_… | safety 28: verified before anything rests on it |
@@ -21,7 +22,7 @@ use crate::support::{
     block::Block,
     cluster::{CLUSTER_ID, Cluster},
     config::{Settings, settings},
-    folder::{FOLDER, listing},
+    folder::{FOLDER, copy_dir, listing},
     node::binary,
     stream::fill_patiently,
     wait::{SOON, wait_for},
@@ -324,6 +325,52 @@ fn export(dir: &Path) -> (PathBuf, u64) {
     assert!(out.status.success(), "{}", said(&out));
     old.end();
     (tar, term)
+}
+
+#[test]
+fn a_state_ahead_of_its_log_counts_and_is_recovered() {
+    let mut cluster = Cluster::three(compacting());
+    let leader = cluster.leader();
+    let [ahead, other] = cluster.others(leader)[..] else { panic!("two others") };
+    fill_patiently(&mut cluster, &kept(1..=20));
+    cluster.settled();
+    let dir = cluster.node(ahead).data_dir.clone();
+    let old = dir.with_extension("old");
+    cluster.node_mut(ahead).kill();
+    copy_dir(&dir, &old);
+    fill_patiently(&mut cluster, &kept(21..=60));
+    // Longer than that log, shorter than the state.
+    cluster.node_mut(other).kill();
+    let shorter = dir.with_extension("shorter");
+    copy_dir(&cluster.node(other).data_dir.clone(), &shorter);
+    cluster.node_mut(other).start();
+    fill_patiently(&mut cluster, &kept(61..=BLOCKS));
+    cluster.node_mut(ahead).start();
+    cluster.settled();
+    // What is in its state reaches no further than its newest snapshot.
+    cluster.node(ahead).call("snapshot_create", &json!({})).expect("it makes one");
+    cluster.nodes.iter_mut().for_each(|n| n.kill_at_once());
+    cluster.nodes.iter_mut().for_each(|n| n.kill());
+    cluster.allow_deaths();
+    cluster.allow_strangers();
+    // The snapshot's state with the log of before: what is left when the purge was not durable.
+    fs::remove_dir_all(dir.join("log")).expect("writable");
+    copy_dir(&old.join("log"), &dir.join("log"));
+    fs::copy(old.join("WATERMARK"), dir.join("WATERMARK")).expect("writable");
+
+    let plan = run(&["recover", "--plan"], &[&shorter, &dir]);
+    let first = said(&plan).lines().nth(1).unwrap_or_default().to_owned();
+    assert!(first.starts_with(&format!("{} ", dir.display())), "the most advanced first: {}", said(&plan));
+    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    assert!(out.status.success(), "{}", said(&out));
+    cluster.node_mut(ahead).start();
+    assert_eq!(cluster.leader(), ahead);
+    let height = cluster.height(ahead);
+    assert!(60 < height, "the state held more than the other folder: {height}");
+    assert_blocks(&cluster, ahead, height);
+    fill_patiently(&mut cluster, &kept(height + 1..=height + 20));
+    assert_eq!(cluster.height(ahead), height + 20);
+    cluster.end();
 }
 
 #[test]

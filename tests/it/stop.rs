@@ -5,13 +5,17 @@
 //! | every_node_stops_in_time_… | promise 6; safety 33: a clean stop loses nothing |
 //! | a_stop_under_load_answers_what_is_in_flight | promises 1 and 6; safety 20 |
 //! | a_second_signal_ends_a_stop_at_once | promise 6 |
+//! | a_start_that_hangs_… | promise 6: a disk that answers nothing |
 //! | a_killed_node_says_so_after_the_restart | promise 7: `LAST_EXIT` |
 //! | what_must_not_stop_a_node | design 11: SIGHUP, SIGPIPE, a closed stdout |
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::ensure;
-use rustix::process::Signal;
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    process::Signal,
+};
 
 use crate::support::{
     block::{Block, Way},
@@ -123,6 +127,31 @@ fn a_second_signal_ends_a_stop_at_once() {
     cluster.node_mut(leader).start();
     cluster.leader();
     cluster.end();
+}
+
+#[test]
+fn a_start_that_hangs_is_ended_by_a_second_signal() {
+    let mut cluster = Cluster::new(1, Settings::new());
+    cluster.allow("a second signal");
+    let node = cluster.node_mut(1);
+    // Whoever reads a pipe that nobody writes waits for ever: it stands for a disk that hangs.
+    fs::create_dir_all(&node.data_dir).expect("writable");
+    mknodat(CWD, node.data_dir.join("IDENTITY"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("writable");
+    node.start();
+    let caught = format!("/proc/{}/status", node.pid());
+    wait_for("it minds signals", SOON, || {
+        let status = fs::read_to_string(&caught)?;
+        let mask = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap_or_default();
+        ensure!(u64::from_str_radix(mask.trim(), 16)? & (1 << (Signal::TERM.as_raw() - 1)) != 0, "{mask}");
+        Ok(())
+    });
+    node.signal(Signal::TERM);
+    node.wait_line(&["stopping as soon as the node has started"]);
+    assert!(node.is_running(), "one signal waits for the start");
+    let (exit, took) = node.stop(SOON);
+    assert_eq!(exit.code(), Some(1), "nothing was closed in order");
+    assert!(took < Duration::from_millis(1_500), "{took:?} after the second signal");
 }
 
 /// The cause in `blockraft_node_last_exit`, alone at 1.

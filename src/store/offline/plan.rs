@@ -16,6 +16,7 @@ pub(crate) struct Survivor {
     pub(crate) node_id: NodeId,
     pub(crate) cluster_id: String,
     pub(crate) epoch: u64,
+    /// The end of its history.
     pub(crate) last: LogPos,
     pub(crate) committed: LogIndex,
     /// Height of the last block in the log or the state.
@@ -60,13 +61,14 @@ impl Survivor {
         let members =
             found.members().ok_or("no membership is in it: the node never belonged to a cluster")?;
         let log = found.log.unwrap_or_default();
+        let applied = found.state.as_ref().and_then(|s| s.applied).map_or(0, |p| p.index);
         Ok(Self {
             dir: dir.to_owned(),
             node_id: identity.node_id,
             cluster_id: identity.cluster_id.clone(),
             epoch: identity.epoch,
-            last: log.last.unwrap_or_default(),
-            committed: log.committed.unwrap_or(0),
+            last: found.end(),
+            committed: log.committed.unwrap_or(0).max(applied),
             height: found.last_height(),
             vote_term: found.vote.map_or(0, |v| v.term),
             voters: members.voters,

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::raft::convert::members_of;
 use crate::raft::{Membership, NodeRecord, StoredMembership};
-use crate::store::codec::Link;
+use crate::store::codec::{Link, NO_LINK};
 use crate::store::identity::Lock;
 use crate::store::inspect::{self, Depth, Found};
 use crate::store::local::RECOVERED;
@@ -106,13 +106,14 @@ impl Pending {
         identity.write(data_dir).map_err(OfflineError::io(data_dir))?;
         let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
         let log = log_open::open(data_dir, &rocks)?;
-        let base_link = link_of(data_dir, &log, &recovery)?;
+        let is_purged = is_purged(&log, &recovery);
+        let base_link = if is_purged { NO_LINK } else { link_of(data_dir, &log, &recovery)? };
         let rewrite = Rewrite {
             node_id: identity.node_id,
             term: recovery.term,
             base: recovery.base,
             base_link,
-            is_purged: false,
+            is_purged,
             membership: &self.membership,
             forget: &[PEERS],
             note: Some((RECOVERED, note(&recovery, &self.replaced))),
@@ -129,7 +130,7 @@ impl Pending {
 }
 
 fn decide(found: &Found, identity: &Identity, keep: &[NodeId]) -> Result<Recovery, OfflineError> {
-    let last = found.log.unwrap_or_default().last.unwrap_or_default();
+    let last = found.end();
     let vote_term = found.vote.map_or(0, |v| v.term);
     let term = vote_term.max(last.term).checked_add(TERM_STEP);
     let term = term.ok_or_else(|| OfflineError::Refused(format!("the term {vote_term} cannot be raised")))?;
@@ -183,6 +184,13 @@ fn membership(
     let voters: BTreeSet<NodeId> = keep.iter().copied().collect();
     Membership::new(vec![voters], nodes)
         .map_err(|e| OfflineError::Refused(format!("the new membership is not valid: {e}")))
+}
+
+/// A snapshot was installed and the log behind it never was purged: the new entry follows the state, and what
+/// the log holds goes. Whether or not an earlier attempt did that.
+fn is_purged(log: &log_open::Opened, recovery: &Recovery) -> bool {
+    let ends_before = log.contents.last.map_or(0, |last| last.pos.index) < recovery.base.index;
+    ends_before || log.contents.purged.is_some_and(|p| p.pos == recovery.base && p.link == NO_LINK)
 }
 
 /// The link of the entry that the new one follows, whether or not an earlier attempt wrote that.

@@ -116,6 +116,20 @@ pub(crate) fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1)
 }
 
+/// A copy of a folder of a node that is stopped.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("writable");
+    for entry in fs::read_dir(from).expect("readable") {
+        let entry = entry.expect("readable").path();
+        let target = to.join(entry.file_name().expect("it has one"));
+        if entry.is_dir() {
+            copy_dir(&entry, &target);
+        } else {
+            fs::copy(&entry, &target).expect("readable");
+        }
+    }
+}
+
 /// Another content under the same name. A file of its own: those of `state/` and of its snapshots are
 /// links to the same ones, and the damage is meant for one of them.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) {
