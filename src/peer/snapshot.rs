@@ -35,6 +35,10 @@ const ATTEMPTS_MAX: u32 = 5;
 /// Between two attempts; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
+/// Before a snapshot that was refused is offered again. By eye: a disk that is full is not asked, nor told of,
+/// five times a second.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Why a snapshot was not installed there.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
@@ -103,6 +107,12 @@ pub(super) async fn send(
             let outcome = if error.is_corrupt() { SendOutcome::Corrupt } else { SendOutcome::Failed };
             shared.snapshots.sent(outcome, started.elapsed());
             tracing::warn!(peer_id = target as i64, error = %error, "snapshot was not sent");
+            if error.is_corrupt() {
+                shared.snapshots.doubted(&snapshot.manifest.id);
+            }
+            if matches!(error, SendError::Refused(_)) {
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
             return Err(error);
         }
         tracing::info!(peer_id = target as i64, error = %error, "snapshot transfer broke, goes on");
