@@ -71,7 +71,8 @@ snapshots-bench: build ## what snapshots cost, how short they keep the log, how 
 
 catch-up: ## a follower away for 50 000 blocks, and one 10 000 behind at 5 000 blocks/s; AWAY=n BEHIND=n RATE=n
 	BLOCKRAFT_AWAY=$(or $(AWAY),50000) BLOCKRAFT_BEHIND=$(or $(BEHIND),10000) BLOCKRAFT_RATE=$(or $(RATE),5000) \
-	$(CARGO) test --release --locked --test it catches_up -- --nocapture --test-threads 1
+	$(CARGO) test --release --locked --test it -- --nocapture --test-threads 1 \
+	install::a_follower_far_behind snapshots::a_follower_that_was_away
 
 torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
 	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during

@@ -69,6 +69,11 @@ impl SendError {
         matches!(self, Self::Refused(error) if error.code() == ErrorCode::Corrupt)
     }
 
+    /// There was no connection: the keeper of connections says so, once and not each second.
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Dial(_))
+    }
+
     /// Trying again within the same call may help.
     fn is_transient(&self) -> bool {
         match self {
@@ -106,7 +111,10 @@ pub(super) async fn send(
         if !error.is_transient() || ATTEMPTS_MAX <= n_failed {
             let outcome = if error.is_corrupt() { SendOutcome::Corrupt } else { SendOutcome::Failed };
             shared.snapshots.sent(outcome, started.elapsed());
-            tracing::warn!(peer_id = target as i64, error = %error, "snapshot was not sent");
+            match error.is_away() {
+                true => tracing::debug!(peer_id = target as i64, %error, "snapshot was not sent"),
+                false => tracing::warn!(peer_id = target as i64, %error, "snapshot was not sent"),
+            }
             if error.is_corrupt() {
                 shared.snapshots.doubted(&snapshot.manifest.id);
             }
@@ -115,7 +123,10 @@ pub(super) async fn send(
             }
             return Err(error);
         }
-        tracing::info!(peer_id = target as i64, error = %error, "snapshot transfer broke, goes on");
+        match error.is_away() {
+            true => tracing::debug!(peer_id = target as i64, %error, "a snapshot waits for its receiver"),
+            false => tracing::info!(peer_id = target as i64, %error, "snapshot transfer broke, goes on"),
+        }
         tokio::time::sleep(PAUSE_MIN * 2u32.pow(n_failed - 1)).await;
     }
 }

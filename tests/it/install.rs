@@ -197,9 +197,8 @@ fn damage_that_the_senders_state_shares_ends_the_sender() {
     cluster.end();
 }
 
-/// Proposes at a rate until told to stop; the last height, and how long that took. Slower than asked where the
-/// cluster is.
-fn load(addr: &str, from: u64, rate: u64, stop: &AtomicBool) -> (u64, Duration) {
+/// Proposes at a rate until told to stop; the last height. Slower than asked where the cluster is.
+fn load(addr: &str, from: u64, rate: u64, stop: &AtomicBool) -> u64 {
     const TICK: Duration = Duration::from_millis(10);
     let a_tick = (rate / 100).max(1);
     let mut stream = Stream::open(addr, None).expect("it answers");
@@ -220,13 +219,12 @@ fn load(addr: &str, from: u64, rate: u64, stop: &AtomicBool) -> (u64, Duration) 
             answered += 1;
         }
     }
-    let took = began.elapsed();
     stream.end().expect("the stream is open");
     while answered < sent {
         stream.next().expect("the stream goes on").expect("an answer for each block").acknowledged();
         answered += 1;
     }
-    (from + sent - 1, took)
+    from + sent - 1
 }
 
 #[test]
@@ -245,7 +243,7 @@ fn a_follower_far_behind_catches_up_at_a_rate() {
     let applied = |cluster: &Cluster, id| -> anyhow::Result<u64> {
         Ok(cluster.node(id).status()?["appliedIndex"].as_u64().unwrap_or(0))
     };
-    let (top, took, caught_up) = thread::scope(|scope| {
+    let (top, arrived, caught_up) = thread::scope(|scope| {
         // Told to stop also when something below panics: the scope waits for it.
         let guard = StopOnDrop(&stop);
         let loading = scope.spawn(|| load(&api, behind + 1, rate, &stop));
@@ -254,23 +252,23 @@ fn a_follower_far_behind_catches_up_at_a_rate() {
             Ok(())
         });
         cluster.node_mut(away).start();
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), applied(&cluster, leader).expect("it answers"));
         wait_for("it is as far as the leader was a tenth of a second ago", LATER, || {
             let of_leader = applied(&cluster, leader)?;
             let own = applied(&cluster, away)?;
             ensure!(of_leader <= own + rate / 10, "{own} of {of_leader}");
             Ok(())
         });
-        let caught_up = began.elapsed();
+        let (caught_up, after) = (began.elapsed(), applied(&cluster, leader).expect("it answers"));
         drop(guard);
-        let (top, took) = loading.join().expect("every block is acknowledged");
-        (top, took, caught_up)
+        let top = loading.join().expect("every block is acknowledged");
+        (top, (after - before) as f64, caught_up)
     });
     wait_height(&mut cluster, away, top);
     let by_snapshot = installs(&cluster, away, "ok");
     #[expect(clippy::print_stderr, reason = "what `make catch-up` is for")]
     {
-        let real = (top - behind) as f64 / took.as_secs_f64();
+        let real = arrived / caught_up.as_secs_f64();
         eprintln!(
             "{behind} blocks behind, started again while {real:.0} blocks/s came ({rate} asked for): \
              caught up after {caught_up:?}, with {by_snapshot} snapshots"

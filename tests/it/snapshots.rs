@@ -363,7 +363,7 @@ fn a_follower_that_was_away_catches_up_while_blocks_come() {
     let mut cluster = Cluster::three(settings([
         ("snapshot.threshold", 200.into()),
         ("snapshot.trailing_logs", 50.into()),
-        ("snapshot.grace_entries", 1_000.into()),
+        ("snapshot.grace_entries", toml::Value::Integer(away_for as i64 / 3)),
     ]));
     cluster.allow_deaths();
     let leader = cluster.leader();

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use crate::store::files;
-use crate::store::snapshot::{FILES, Snapshots, last_index, size_of};
+use crate::store::snapshot::{FILES, Snapshots, Stored, last_index, size_of};
 use crate::types::position::LogPos;
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
 
@@ -103,8 +103,7 @@ impl Snapshots {
 
     /// Raft was done with a received snapshot, whatever it did with it: one that it did not want goes.
     pub(crate) fn settled(&self, id: &str) {
-        let is_alone =
-            |s: &mut super::Stored| s.manifest.id == id && std::sync::Arc::strong_count(&s.pin) == 1;
+        let is_alone = |s: &mut Stored| s.manifest.id == id && Arc::strong_count(&s.pin) == 1;
         let unwanted = self.pending().take_if(is_alone);
         if let Some(stored) = unwanted {
             tracing::info!(id, "a snapshot that was received and not wanted any more is dropped");
