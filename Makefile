@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost catch-up torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,8 +66,13 @@ failover: build ## how long a chain stands still when its leader stops, or is ki
 	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal term
 	@"$(BINARY)" bench --nodes 3 --failover $(FAILOVER_TIMES) --signal kill
 
-snapshots-bench: build ## what snapshots cost and how short they keep the log; BENCH_ARGS="--quick" only tries it
+snapshots-bench: build ## what snapshots cost, how short they keep the log, how fast a node starts; BENCH_ARGS="--quick" only tries it, "--only start" one part
 	@scripts/snapshots_bench.py "$(BINARY)" $(BENCH_ARGS)
+
+catch-up: ## a follower away for 50 000 blocks, and one 10 000 behind at 5 000 blocks/s; AWAY=n BEHIND=n RATE=n
+	BLOCKRAFT_AWAY=$(or $(AWAY),50000) BLOCKRAFT_BEHIND=$(or $(BEHIND),10000) BLOCKRAFT_RATE=$(or $(RATE),5000) \
+	$(CARGO) test --release --locked --test it -- --nocapture --test-threads 1 \
+	install::a_follower_far_behind snapshots::a_follower_that_was_away
 
 torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
 	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""What snapshots cost, and how short they keep the log. Prints Markdown tables for benches/README.md.
+"""What snapshots cost, how short they keep the log, and how fast a node starts. Prints Markdown tables for
+benches/README.md.
 
 Usage: scripts/snapshots_bench.py BINARY [--rounds N] [--seconds S] [--blocks N] [--quick]
 
 1. Throughput and latency with snapshots on (the defaults) and off, taking turns on fresh clusters.
 2. One checkpoint: how long a snapshot takes, with 10 000 blocks of 256 B and 1 000 of 1 MiB of history.
 3. The log while N blocks of 1 KiB come at full speed: entries and bytes, and the disk's use.
+4. From the start of the process to the first answer, with a full window and a log at its threshold.
+
+Usage of one part alone: --only on-and-off|checkpoint|log|start
 """
 
 import argparse
@@ -185,19 +189,102 @@ def log_bound(binary, blocks):
         print(f"| {count} | {used / 2**20:.0f} |")
 
 
+class Node:
+    """One node alone, started and ended as often as one likes."""
+
+    def __init__(self, binary):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="blockraft-bench-"))
+        self.api, peer = f"127.0.0.1:{PORT + 20}", f"127.0.0.1:{PORT + 21}"
+        peers = f'[{{id=1,peer="{peer}",api="{self.api}"}}]'
+        sets = {"cluster.id": "start-up", "node.id": 1, "node.data_dir": self.dir / "n1", "cluster.peers": peers,
+                "peer.listen": peer, "api.listen": self.api}
+        self.argv = [binary, "node", *(part for key, value in sets.items() for part in ("--set", f"{key}={value}"))]
+        self.log = open(self.dir / "log", "wb")
+        self.process = None
+
+    def start(self):
+        """Seconds until the API answers, and until the node leads with its fence."""
+        began = time.monotonic()
+        self.process = subprocess.Popen(self.argv, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+        return [self.until(path, began) for path in ("/livez", "/leader")]
+
+    def until(self, path, began):
+        while True:
+            if self.process.poll() is not None:
+                raise SystemExit(f"the node ended with {self.process.returncode}: {(self.dir / 'log').read_text()[-500:]}")
+            try:
+                with urllib.request.urlopen(f"http://{self.api}{path}", timeout=1):
+                    return time.monotonic() - began
+            except OSError:
+                if 60 < time.monotonic() - began:
+                    raise SystemExit(f"{path} did not answer within a minute")
+                time.sleep(0.001)
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.wait(60)
+
+    def close(self):
+        if self.process and self.process.poll() is None:
+            self.end(signal.SIGKILL)
+        self.log.close()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def fill_window(binary, node, blocks, size):
+    """So many blocks, and then entries until the next one would make a snapshot due."""
+    load = ["--endpoints", node.api, "--size", size]
+    while (call(node.api, "raft_status")["head"] or {"height": 0})["height"] < blocks:
+        bench(binary, [*load, "--in-flight", "256", "--duration", "2s", "--warmup", "0s"])
+    while True:
+        s = call(node.api, "snapshot_status")
+        if s["threshold"] - s["compactionLag"] <= 20 or blocks == 1:
+            return s
+        bench(binary, [*load, "--rate", "100", "--duration", "100ms", "--warmup", "0s"])
+
+
+def start_up(binary, quick):
+    print("## Start of a node\n\n| history | log, entries | replayed | ended by | API answers after, ms | leads with its fence after, ms |")
+    print("|---|---|---|---|---|---|")
+    histories = [("one block", 1, "256"), ("10 000 × 256 B", 10_000, "256"), ("10 000 × 10 KiB", 10_000, "10KiB")]
+    for name, blocks, size in histories[: 2 if quick else 3]:
+        node = Node(binary)
+        try:
+            node.start()
+            if blocks == 1:
+                bench(binary, ["--endpoints", node.api, "--size", size, "--in-flight", "1", "--duration", "100ms", "--warmup", "0s"])
+            for how, word in ((signal.SIGKILL, "kill -9"), (signal.SIGTERM, "SIGTERM")):
+                took, stood = [], []
+                for _ in range(1 if quick else 7):
+                    stood.append(fill_window(binary, node, blocks, size))
+                    node.end(how)
+                    took.append(node.start())
+                answers, leads = ([one[i] * 1000 for one in took] for i in range(2))
+                log, lag = ([s[key] for s in stood] for key in ("logEntries", "compactionLag"))
+                print(f"| {name} | {spread(log)} | {spread(lag)} | {word} | {spread(answers)} | {spread(leads)} |", flush=True)
+        finally:
+            node.close()
+    print()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--blocks", type=int, default=200_000)
+    parser.add_argument("--only", choices=("on-and-off", "checkpoint", "log", "start"))
     parser.add_argument("--quick", action="store_true", help="that it works, not how fast it is")
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.seconds, args.blocks = 1, 2, 2_000
-    on_and_off(args.binary, args.rounds, args.seconds, args.quick)
-    checkpoint(args.binary, args.quick)
-    log_bound(args.binary, args.blocks)
+    parts = {"on-and-off": lambda: on_and_off(args.binary, args.rounds, args.seconds, args.quick),
+             "checkpoint": lambda: checkpoint(args.binary, args.quick),
+             "log": lambda: log_bound(args.binary, args.blocks),
+             "start": lambda: start_up(args.binary, args.quick)}
+    for name, part in parts.items():
+        if args.only in (None, name):
+            part()
 
 
 main()

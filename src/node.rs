@@ -8,6 +8,7 @@ mod agreement;
 mod answers;
 mod build;
 mod configs;
+mod doubts;
 pub(crate) mod founders;
 mod leading;
 mod members;

@@ -192,6 +192,10 @@ pub(crate) struct Replicated {
 pub(crate) trait SnapshotStore: Send + Sync + 'static {
     /// Begins to receive, or goes on where a transfer of the same snapshot stopped.
     fn receive(&self, manifest: &proto::SnapshotManifest) -> io::Result<Box<dyn Receiving>>;
+    /// Raft was done with a received snapshot, whether or not it became the state.
+    fn settled(&self, _id: &str) {}
+    /// Another node found a snapshot damaged that was sent to it. Called on an async task.
+    fn doubted(&self, _id: &str) {}
     /// A transfer to another node ended.
     fn sent(&self, _outcome: SendOutcome, _took: Duration) {}
     /// A transfer to another node begins or ends.

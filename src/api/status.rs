@@ -10,6 +10,7 @@ use crate::api::wire::BlockRefJson;
 use crate::consensus;
 use crate::consensus::Role;
 use crate::leadership::handle::ExecutorView;
+use crate::store::snapshot::incoming::{Incoming, Stage};
 use crate::types::member::Members;
 use crate::types::{Height, LogIndex, NodeId, Term};
 
@@ -50,6 +51,9 @@ pub(crate) struct StatusJson {
     /// Of the executor beside this node; absent where none reported and none has to.
     #[serde(skip_serializing_if = "Option::is_none")]
     executor: Option<ExecutorJson>,
+    /// The snapshot that this node receives or installs; absent where none comes in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    install: Option<InstallJson>,
     /// This node's file has other values than the log under `chain` or `state`.
     settings_differ: bool,
     /// This node advertises another peer address than the membership names.
@@ -134,6 +138,47 @@ struct PeerJson {
     reachable: bool,
 }
 
+/// How far a snapshot is on its way in.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "Install")]
+struct InstallJson {
+    snapshot_id: String,
+    /// The last entry in it.
+    last_index: LogIndex,
+    stage: StageJson,
+    received_bytes: u64,
+    size_bytes: u64,
+}
+
+/// `interrupted`: the transfer broke off, and goes on from there.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "InstallStage")]
+enum StageJson {
+    Receiving,
+    Interrupted,
+    Verifying,
+    Installing,
+}
+
+impl From<Incoming> for InstallJson {
+    fn from(incoming: Incoming) -> Self {
+        Self {
+            snapshot_id: incoming.id,
+            last_index: incoming.last.index,
+            stage: match incoming.stage {
+                Stage::Receiving => StageJson::Receiving,
+                Stage::Interrupted => StageJson::Interrupted,
+                Stage::Verifying => StageJson::Verifying,
+                Stage::Installing => StageJson::Installing,
+            },
+            received_bytes: incoming.received_bytes,
+            size_bytes: incoming.size_bytes,
+        }
+    }
+}
+
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Executor")]
@@ -215,6 +260,7 @@ pub(crate) fn of(parts: &Parts) -> StatusJson {
         membership: MembershipJson::from(&raft.members),
         peers: (leadership.role == Role::Leader).then(|| peers(raft.peers.unwrap_or_default())),
         executor: executor(leadership.executor),
+        install: parts.snapshots.incoming().map(Into::into),
         settings_differ: view.settings.index != 0 && view.settings.settings != parts.settings_file,
         last_exit: parts.last_exit.clone(),
         uptime_ms: ms(parts.started.elapsed()),

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::watch;
 
 use crate::audit::journal::{Entry, Journal, Page, Spec};
 use crate::audit::unix_ms;
@@ -151,12 +150,6 @@ impl History {
             EventJson::parse(entry).is_some_and(|e| e.operation_id.as_deref() == Some(operation_id))
         };
         self.journal.search(from, limit, is_of).await
-    }
-
-    /// The id of the newest event, whenever there is a newer one.
-    #[allow(dead_code, reason = "who follows events waits on it")]
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.journal.watch()
     }
 
     /// The term of the newest leadership that is recorded; 0: none is.

@@ -66,8 +66,6 @@ struct Shared {
     woken: Notify,
     /// Id of the newest record that is durable.
     durable: watch::Sender<u64>,
-    /// Id of the newest record.
-    newest: watch::Sender<u64>,
 }
 
 struct Memory {
@@ -126,7 +124,6 @@ impl Journal {
                 memory: Mutex::new(memory),
                 woken: Notify::new(),
                 durable: watch::Sender::new(last_id),
-                newest: watch::Sender::new(last_id),
             }),
         })
     }
@@ -151,7 +148,6 @@ impl Journal {
             memory.pending.push_back(Entry { id, value });
             id
         };
-        self.shared.newest.send_replace(id);
         self.shared.woken.notify_one();
         Ok(id)
     }
@@ -167,11 +163,6 @@ impl Journal {
     pub(crate) fn ends(&self) -> (u64, u64) {
         let memory = self.memory();
         (memory.oldest, memory.last_id)
-    }
-
-    /// The id of the newest record, whenever there is a newer one.
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.shared.newest.subscribe()
     }
 
     /// Returns when the record is durable.

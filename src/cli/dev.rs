@@ -8,6 +8,7 @@ pub(crate) mod child;
 mod demo;
 pub(crate) mod feed;
 pub(crate) mod folder;
+pub(crate) mod install;
 pub(crate) mod ports;
 pub(crate) mod screen;
 mod stage;

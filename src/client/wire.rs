@@ -26,6 +26,7 @@ pub(crate) struct Status {
     pub(crate) snapshot_index: LogIndex,
     pub(crate) head: Option<Head>,
     pub(crate) membership: Membership,
+    pub(crate) install: Option<Install>,
     pub(crate) uptime_ms: u64,
 }
 
@@ -33,6 +34,17 @@ impl Status {
     pub(crate) fn height(&self) -> Option<Height> {
         self.head.as_ref().map(|h| h.height)
     }
+}
+
+/// A snapshot on its way into a node.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Install {
+    pub(crate) snapshot_id: String,
+    pub(crate) last_index: LogIndex,
+    pub(crate) stage: String,
+    pub(crate) received_bytes: u64,
+    pub(crate) size_bytes: u64,
 }
 
 /// Why a node is not ready.

@@ -24,6 +24,7 @@ use crate::leadership::elections::{self, Elections};
 use crate::leadership::metrics::{Counters, RaftCollector};
 use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
+use crate::node::doubts::{self, Doubts};
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
 use crate::node::{StartError, addresses, configs, founders, leading, members, observe, parts, recorded};
@@ -134,6 +135,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         history: audit.history.clone(),
         agreement: Arc::clone(&agreement),
     };
+    let doubts = Doubts::default();
     let network = peer::Network::new(
         configs::peer_config(&settings),
         configs::identity(&opened.identity),
@@ -145,7 +147,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
             identity: Mutex::new(opened.identity.clone()),
         }),
         Arc::new(notices),
-        Arc::new(parts::SnapshotStore(opened.snapshots.clone())),
+        Arc::new(parts::SnapshotStore {
+            snapshots: opened.snapshots.clone(),
+            health: opened.health.clone(),
+            min_free: settings.store.min_free,
+            doubts: doubts.clone(),
+        }),
         &registry,
     )
     .map_err(metrics_failed)?;
@@ -255,6 +262,12 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
     let compacted =
         Arc::new(parts::Compacted { reader: opened.reader.clone(), snapshots: opened.snapshots.clone() });
     tasks.spawn("snapshots", snapshots::run(raft.clone(), configs::snapshots_config(&settings), compacted));
+    let judge = doubts::Judge {
+        reader: opened.reader.clone(),
+        snapshots: opened.snapshots.clone(),
+        raft: raft.clone(),
+    };
+    tasks.spawn("doubts", never_fails(judge.run(doubts)));
     tasks.spawn("membership", changer.clone().run());
     tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
     let judge = agreement::Judge {

@@ -15,6 +15,7 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::machine::apply::View;
 use crate::node::agreement::Agreement;
+use crate::node::doubts::Doubts;
 use crate::node::members;
 use crate::node::remembered::Remembered;
 use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
@@ -200,12 +201,35 @@ impl leadership::handle::InFlight for InFlight {
 }
 
 /// Received snapshots, as the transport hands them over.
-pub(super) struct SnapshotStore(pub(super) store::Snapshots);
+pub(super) struct SnapshotStore {
+    pub(super) snapshots: store::Snapshots,
+    pub(super) health: store::Health,
+    /// Bytes that stay free, as for entries.
+    pub(super) min_free: u64,
+    pub(super) doubts: Doubts,
+}
 
 impl peer::SnapshotStore for SnapshotStore {
+    /// Refused where there is no room for what is missing of it: a disk that it would fill serves nobody.
     fn receive(&self, manifest: &SnapshotManifest) -> io::Result<Box<dyn Receiving>> {
-        let receiving = self.0.receive(manifest.clone()).map_err(to_io)?;
+        let receiving = self.snapshots.receive(manifest.clone()).map_err(to_io)?;
+        let (missing, free) = (receiving.missing_bytes(), self.health.get().free_bytes);
+        if free < missing.saturating_add(self.min_free) {
+            let what = format!(
+                "no room for a snapshot: {missing} bytes of it are missing, {free} are free, {} stay free",
+                self.min_free
+            );
+            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
+        }
         Ok(Box::new(Incoming(receiving)))
+    }
+
+    fn settled(&self, id: &str) {
+        self.snapshots.settled(id);
+    }
+
+    fn doubted(&self, id: &str) {
+        self.doubts.note(id);
     }
 
     fn sent(&self, outcome: SendOutcome, took: Duration) {
@@ -214,11 +238,11 @@ impl peer::SnapshotStore for SnapshotStore {
             SendOutcome::Failed => "failed",
             SendOutcome::Corrupt => "corrupt",
         };
-        self.0.metrics().count("send", label, took.as_secs_f64());
+        self.snapshots.metrics().count("send", label, took.as_secs_f64());
     }
 
     fn sending(&self, is_running: bool) {
-        self.0.metrics().set_running("send", is_running);
+        self.snapshots.metrics().set_running("send", is_running);
     }
 }
 

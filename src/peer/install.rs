@@ -148,8 +148,12 @@ where
     let data = while_waiting(connection, SnapshotStage::Verifying, received_bytes, verifying).await?;
     let data = data.map_err(disk_error)?;
     let installing = install(context, offer.vote, data);
-    let installed = while_waiting(connection, SnapshotStage::Installing, received_bytes, installing).await?;
-    let vote = installed.map_err(Ended::Refused)?;
+    let installed = while_waiting(connection, SnapshotStage::Installing, received_bytes, installing).await;
+    let (store, id) = (Arc::clone(&shared.snapshots), offer.manifest.id.clone());
+    if installed.is_ok() {
+        blocking(move || Ok(store.settled(&id))).await?;
+    }
+    let vote = installed?.map_err(Ended::Refused)?;
     drop(turn);
     tracing::info!(
         peer_id = connection.peer_id as i64,
@@ -182,6 +186,10 @@ async fn read_offer(shared: &Shared, connection: &mut Connection) -> Result<Offe
     }
     let manifest = offer.manifest.ok_or_else(|| crate::peer::convert::missing("manifest"))?;
     check_manifest(shared, &manifest).map_err(|reason| refused(ErrorCode::Malformed, reason))?;
+    // Raft takes it for granted: its core would not survive the contrary.
+    if manifest.last_log_id.is_some_and(|last| vote.leader_id.term < last.term) {
+        return Err(refused(ErrorCode::Malformed, "a snapshot of a later term than its sender's"));
+    }
     Ok(Offer { vote, manifest })
 }
 

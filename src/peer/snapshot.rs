@@ -35,6 +35,10 @@ const ATTEMPTS_MAX: u32 = 5;
 /// Between two attempts; doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
+/// Before a snapshot that was refused is offered again. By eye: a disk that is full is not asked, nor told of,
+/// five times a second.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Why a snapshot was not installed there.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
@@ -63,6 +67,11 @@ impl SendError {
 
     fn is_corrupt(&self) -> bool {
         matches!(self, Self::Refused(error) if error.code() == ErrorCode::Corrupt)
+    }
+
+    /// There was no connection: the keeper of connections says so, once and not each second.
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Dial(_))
     }
 
     /// Trying again within the same call may help.
@@ -102,10 +111,22 @@ pub(super) async fn send(
         if !error.is_transient() || ATTEMPTS_MAX <= n_failed {
             let outcome = if error.is_corrupt() { SendOutcome::Corrupt } else { SendOutcome::Failed };
             shared.snapshots.sent(outcome, started.elapsed());
-            tracing::warn!(peer_id = target as i64, error = %error, "snapshot was not sent");
+            match error.is_away() {
+                true => tracing::debug!(peer_id = target as i64, %error, "snapshot was not sent"),
+                false => tracing::warn!(peer_id = target as i64, %error, "snapshot was not sent"),
+            }
+            if error.is_corrupt() {
+                shared.snapshots.doubted(&snapshot.manifest.id);
+            }
+            if matches!(error, SendError::Refused(_)) {
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
             return Err(error);
         }
-        tracing::info!(peer_id = target as i64, error = %error, "snapshot transfer broke, goes on");
+        match error.is_away() {
+            true => tracing::debug!(peer_id = target as i64, %error, "a snapshot waits for its receiver"),
+            false => tracing::info!(peer_id = target as i64, %error, "snapshot transfer broke, goes on"),
+        }
         tokio::time::sleep(PAUSE_MIN * 2u32.pow(n_failed - 1)).await;
     }
 }

@@ -12,11 +12,8 @@ use crate::machine::command::{Command, Kind};
 use crate::raft::{Entry, LogId, Membership, convert, log_id_of, pos_of};
 use crate::types::{LogIndex, Term, position::LogPos, proto};
 
-/// First byte of the key of an entry. Records of the log's own begin with [`META`].
+/// First byte of the key of an entry; those of vote, committed and purged begin with `m`.
 pub(crate) const ENTRY: u8 = b'e';
-/// First byte of the key of vote, committed and purged.
-#[allow(dead_code, reason = "names the other half of the key space")]
-pub(crate) const META: u8 = b'm';
 /// Prefix, index, term, kind, version, length, payload CRC, link.
 pub(crate) const KEY_BYTES: usize = 1 + 8 + 8 + 1 + 1 + 4 + 4 + 8;
 

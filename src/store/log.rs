@@ -128,6 +128,15 @@ impl Shared {
         }
     }
 
+    /// Waits until everything that was queued so far is durable. Never returns when it cannot be.
+    pub(crate) async fn await_written(&self) {
+        let (done, written) = oneshot::channel();
+        self.write_local(Vec::new(), Some(done));
+        if written.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Records of this node alone, in the order of the log's queue.
     pub(crate) fn write_local(
         &self,
@@ -156,11 +165,6 @@ impl Shared {
 }
 
 impl LogStore {
-    #[allow(dead_code, reason = "the tests ask the log itself")]
-    pub(crate) fn stats(&self) -> LogStats {
-        self.shared.stats()
-    }
-
     /// Entries of `[start, end)` that the log holds; at most about `max_bytes`, but one.
     async fn read(&self, start: LogIndex, end: LogIndex, max_bytes: u64) -> io::Result<Vec<Entry>> {
         loop {

@@ -70,6 +70,9 @@ pub(crate) struct SnapshotMetrics {
     pub(crate) bytes: IntGauge,
     pub(crate) last_success: Gauge,
     pub(crate) retained: IntGauge,
+    /// Of the snapshot that comes in.
+    pub(crate) incoming_bytes: IntGauge,
+    pub(crate) incoming_received_bytes: IntGauge,
     tracer: Tracer,
 }
 
@@ -303,6 +306,14 @@ impl SnapshotMetrics {
                 "When the newest snapshot was made; 0: there is none.",
             )?,
             retained: b.gauge("blockraft_raft_snapshots_retained", "Snapshots kept on disk.")?,
+            incoming_bytes: b.gauge(
+                "blockraft_raft_snapshot_incoming_bytes",
+                "Bytes of the snapshot that is being received or installed; 0: none is.",
+            )?,
+            incoming_received_bytes: b.gauge(
+                "blockraft_raft_snapshot_incoming_received_bytes",
+                "Bytes of that snapshot that are here.",
+            )?,
             tracer,
         };
         for outcome in OUTCOMES {

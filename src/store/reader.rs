@@ -3,6 +3,8 @@
 //! A read takes the state and the view of one batch together, so it never sees a mix across an
 //! install; the view moves on when a block it names was pruned meanwhile.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +12,11 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::machine::apply::{Leadership, View, same_block};
+use crate::store::health::Fatal;
 use crate::store::log::{self, LogStats};
-use crate::store::state::db::{Family, StateDb, height_key, height_of};
+use crate::store::state::db::{self, Family, StateDb, height_key, height_of};
 use crate::store::state::{Published, Shared};
+use crate::store::{files, rocks};
 use crate::types::block::{Block, Provenance, StoredBlock};
 use crate::types::error::Accepted;
 use crate::types::position::LogPos;
@@ -157,8 +161,30 @@ impl Reader {
         let task = tokio::task::spawn_blocking(move || published.db.flush());
         if let Ok(Err(error)) = task.await {
             self.log.metrics.error("state", "flush");
-            tracing::warn!(error = %error, "the state was not flushed ahead of a snapshot");
+            // A full disk is told of by itself; this is tried again and again meanwhile.
+            match self.log.health.is_full() && rocks::is_no_space(&error) {
+                true => tracing::debug!(%error, "the state was not flushed ahead of a snapshot: disk full"),
+                false => tracing::warn!(%error, "the state was not flushed ahead of a snapshot"),
+            }
         }
+    }
+
+    /// Whether a file of a snapshot is, by another name, one of the state in force. Blocking, short.
+    pub(crate) fn state_shares(&self, file: &Path) -> bool {
+        let inode = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+        let (Some(published), Some(name)) = (self.state.published(), file.file_name()) else { return false };
+        let own = inode(&published.db.path().join(name));
+        own.is_some() && own == inode(file)
+    }
+
+    /// The state was found damaged on the disk: this process ends, the next one rebuilds it. Blocking, short.
+    pub(crate) fn state_is_damaged(&self, what: &str) {
+        let Some(published) = self.state.published() else { return };
+        let path = published.db.path();
+        if let Err(error) = db::mark_damaged(files::parent(path)) {
+            tracing::warn!(%error, "the damaged state cannot be marked: it will not be rebuilt by itself");
+        }
+        self.log.health.set_fatal(Fatal::StateDamaged { what: format!("{}: {what}", path.display()) });
     }
 
     fn published(&self) -> Result<Arc<Published>, ReadError> {

@@ -20,6 +20,7 @@ use crate::store::metrics::{Metrics, SnapshotMetrics};
 use crate::store::rocks;
 use crate::store::snapshot::check::Problem;
 use crate::store::snapshot::held::Held;
+use crate::store::snapshot::incoming::Coming;
 use crate::store::snapshot::progress::Progress;
 use crate::store::state::install::{is_database_file, link_files};
 use crate::types::member::Members;
@@ -30,6 +31,7 @@ pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod export;
 mod held;
+pub(crate) mod incoming;
 pub(crate) mod progress;
 pub(crate) mod receive;
 
@@ -82,6 +84,7 @@ struct Inner {
     pending: Mutex<Option<Stored>>,
     /// Checksums of SST files that were computed before.
     checksums: Mutex<HashMap<FileKey, Bytes>>,
+    coming: Mutex<Option<Coming>>,
     progress: watch::Sender<Progress>,
 }
 
@@ -120,10 +123,14 @@ impl Snapshots {
             list: Mutex::new(list),
             pending: Mutex::new(None),
             checksums: Mutex::new(HashMap::new()),
+            coming: Mutex::new(None),
             progress: watch::Sender::new(Progress::default()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
         snapshots.prune();
+        if let Some(newest) = snapshots.newest() {
+            snapshots.know_checksums(&newest);
+        }
         snapshots.show();
         Ok(snapshots)
     }
@@ -187,6 +194,11 @@ impl Snapshots {
         Some(check::files(&data.dir, &data.manifest))
     }
 
+    /// Where a file that a manifest names lies.
+    pub(crate) fn file_of(&self, id: &str, name: &str) -> PathBuf {
+        self.inner.dir.join(id).join(FILES).join(name)
+    }
+
     /// Sets a damaged snapshot aside, so that it is never sent nor installed again.
     pub(crate) fn set_aside(&self, id: &str, what: &str) -> io::Result<()> {
         self.stored().retain(|s| s.manifest.id != id);
@@ -241,9 +253,11 @@ impl Snapshots {
 
     /// The state is that of a received snapshot: from here on it is one of ours.
     pub(crate) fn installed(&self, id: &str) {
+        self.arrived(id);
         let Some(stored) = self.pending().take_if(|s| s.manifest.id == id) else { return };
         let last = stored.manifest.last_log_id.unwrap_or_default();
         let pos = LogPos { term: last.term, index: last.index };
+        self.know_checksums(&stored.manifest);
         self.add(stored);
         self.inner.progress.send_modify(|p| p.received = Some((id.to_owned(), pos)));
     }
@@ -277,6 +291,7 @@ impl Snapshots {
         let stored = self.put_in_place(tmp, manifest)?;
         let data = self.data(&stored);
         self.add(stored);
+        self.forget_interrupted(&data.manifest);
         Ok(data)
     }
 

@@ -85,7 +85,7 @@ struct Filters {
 
 impl Handle {
     /// The filter in force, as it was given.
-    #[allow(dead_code, reason = "the tests ask for it")]
+    #[cfg(test)]
     pub(crate) fn filter(&self) -> String {
         self.filters().in_force.clone()
     }

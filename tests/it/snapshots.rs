@@ -9,24 +9,24 @@
 //! | a_bit_in_every_file_… | safety 4, 5, 28: equal blocks, or a refusal that says why |
 //! | kills_during_snapshots_… | safety 28, 31: build, send, receive and switch, at any moment |
 //! | a_follower_that_was_away_… | safety 29: by snapshot, while blocks go on coming |
-//! | a_full_disk_… | safety 28: a disk that fills during build and install |
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
     thread,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
+    bench::number,
     block::Block,
     cluster::Cluster,
     config::settings,
-    exposition::Scrape,
-    folder::{FOLDER, assert_whole, files, flip, state_dir, stopped_node, used, walk},
+    folder::{BLOCKS, FOLDER, assert_whole, files, flip, state_dir, stopped_node, used, walk},
     node::Node,
     stream::{fill, fill_patiently},
     wait::{LATER, SOON, pause, wait_for},
@@ -49,11 +49,6 @@ fn lone_node() -> Cluster {
     cluster
 }
 
-fn counted(node: &Node, name: &str, labels: &[(&str, &str)]) -> f64 {
-    let text = node.get("/metrics", &[]).expect("it answers").body;
-    Scrape::parse(&String::from_utf8_lossy(&text)).get(name, labels).unwrap_or(0.0)
-}
-
 #[test]
 fn a_snapshot_on_demand_is_made_once_and_joined() {
     let cluster = lone_node();
@@ -74,7 +69,7 @@ fn a_snapshot_on_demand_is_made_once_and_joined() {
         (&json!(50), &node.status().expect("it answers")["appliedIndex"])
     );
     assert!(ids.iter().all(|id| *id == created["id"]), "{ids:?}, then {created}");
-    assert_eq!(counted(node, "blockraft_raft_snapshots_total", &[("op", "build"), ("outcome", "ok")]), 2.0);
+    assert_eq!(node.counted("blockraft_raft_snapshots_total", &[("op", "build"), ("outcome", "ok")]), 2.0);
 
     fill(&node.api, &blocks(51..=60, 300));
     let promised = call(node, "snapshot_create", &json!({"wait": false}));
@@ -125,7 +120,7 @@ fn a_damaged_snapshot_is_told_by_file() {
     let name = damaged.file_name().expect("it has one").to_string_lossy().into_owned();
     assert_eq!((&verdict["ok"], &verdict["problems"][0]["file"]), (&json!(false), &json!(name)), "{verdict}");
     assert_eq!(
-        counted(node, "blockraft_raft_snapshots_total", &[("op", "verify"), ("outcome", "corrupt")]),
+        node.counted("blockraft_raft_snapshots_total", &[("op", "verify"), ("outcome", "corrupt")]),
         1.0
     );
     // Nothing of the scratch folder is left, and the node is as it was.
@@ -194,9 +189,9 @@ fn the_log_is_purged_on_demand_and_never_beyond_the_snapshot() {
     cluster.end();
 }
 
-/// Flips a bit in every file of a folder in turn, and starts the node. Either all blocks are there, or it
-/// refuses and says why.
-fn a_bit_in_every_file(below: impl Fn(&Path) -> PathBuf, before_start: impl Fn(&Path)) {
+/// Flips a bit in each of some files in turn, at its beginning, in its middle and at its end, and starts the
+/// node. Either all blocks are there, or it refuses and says why.
+fn a_bit_in_each(targets: impl Fn(&Path) -> Vec<PathBuf>, before_start: impl Fn(&Path)) {
     let mut cluster = stopped_node(true);
     cluster.node_mut(1).start();
     cluster.leader();
@@ -204,19 +199,20 @@ fn a_bit_in_every_file(below: impl Fn(&Path) -> PathBuf, before_start: impl Fn(&
     let data_dir = cluster.node(1).data_dir.clone();
     let whole: Vec<(PathBuf, Vec<u8>)> =
         walk(&data_dir).into_iter().map(|path| (path.clone(), fs::read(path).expect("readable"))).collect();
-    let dir = below(&data_dir);
-    let targets: Vec<PathBuf> = walk(&dir)
-        .into_iter()
-        .filter(|p| p.file_name().is_some_and(|n| n != "LOCK" && !n.to_string_lossy().starts_with("LOG")))
-        .filter(|p| 0 < p.metadata().map_or(0, |m| m.len()))
-        .collect();
-    assert!(4 <= targets.len(), "{targets:?}");
-    for target in targets {
+    let places = targets(&data_dir).into_iter().flat_map(|target| {
         let used = used(&fs::read(&target).expect("readable"));
-        flip(&target, used / 2);
+        let places: BTreeSet<usize> = [0, used / 2, used.saturating_sub(1)].into();
+        places.into_iter().map(move |at| (target.clone(), at)).collect::<Vec<_>>()
+    });
+    let places: Vec<(PathBuf, usize)> = places.collect();
+    assert!(8 <= places.len(), "{places:?}");
+    for (target, at) in places {
+        let case = format!("byte {at} of {}", target.display());
+        flip(&target, at);
         before_start(&data_dir);
+        let said_before = cluster.node(1).lines().len();
         cluster.node_mut(1).start();
-        let ended = wait_for("the node ends or leads", SOON, || {
+        let ended = wait_for(&format!("the node ends or leads: {case}"), SOON, || {
             if let Some(exit) = cluster.node_mut(1).exit() {
                 return Ok(Some(exit.code()));
             }
@@ -226,16 +222,24 @@ fn a_bit_in_every_file(below: impl Fn(&Path) -> PathBuf, before_start: impl Fn(&
         match ended {
             // It says which file, or at least which folder.
             Some(code) => {
-                assert_eq!(code, Some(FOLDER), "{}", target.display());
-                cluster.node(1).wait_line(&["a restart will not help", &data_dir.to_string_lossy()]);
-                cluster.node_mut(1).kill();
+                assert_eq!(code, Some(FOLDER), "{case}");
+                let said = cluster.node(1).lines().split_off(said_before);
+                let words = ["a restart will not help", &data_dir.to_string_lossy()];
+                assert!(said.iter().any(|line| line.names(&words)), "{case}: {said:#?}");
             }
             None => {
-                cluster.node_mut(1).kill();
-                assert_whole(&mut cluster);
-                cluster.node_mut(1).kill();
+                let rows = cluster.node(1).range(1, BLOCKS).expect("it answers");
+                assert_eq!(rows.len() as u64, BLOCKS, "{case}");
+                for (height, row) in (1..).zip(&rows) {
+                    assert_eq!(
+                        row["block"]["hash"],
+                        Block::sized(height, "kept", 1_000).hash_hex(),
+                        "{case}"
+                    );
+                }
             }
         }
+        cluster.node_mut(1).kill();
         fs::remove_dir_all(&data_dir).expect("writable");
         for (path, bytes) in &whole {
             fs::create_dir_all(path.parent().expect("it has one")).expect("writable");
@@ -245,9 +249,24 @@ fn a_bit_in_every_file(below: impl Fn(&Path) -> PathBuf, before_start: impl Fn(&
     assert_whole(&mut cluster);
 }
 
+/// But locks and RocksDB's own info logs, in which nobody reads.
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let is_read = |p: &PathBuf| {
+        let name = p.file_name().expect("it has one").to_string_lossy().into_owned();
+        name != "LOCK" && !name.starts_with("LOG") && 0 < p.metadata().map_or(0, |m| m.len())
+    };
+    walk(dir).into_iter().filter(is_read).collect()
+}
+
 #[test]
 fn a_bit_in_every_file_of_the_log() {
-    a_bit_in_every_file(|dir| dir.join("log"), |_| {});
+    a_bit_in_each(|dir| files_below(&dir.join("log")), |_| {});
+}
+
+#[test]
+fn a_bit_in_every_file_beside_the_log() {
+    // Who the folder is, how far the log is, which state is in force.
+    a_bit_in_each(|dir| ["IDENTITY", "WATERMARK", "STATE"].map(|name| dir.join(name)).into(), |_| {});
 }
 
 #[test]
@@ -255,10 +274,10 @@ fn a_bit_in_every_file_of_a_snapshot() {
     let newest = |dir: &Path| {
         let of = |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).ok();
         let entries = fs::read_dir(dir.join("snapshots")).expect("readable");
-        entries.map(|e| e.expect("readable").path()).max_by_key(of).expect("there is one")
+        files_below(&entries.map(|e| e.expect("readable").path()).max_by_key(of).expect("there is one"))
     };
     // The state is gone, so that everything rests on the snapshots.
-    a_bit_in_every_file(newest, |dir| fs::remove_dir_all(state_dir(dir)).expect("it was there"));
+    a_bit_in_each(newest, |dir| fs::remove_dir_all(state_dir(dir)).expect("it was there"));
 }
 
 /// Kills a random node again and again while snapshots are built, sent, received and installed; `rounds`
@@ -320,6 +339,7 @@ fn kills_during_snapshots(rounds: u64) {
         });
     }
     cluster.settled();
+    cluster.assert_equal_states();
     for id in 1..=3 {
         let rows = cluster.node(id).range(1, top).expect("it answers");
         assert_eq!(rows.len() as u64, top, "node {id}, seed {seed}");
@@ -333,23 +353,23 @@ fn kills_during_snapshots(rounds: u64) {
 #[test]
 fn kills_during_snapshots_leave_equal_states() {
     // `make torture` asks for 200.
-    let rounds = std::env::var("BLOCKRAFT_TORTURE").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
-    kills_during_snapshots(rounds);
+    kills_during_snapshots(number("BLOCKRAFT_TORTURE", 10));
 }
 
 #[test]
 fn a_follower_that_was_away_catches_up_while_blocks_come() {
-    const AWAY: u64 = 3_000;
+    // `make catch-up` asks for 50 000.
+    let away_for = number("BLOCKRAFT_AWAY", 3_000);
     let mut cluster = Cluster::three(settings([
         ("snapshot.threshold", 200.into()),
         ("snapshot.trailing_logs", 50.into()),
-        ("snapshot.grace_entries", 1_000.into()),
+        ("snapshot.grace_entries", toml::Value::Integer(away_for as i64 / 3)),
     ]));
     cluster.allow_deaths();
     let leader = cluster.leader();
     let away = cluster.others(leader)[0];
     cluster.node_mut(away).kill();
-    fill_patiently(&mut cluster, &blocks(1..=AWAY, 500));
+    fill_patiently(&mut cluster, &blocks(1..=away_for, 500));
     // Nobody is waited for who is down: the log is short.
     wait_for("the log is short again", SOON, || {
         let status = cluster.node(leader).call("snapshot_status", &Value::Null)?;
@@ -357,132 +377,17 @@ fn a_follower_that_was_away_catches_up_while_blocks_come() {
         Ok(())
     });
     cluster.node_mut(away).start();
-    fill_patiently(&mut cluster, &blocks(AWAY + 1..=2 * AWAY, 500));
+    fill_patiently(&mut cluster, &blocks(away_for + 1..=2 * away_for, 500));
     wait_for("the follower has caught up", LATER, || {
         let status = cluster.node(away).status()?;
-        ensure!(status["head"]["height"] == 2 * AWAY, "{}", status["head"]);
+        ensure!(status["head"]["height"] == 2 * away_for, "{}", status["head"]);
         Ok(())
     });
-    let received = counted(
-        cluster.node(away),
-        "blockraft_raft_snapshots_total",
-        &[("op", "install"), ("outcome", "ok")],
-    );
+    let received =
+        cluster.node(away).counted("blockraft_raft_snapshots_total", &[("op", "install"), ("outcome", "ok")]);
     assert!((1.0..=3.0).contains(&received), "{received} snapshots: the purge waits for who is catching up");
     let events = call(cluster.node(away), "raft_history", &json!({"limit": 100}))["events"].clone();
     assert!(events.as_array().is_some_and(|e| e.iter().any(|e| e["cause"] == "received")), "{events}");
-    cluster.end();
-}
-
-/// A file system of its own size, where the machine lets us mount one.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(dir: &Path, mib: u64) -> Option<Self> {
-        fs::create_dir_all(dir).expect("writable");
-        let size = format!("size={mib}m,mode=0700");
-        let out = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
-        match out {
-            Ok(out) if out.status.success() => Some(Self(dir.to_owned())),
-            _ => None,
-        }
-    }
-
-    /// Leaves so many bytes free.
-    fn fill(&self, leave: u64) -> PathBuf {
-        let stat = rustix::fs::statvfs(&self.0).expect("mounted");
-        let path = self.0.join("filler");
-        let free = stat.f_bavail * stat.f_frsize;
-        let file = fs::File::create(&path).expect("writable");
-        rustix::fs::fallocate(
-            &file,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            free.saturating_sub(leave).max(1),
-        )
-        .expect("there is room");
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the node may still be on its way out.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
-#[test]
-fn a_full_disk_during_build_and_install_kills_nobody() {
-    let mut cluster = Cluster::new(
-        3,
-        settings([
-            ("snapshot.threshold", 100.into()),
-            ("snapshot.trailing_logs", 10.into()),
-            ("snapshot.grace_entries", 1.into()),
-            ("store.min_free", "1MiB".into()),
-        ]),
-    );
-    let small = cluster.node(3).data_dir.clone();
-    let Some(disk) = SmallDisk::mount(&small, 160) else {
-        #[expect(clippy::print_stderr, reason = "why nothing was tested")]
-        {
-            eprintln!("skipped: a small file system cannot be mounted here");
-        }
-        return;
-    };
-    cluster.start();
-    cluster.allow_deaths();
-    for part in [
-        "disk full",
-        "disk space",
-        "no snapshot was built",
-        "snapshot was not",
-        "could not be kept",
-        "not flushed ahead",
-        "ballast",
-        "cannot be written",
-        "No space",
-        "clock",
-        "peer sent",
-    ] {
-        cluster.allow(part);
-    }
-    // Node 3 follows: else there would be no progress to look at.
-    wait_for("another than node 3 leads", LATER, || {
-        let leader = cluster.leader();
-        if leader == 3 {
-            cluster.node_mut(3).stop(SOON);
-            cluster.node_mut(3).start();
-            bail!("node 3 leads");
-        }
-        Ok(leader)
-    });
-    fill_patiently(&mut cluster, &blocks(1..=300, 2_000));
-    cluster.settled();
-    // Full while snapshots are due: it refuses entries, and stays up.
-    let filler = disk.fill(256 << 10);
-    fill_patiently(&mut cluster, &blocks(301..=900, 2_000));
-    wait_for("node 3 says that its disk is full", SOON, || {
-        let status = cluster.node(3).status()?;
-        ensure!(status["blockers"].to_string().contains("storage"), "{}", status["blockers"]);
-        Ok(())
-    });
-    // What it lacks is purged: with space it gets a snapshot, and while it installs the disk fills again.
-    fs::remove_file(&filler).expect("it was there");
-    let filler = disk.fill(3 << 20);
-    fill_patiently(&mut cluster, &blocks(901..=1_500, 2_000));
-    assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
-    fs::remove_file(&filler).expect("it was there");
-    wait_for("node 3 catches up by itself", LATER, || {
-        ensure!(cluster.node_mut(3).is_running(), "it ended");
-        let status = cluster.node(3).status()?;
-        ensure!(status["head"]["height"] == 1_500, "{}", status["head"]);
-        Ok(())
-    });
-    let rows = cluster.node(3).range(1, 1_500).expect("it answers");
-    for (block, row) in blocks(1..=1_500, 2_000).iter().zip(&rows) {
-        block.assert_json(&row["block"]);
-    }
+    cluster.assert_equal_states();
     cluster.end();
 }

@@ -9,6 +9,7 @@ pub(crate) mod block;
 pub(crate) mod checker;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod disk;
 pub(crate) mod exposition;
 pub(crate) mod feed;
 pub(crate) mod folder;

@@ -9,6 +9,7 @@ use std::{
 
 use crate::cli::dev::demo::News;
 use crate::cli::dev::feed::{Feed, Feeds};
+use crate::cli::dev::install;
 use crate::cli::dev::watch::Look;
 use crate::cli::units;
 use crate::client::wire::Status;
@@ -156,8 +157,9 @@ impl Board {
                 (true, false, true) => Some(format!("node {node_id} does not answer")),
                 (true, false, false) | (false, false, _) | (true, true, _) => None,
             };
+            let install = status.as_ref().and_then(|now| install::change(row.status.as_ref(), now));
             row.status = status;
-            told.extend(text.map(|t| self.event(t)));
+            told.extend(text.into_iter().chain(install).map(|t| self.event(t)));
         }
         let statuses = || self.rows.iter().filter_map(|r| r.status.as_ref());
         self.head = statuses().filter_map(Status::height).max().max(self.head);

@@ -11,6 +11,7 @@ use std::{
 use crate::cli::ctl::render;
 use crate::cli::dev::board::{Board, Row};
 use crate::cli::dev::feed::Feed;
+use crate::cli::dev::install;
 use crate::cli::table::{Cell, Table, Tone};
 use crate::cli::{out, units};
 use crate::client::wire::Status;
@@ -148,6 +149,8 @@ pub(crate) fn frame(
     lines.push(format!("{} · head {head} · {rate}", tone.paint(&leader(board), is_colored)));
     lines.push(String::new());
     lines.extend(nodes(board, facts.demo.is_some()).render(is_colored).lines().map(String::from));
+    let statuses = || board.rows.iter().filter_map(|r| r.status.as_ref());
+    lines.extend(statuses().filter_map(install::line).map(|l| format!("  {l}")));
     let why = why(board);
     if !why.is_empty() {
         lines.push(String::new());
@@ -347,7 +350,7 @@ fn size() -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::wire::Blocker;
+    use crate::client::wire::{Blocker, Install};
 
     fn facts() -> Facts {
         Facts {
@@ -412,6 +415,18 @@ mod tests {
         board.feeds(vec![None, Some(Feed { subscribers: 2, depth: 3, dropped: 41 })]);
         let text = frame(&facts(), &board, 200, 40, false, Instant::now());
         assert!(text.contains("2 read, 3 wait, 41 dropped"), "{text}");
+    }
+
+    #[test]
+    fn a_frame_shows_how_far_a_snapshot_is() {
+        let mut board = board();
+        let install = Install { received_bytes: 1 << 20, size_bytes: 4 << 20, ..Default::default() };
+        let leader = board.rows[1].status.clone();
+        let told = board
+            .look(vec![Some(Status { node_id: 1, install: Some(install), ..Default::default() }), leader]);
+        assert_eq!(told, ["node 1 answers", "node 1 receives a snapshot of 4.0 MiB"]);
+        let text = frame(&facts(), &board, 200, 40, false, Instant::now());
+        assert!(text.contains("node 1 receives a snapshot: 1.0 MiB of 4.0 MiB (25 %)"), "{text}");
     }
 
     #[test]

@@ -150,6 +150,20 @@ async fn a_manifest_that_leads_elsewhere_is_refused() {
     offering.node.stop().await;
 }
 
+/// Raft's core asserts it: it would not survive such a snapshot.
+#[tokio::test]
+async fn a_snapshot_of_a_later_term_than_its_senders_is_refused() {
+    let offering = Offering::start().await;
+    let later = proto::SnapshotManifest {
+        last_log_id: Some(proto::LogId { term: 2, index: 5 }),
+        ..manifest(vec![file_of("payloads", b"x")])
+    };
+    let mut connection = offering.offer(later).await;
+    assert_eq!(error_of(&mut connection).await.code(), ErrorCode::Malformed);
+    assert_eq!(offering.node.bare.snapshots.n_begun.load(Ordering::SeqCst), 0);
+    offering.node.stop().await;
+}
+
 #[tokio::test]
 async fn a_snapshot_whose_content_differs_is_not_installed() {
     let offering = Offering::start().await;

@@ -115,7 +115,13 @@ impl Builder {
                 metrics.snapshots.count("build", "failed", seconds);
                 metrics.snapshots.trace(names::span::SNAPSHOT_BUILD, "failed", self.began, pos);
                 metrics.error("state", "snapshot");
-                tracing::warn!(error = %error, "no snapshot was built; the next one is tried when it is due");
+                // Tried again and again while the disk is full: said once in a row.
+                match self.snapshots.progress().borrow().failed.is_none() {
+                    true => {
+                        tracing::warn!(%error, "no snapshot was built; the next one is tried when it is due")
+                    }
+                    false => tracing::debug!(%error, "no snapshot was built, as before"),
+                }
                 running.end(Err(error.to_string()));
                 self.snapshots.current()
             }
@@ -209,21 +215,39 @@ impl Snapshots {
         let mut kept = HashMap::new();
         let mut files = Vec::new();
         for (name, path) in database_files(dir)? {
-            let m = fs::metadata(&path)?;
-            let modified_ns = m.mtime() * 1_000_000_000 + m.mtime_nsec();
-            let key = FileKey { name: name.clone(), inode: m.ino(), size: m.size(), modified_ns };
+            let key = FileKey::of(&name, &fs::metadata(&path)?);
+            let size_bytes = key.size;
             let sum = match known.get(&key) {
                 Some(sum) if name.ends_with(".sst") => sum.clone(),
                 _ => check::checksum(&path)?.1,
             };
             kept.insert(key, sum.clone());
-            files.push(SnapshotFile { name, size_bytes: m.size(), checksum: sum });
+            files.push(SnapshotFile { name, size_bytes, checksum: sum });
         }
         *self.checksums() = kept;
         Ok(files)
     }
 
+    /// The state that was loaded, or is being installed, links to the files of this snapshot: their checksums
+    /// need not be computed again, and damage that both share is not taken for the right content.
+    pub(super) fn know_checksums(&self, manifest: &SnapshotManifest) {
+        let dir = self.inner.dir.join(&manifest.id).join(FILES);
+        let mut known = self.checksums();
+        for file in manifest.files.iter().filter(|f| f.name.ends_with(".sst")) {
+            if let Ok(m) = fs::metadata(dir.join(&file.name)) {
+                known.insert(FileKey::of(&file.name, &m), file.checksum.clone());
+            }
+        }
+    }
+
     fn checksums(&self) -> std::sync::MutexGuard<'_, HashMap<FileKey, Bytes>> {
         self.inner.checksums.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+impl FileKey {
+    fn of(name: &str, m: &fs::Metadata) -> Self {
+        let modified_ns = m.mtime() * 1_000_000_000 + m.mtime_nsec();
+        Self { name: name.to_owned(), inode: m.ino(), size: m.size(), modified_ns }
     }
 }

@@ -5,13 +5,17 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::raft::SnapshotData;
 use crate::store::files;
 use crate::store::snapshot::check::{self, Problem};
-use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, meta_of};
+use crate::store::snapshot::incoming::Stage;
+use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, meta_of, size_of};
 use crate::types::proto::SnapshotManifest;
+
+/// Between two lines that say how far a transfer is. By eye.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Why a snapshot is not received.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,17 @@ pub(crate) struct Receiving {
     /// Bytes that are there of each file.
     have: BTreeMap<String, u64>,
     began: Instant,
+    /// When a line last said how far it is.
+    told: Instant,
+    is_over: bool,
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.snapshots.set_stage(&self.manifest.id, Stage::Interrupted);
+        }
+    }
 }
 
 impl Snapshots {
@@ -45,13 +60,22 @@ impl Snapshots {
         check_manifest(&manifest, &self.inner.cluster_id)?;
         let tmp = self.tmp_dir(&manifest.id);
         let dir = tmp.join(FILES);
-        files::create_dir(&dir)?;
+        self.take_over(&manifest)?;
         let mut have = BTreeMap::new();
         for file in &manifest.files {
             let there = fs::metadata(dir.join(&file.name)).map_or(0, |m| m.len());
             have.insert(file.name.clone(), there.min(file.size_bytes));
         }
-        Ok(Receiving { snapshots: self.clone(), manifest, tmp, have, began: Instant::now() })
+        let received_bytes = have.values().sum();
+        self.receiving(&manifest, received_bytes);
+        tracing::info!(
+            id = manifest.id,
+            received_bytes,
+            size_bytes = size_of(&manifest),
+            "a snapshot is being received"
+        );
+        let began = Instant::now();
+        Ok(Receiving { snapshots: self.clone(), manifest, tmp, have, began, told: began, is_over: false })
     }
 }
 
@@ -59,6 +83,11 @@ impl Receiving {
     /// Where the next chunk of a file begins.
     pub(crate) fn have(&self, file: &str) -> u64 {
         self.have.get(file).copied().unwrap_or(0)
+    }
+
+    /// Bytes that are still to come.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        size_of(&self.manifest) - self.have.values().sum::<u64>()
     }
 
     /// Chunks of one file come in order; one that is there already is skipped. Blocking.
@@ -77,13 +106,31 @@ impl Receiving {
         let path = self.tmp.join(FILES).join(file);
         let out = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         out.write_all_at(bytes, offset)?;
+        self.snapshots.received_more(&self.manifest.id, end - *have);
         *have = end;
+        if TELL_EVERY <= self.told.elapsed() {
+            self.told = Instant::now();
+            tracing::info!(
+                id = self.manifest.id,
+                received_bytes = self.have.values().sum::<u64>(),
+                size_bytes = size_of(&self.manifest),
+                "a snapshot is being received"
+            );
+        }
         Ok(())
     }
 
     /// Verifies every file, makes all of it durable and puts it among the snapshots. Blocking.
-    pub(crate) fn finish(self) -> Result<SnapshotData, ReceiveError> {
+    pub(crate) fn finish(mut self) -> Result<SnapshotData, ReceiveError> {
+        self.is_over = true;
+        let id = &self.manifest.id;
+        self.snapshots.set_stage(id, Stage::Verifying);
         let result = self.check_and_keep();
+        match &result {
+            Ok(_) => self.snapshots.set_stage(id, Stage::Installing),
+            Err(ReceiveError::Corrupt { .. }) => self.snapshots.arrived(id),
+            Err(_) => self.snapshots.set_stage(id, Stage::Interrupted),
+        }
         let metrics = self.snapshots.metrics();
         match &result {
             Ok(_) => metrics.count("verify", "ok", 0.0),

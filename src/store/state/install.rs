@@ -54,6 +54,9 @@ impl StateMachine {
             return;
         }
         self.metrics.snapshots.set_running("install", true);
+        // Raft cut what contradicts the snapshot: with the new state in force and the old entries still there,
+        // a crash would leave a folder that no start accepts.
+        self.log.await_written().await;
         let mut is_blocked = false;
         let (db, loaded) = loop {
             let (snapshots, data_dir, rocks) =

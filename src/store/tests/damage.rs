@@ -77,11 +77,11 @@ async fn a_torn_last_record_that_nobody_was_told_of_is_dropped() {
     let wal = newest_wal(&dir);
     flip(&wal, fs::metadata(&wal).unwrap().len() - 10);
     let mut opened = open(&dir);
-    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(100));
+    assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(100));
     append(&mut opened.log, blocks(1, 101..=120, 200)).await;
     close(opened);
     let opened = open(&dir);
-    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(120));
+    assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(120));
     close(opened);
 }
 
@@ -106,13 +106,13 @@ async fn a_kill_leaves_zeros_behind_the_last_record_which_are_no_damage() {
     copy_dir(&killed, &torn);
     for _ in 0..2 {
         let opened = open(&killed);
-        assert_eq!(opened.log.stats().last.map(|p| p.index), Some(110));
+        assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(110));
         // Not closed in between: what is there is copied again.
         copy_dir(&killed, &guard.path().join("again"));
         close(opened);
     }
     let opened = open(&guard.path().join("again"));
-    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(110));
+    assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(110));
     close(opened);
 
     // A record torn in front of the zeros, which nobody was told of.
@@ -121,7 +121,7 @@ async fn a_kill_leaves_zeros_behind_the_last_record_which_are_no_damage() {
     let end = content.iter().rposition(|b| *b != 0).unwrap();
     flip(&newest_wal(&torn), end as u64 - 10);
     let opened = open(&torn);
-    assert_eq!(opened.log.stats().last.map(|p| p.index), Some(100));
+    assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(100));
     close(opened);
 }
 

@@ -35,7 +35,7 @@ async fn a_restart_keeps_everything() {
     assert_eq!(state.last_log_id, Some(log_id_of(pos(3, 3))));
     let read = log.try_get_log_entries(0..).await.unwrap();
     assert_eq!(format!("{read:?}"), format!("{:?}", &entries[1..]));
-    let stats = log.stats();
+    let stats = log.shared.stats();
     assert_eq!((stats.entries, stats.synced), (3, 3));
     close(opened);
 }
@@ -49,10 +49,10 @@ async fn entries_are_readable_before_they_are_durable_and_reported_only_after() 
     let mut durable = Box::pin(submit(&mut opened.log, blocks(1, 1..=3, 10)).await);
     assert_eq!(opened.log.try_get_log_entries(1..4).await.unwrap().len(), 3);
     assert!(futures::poll!(&mut durable).is_pending());
-    assert_eq!(opened.log.stats().synced, 0);
+    assert_eq!(opened.log.shared.stats().synced, 0);
     shared.queue.hold(false);
     durable.await.unwrap().unwrap();
-    assert_eq!(opened.log.stats().synced, 3);
+    assert_eq!(opened.log.shared.stats().synced, 3);
     close(opened);
 }
 
@@ -117,7 +117,7 @@ async fn a_peers_entry_with_a_wrong_crc_is_not_stored() {
     command.crc ^= 1;
     let callback = openraft::storage::IOFlushed::noop();
     assert!(opened.log.append(vec![entry], callback).await.is_err());
-    assert_eq!(opened.log.stats().last, None);
+    assert_eq!(opened.log.shared.stats().last, None);
     assert!(opened.health.is_fatal());
     close(opened);
 }
@@ -148,7 +148,7 @@ async fn a_purge_beyond_the_end_begins_a_new_chain() {
     opened.log.purge(log_id_of(pos(2, 20))).await.unwrap();
     append(&mut opened.log, vec![blank(2, 21), blank(2, 22)]).await;
     // Nothing but a snapshot may fill the gap: without one the folder would be refused.
-    let stats = opened.log.stats();
+    let stats = opened.log.shared.stats();
     assert_eq!((stats.purged, stats.last, stats.entries), (Some(pos(2, 20)), Some(pos(2, 22)), 2));
     close(opened);
 }

@@ -134,7 +134,7 @@ async fn check(log: &mut crate::store::LogStore, model: &Model) {
     let last = model.entries.iter().next_back().map(|(i, (t, _))| pos(*t, *i)).or(model.purged);
     assert_eq!(state.last_log_id, last.map(log_id_of));
     assert_eq!(state.last_purged_log_id, model.purged.map(log_id_of));
-    let stats = log.stats();
+    let stats = log.shared.stats();
     assert_eq!(stats.entries, model.entries.len() as u64);
     let read = log.try_get_log_entries(..).await.unwrap();
     assert_eq!(read.len(), model.entries.len());

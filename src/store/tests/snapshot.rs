@@ -1,19 +1,23 @@
 //! Snapshots: built, received, installed, and never half.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 
 use crate::raft::{SnapshotData, log_id_of};
+use crate::store::snapshot::incoming::Stage;
 use crate::store::snapshot::receive::ReceiveError;
 use crate::store::snapshot::{last_index, meta_of};
 use crate::store::state::db;
 use crate::store::tests::support::{
-    apply, blank, blocks, build_snapshot, close, commit, copy_dir, folder, membership, open, pos, refusal,
+    append, apply, blank, blocks, build_snapshot, close, commit, copy_dir, folder, membership, open, pos,
+    refusal,
 };
 use crate::store::{Opened, Snapshots};
+use crate::types::proto::SnapshotFile;
 
 /// Sends a snapshot in chunks; `damage` may change one.
 pub(super) fn send(
@@ -166,6 +170,141 @@ async fn a_transfer_goes_on_where_it_stopped() {
     close(sender);
 }
 
+/// The folders among the snapshots that are not finished.
+fn unfinished(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir.join("snapshots")).unwrap();
+    let names = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".tmp")).collect()
+}
+
+/// Begins to receive a snapshot and breaks off before its last byte; how many are there.
+fn break_off(data: &SnapshotData, to: &Snapshots) -> u64 {
+    let mut receiving = to.receive(data.manifest.clone()).unwrap();
+    for file in &data.manifest.files {
+        let content = fs::read(data.dir.join(&file.name)).unwrap();
+        let n = if file.name.ends_with(".sst") { content.len() } else { content.len().saturating_sub(1) };
+        receiving.write_chunk(&file.name, 0, &content[..n]).unwrap();
+    }
+    to.incoming().unwrap().received_bytes
+}
+
+#[tokio::test]
+async fn a_newer_snapshot_takes_over_the_files_it_shares_with_one_that_broke_off() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let first = build_snapshot(&mut sender).await;
+    let receiver = filled(&to, 10).await;
+    let there = break_off(&first, &receiver.snapshots);
+    let incoming = receiver.snapshots.incoming().unwrap();
+    assert_eq!((incoming.stage, incoming.last), (Stage::Interrupted, pos(1, 200)));
+    assert!(0 < there && there < incoming.size_bytes);
+    commit(&mut sender, blocks(1, 201..=220, 300)).await;
+    let second = build_snapshot(&mut sender).await;
+    let shared = |f: &&SnapshotFile| first.manifest.files.contains(f) && f.name.ends_with(".sst");
+    let shared: Vec<_> = second.manifest.files.iter().filter(shared).collect();
+    assert!(!shared.is_empty(), "the first one's files are still the state's");
+    let receiving = receiver.snapshots.receive(second.manifest.clone()).unwrap();
+    for file in &shared {
+        assert_eq!(receiving.have(&file.name), file.size_bytes);
+    }
+    drop(receiving);
+    assert_eq!(unfinished(&to), [format!("{}.tmp", second.manifest.id)], "nothing else keeps its space");
+    assert!(send(&second, &receiver.snapshots, |_, _, _| {}).is_ok());
+    assert_eq!(receiver.snapshots.incoming().unwrap().stage, Stage::Installing);
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn what_broke_off_goes_once_this_node_is_as_far_by_itself() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 50).await;
+    let data = build_snapshot(&mut sender).await;
+    let mut receiver = filled(&to, 40).await;
+    break_off(&data, &receiver.snapshots);
+    build_snapshot(&mut receiver).await;
+    assert_eq!(unfinished(&to).len(), 1, "40 is not 50");
+    commit(&mut receiver, blocks(1, 41..=50, 300)).await;
+    build_snapshot(&mut receiver).await;
+    assert_eq!((unfinished(&to).len(), receiver.snapshots.incoming()), (0, None));
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_received_snapshot_that_raft_does_not_want_goes() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 50).await;
+    let data = build_snapshot(&mut sender).await;
+    let receiver = filled(&to, 60).await;
+    let id = send(&data, &receiver.snapshots, |_, _, _| {}).unwrap().manifest.id;
+    assert!(to.join("snapshots").join(&id).exists());
+    receiver.snapshots.settled(&id);
+    assert!(!to.join("snapshots").join(&id).exists());
+    assert_eq!(receiver.snapshots.incoming(), None);
+    close(receiver);
+    close(sender);
+}
+
+/// Raft cuts the entries that contradict a snapshot and hands the snapshot over at once: a crash between the
+/// switch and the cut would leave a state whose log goes on with other entries.
+#[tokio::test]
+async fn the_switch_waits_until_the_log_is_cut() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let mut sender = filled(&from, 200).await;
+    let data = build_snapshot(&mut sender).await;
+    let mut receiver = filled(&to, 10).await;
+    append(&mut receiver.log, blocks(1, 11..=300, 300)).await;
+    let received = send(&data, &receiver.snapshots, |_, _, _| {}).unwrap();
+    let queue = receiver.log.shared.clone();
+    queue.queue.hold(true);
+    receiver.log.truncate_after(Some(log_id_of(pos(1, 10)))).await.unwrap();
+    let state_before = fs::read(to.join("STATE")).unwrap();
+    {
+        let mut installing = std::pin::pin!(install(&mut receiver, received));
+        // Long enough for a switch that does not wait.
+        let early = tokio::time::timeout(Duration::from_secs(1), &mut installing).await;
+        assert!(early.is_err(), "it switched while the old entries were there");
+        assert_eq!(fs::read(to.join("STATE")).unwrap(), state_before);
+        queue.queue.hold(false);
+        installing.await;
+    }
+    assert_eq!(receiver.reader.view().applied, pos(1, 200));
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn damage_that_a_snapshot_shares_is_not_blessed_by_the_next_one() {
+    let (_guard, dir) = folder();
+    let mut opened = filled(&dir, 100).await;
+    let data = build_snapshot(&mut opened).await;
+    // That of the blocks: a start reads the others.
+    let ssts = data.manifest.files.iter().filter(|f| f.name.ends_with(".sst"));
+    let sst = ssts.max_by_key(|f| f.size_bytes).unwrap().clone();
+    let path = data.dir.join(&sst.name);
+    drop(data);
+    close(opened);
+    // In place and behind the back of its times: the same file as before, to who does not read it.
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 500).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 500).unwrap();
+    file.set_modified(modified).unwrap();
+    let mut opened = open(&dir);
+    commit(&mut opened, blocks(1, 101..=110, 300)).await;
+    let next = build_snapshot(&mut opened).await;
+    let problems = opened.snapshots.verify(&next.manifest.id).unwrap().unwrap();
+    assert!(problems.iter().any(|p| p.file == sst.name), "{problems:?}");
+    drop(next);
+    close(opened);
+}
+
 #[tokio::test]
 async fn a_manifest_may_not_lead_out_of_its_folder() {
     let (_a, from) = folder();
@@ -201,7 +340,7 @@ async fn a_switch_that_was_cut_short_leaves_one_state() {
     copy_dir(&crashed.join("snapshots").join(&data.manifest.id).join("db"), &crashed.join("state.99"));
     let mut after = open(&crashed);
     assert_eq!(after.reader.view().applied, pos(1, 200));
-    assert_eq!(after.log.stats().last, Some(pos(1, 10)));
+    assert_eq!(after.log.shared.stats().last, Some(pos(1, 10)));
     assert!(!crashed.join("state.99").exists() && !crashed.join("state").exists());
     after.log.purge(log_id_of(pos(1, 200))).await.unwrap();
     close(after);

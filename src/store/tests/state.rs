@@ -97,7 +97,7 @@ async fn nothing_is_applied_before_the_own_sync() {
         let crashed = dir.with_extension("crashed");
         copy_dir(&dir, &crashed);
         let after = open(&crashed);
-        assert_eq!(after.log.stats().last, Some(pos(1, 5)));
+        assert_eq!(after.log.shared.stats().last, Some(pos(1, 5)));
         assert_eq!(after.reader.view().applied, pos(1, 5));
         close(after);
 

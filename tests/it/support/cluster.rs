@@ -11,7 +11,7 @@ use crate::support::{
     logs::Line,
     net::Net,
     node::Node,
-    wait::{SOON, wait_for},
+    wait::{LATER, SOON, wait_for},
 };
 
 pub(crate) const CLUSTER_ID: &str = "test-cluster";
@@ -210,6 +210,26 @@ impl Cluster {
         });
         statuses.iter().for_each(assert_positions);
         statuses
+    }
+
+    /// The running nodes hold one state: its hash at one index, out of a snapshot of each. Nobody may propose
+    /// meanwhile.
+    #[track_caller]
+    pub(crate) fn assert_equal_states(&mut self) -> String {
+        wait_for("every node tells the hash of its state at one index", LATER, || {
+            let mut told = BTreeSet::new();
+            for id in self.running() {
+                let made = self.node(id).call("snapshot_create", &json!({}))?;
+                let described = self.node(id).call("snapshot_describe", &json!({"id": made["id"]}))?;
+                told.insert((described["lastIndex"].as_u64(), described["stateHash"].to_string()));
+            }
+            let indexes: BTreeSet<_> = told.iter().map(|(index, _)| index).collect();
+            ensure!(indexes.len() == 1, "they are at {indexes:?}");
+            let hashes: Vec<_> = told.into_iter().map(|(_, hash)| hash).collect();
+            // No wait makes two states one.
+            assert!(hashes.len() == 1, "different states at one index: {hashes:?}");
+            Ok(hashes[0].clone())
+        })
     }
 
     /// The head's height that a node holds.

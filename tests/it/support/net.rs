@@ -17,6 +17,7 @@ use crate::support::NodeId;
 
 /// `Purpose` of the peer protocol's Hello.
 const PURPOSE_LOG: u64 = 1;
+const PURPOSE_SNAPSHOT: u64 = 3;
 /// Bytes read at once; what waits of one direction is bounded by the sockets and so many pieces.
 const PIECE_BYTES: usize = 64 << 10;
 const PIECES_MAX: usize = 64;
@@ -36,9 +37,29 @@ pub(crate) struct Way {
     pub(crate) burst: Option<(u32, Duration)>,
 }
 
+/// What happens to connections that carry a snapshot, from whoever sends to whoever receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Snapshots {
+    /// So many of them end as by a reset, each once so many bytes passed on it.
+    pub(crate) breaks: Option<(u32, u64)>,
+    /// Nothing passes behind so many bytes of a connection: held back, and delivered when this is over.
+    pub(crate) hold_after: Option<u64>,
+}
+
+/// What passed on connections that carry a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Passed {
+    pub(crate) connections: u64,
+    /// From sender to receiver.
+    pub(crate) bytes: u64,
+    pub(crate) broken: u32,
+}
+
 #[derive(Default)]
 struct State {
     ways: BTreeMap<(NodeId, NodeId), Way>,
+    snapshots: Snapshots,
+    passed: Passed,
     /// Both ends of every connection, with the two nodes it is between.
     open: Vec<(NodeId, NodeId, TcpStream)>,
     is_over: bool,
@@ -89,6 +110,16 @@ impl Net {
         self.shared.changed.notify_all();
     }
 
+    pub(crate) fn set_snapshots(&self, rule: Snapshots) {
+        self.shared.lock().snapshots = rule;
+        self.shared.changed.notify_all();
+    }
+
+    /// What passed of snapshots so far.
+    pub(crate) fn passed(&self) -> Passed {
+        self.shared.lock().passed
+    }
+
     /// Nothing passes between a node and the others, in either direction.
     pub(crate) fn isolate(&self, node_id: NodeId, others: &[NodeId]) {
         for other in others {
@@ -100,7 +131,10 @@ impl Net {
 
     /// All is well again.
     pub(crate) fn heal(&self) {
-        self.shared.lock().ways.clear();
+        let mut state = self.shared.lock();
+        state.ways.clear();
+        state.snapshots = Snapshots::default();
+        drop(state);
         self.shared.changed.notify_all();
     }
 
@@ -141,43 +175,77 @@ fn serve(shared: &Arc<Shared>, to: NodeId, mut client: TcpStream, target: Socket
             shared.lock().open.push((from, to, stream));
         }
     }
-    let is_log = purpose == PURPOSE_LOG;
-    let there = {
-        let shared = Arc::clone(shared);
-        thread::spawn(move || pass(&shared, (from, to), is_log, hello, client_in, server))
+    if purpose == PURPOSE_SNAPSHOT {
+        shared.lock().passed.connections += 1;
+    }
+    let traffic = |way, is_sender| match purpose {
+        PURPOSE_LOG => Traffic { way, carries: Carries::Log },
+        PURPOSE_SNAPSHOT if is_sender => Traffic { way, carries: Carries::Snapshot },
+        _ => Traffic { way, carries: Carries::Other },
     };
-    pass(shared, (to, from), is_log, Vec::new(), server_in, client);
+    let there = {
+        let (shared, traffic) = (Arc::clone(shared), traffic((from, to), true));
+        thread::spawn(move || pass(&shared, traffic, hello, client_in, server))
+    };
+    pass(shared, traffic((to, from), false), Vec::new(), server_in, client);
     // A panic there ended its connection, which is all that matters here.
     let _ = there.join();
 }
 
-/// Moves bytes one way until either end is gone. `first` was read already.
-fn pass(
-    shared: &Arc<Shared>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Log,
+    Snapshot,
+    Other,
+}
+
+/// One direction of one connection.
+#[derive(Debug, Clone, Copy)]
+struct Traffic {
     way: (NodeId, NodeId),
-    is_log: bool,
-    first: Vec<u8>,
-    mut from: TcpStream,
-    mut to: TcpStream,
-) {
+    carries: Carries,
+}
+
+/// Counts what was read of a snapshot; whether the connection ends here, after so many bytes of it.
+fn breaks(shared: &Shared, n_bytes: u64, so_far: u64) -> bool {
+    let mut state = shared.lock();
+    state.passed.bytes += n_bytes;
+    let State { snapshots, passed, .. } = &mut *state;
+    let Some((left, after)) = snapshots.breaks.as_mut().filter(|(left, _)| 0 < *left) else { return false };
+    let is_end = *after <= so_far;
+    if is_end {
+        *left -= 1;
+        passed.broken += 1;
+    }
+    is_end
+}
+
+/// Moves bytes one way until either end is gone. `first` was read already.
+fn pass(shared: &Arc<Shared>, traffic: Traffic, first: Vec<u8>, mut from: TcpStream, mut to: TcpStream) {
     let (pieces, received) = mpsc::sync_channel::<(Instant, Vec<u8>)>(PIECES_MAX);
     let writer = {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
+            let mut n_passed = 0;
             for (due, piece) in received {
-                if !wait_until(&shared, way, is_log, due) || to.write_all(&piece).is_err() {
+                if !wait_until(&shared, traffic, n_passed, due) || to.write_all(&piece).is_err() {
                     break;
                 }
+                n_passed += piece.len() as u64;
             }
             // The other end may be gone already.
             let _ = to.shutdown(Shutdown::Both);
         })
     };
-    let (mut piece, mut n_pieces, mut due) = (first, 0u32, Instant::now());
+    let (mut piece, mut n_pieces, mut n_bytes, mut due) = (first, 0u32, 0, Instant::now());
     loop {
         if !piece.is_empty() {
             n_pieces += 1;
-            let rule = shared.lock().ways.get(&way).copied().unwrap_or_default();
+            n_bytes += piece.len() as u64;
+            if traffic.carries == Carries::Snapshot && breaks(shared, piece.len() as u64, n_bytes) {
+                break;
+            }
+            let rule = shared.lock().ways.get(&traffic.way).copied().unwrap_or_default();
             let late = match rule.burst {
                 Some((every, late)) if n_pieces.is_multiple_of(every) => late,
                 _ => Duration::ZERO,
@@ -200,12 +268,14 @@ fn pass(
 }
 
 /// Waits until a piece is due and its way is open; `false`: the network is over.
-fn wait_until(shared: &Shared, way: (NodeId, NodeId), is_log: bool, due: Instant) -> bool {
+fn wait_until(shared: &Shared, traffic: Traffic, n_passed: u64, due: Instant) -> bool {
     let mut state = shared.lock();
     loop {
-        let rule = state.ways.get(&way).copied().unwrap_or_default();
+        let rule = state.ways.get(&traffic.way).copied().unwrap_or_default();
         let now = Instant::now();
-        let is_held = rule.is_cut || (rule.is_log_cut && is_log);
+        let is_snapshot_held = traffic.carries == Carries::Snapshot
+            && state.snapshots.hold_after.is_some_and(|after| after <= n_passed);
+        let is_held = rule.is_cut || (rule.is_log_cut && traffic.carries == Carries::Log) || is_snapshot_held;
         if state.is_over || (!is_held && due <= now) {
             return !state.is_over;
         }

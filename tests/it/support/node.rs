@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::support::{
     NodeId,
     config::{self, Founder, Settings},
+    exposition::Scrape,
     http::{self, Connection, Response},
     logs::{self, Line},
     ports,
@@ -202,6 +203,13 @@ impl Node {
 
     pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> anyhow::Result<Response> {
         Ok(http::request(&self.api, "GET", path, headers, b"")?)
+    }
+
+    /// The sum of a metric's series with these labels; 0 where there is none.
+    #[track_caller]
+    pub(crate) fn counted(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.get("/metrics", &[]).expect("it answers").body;
+        Scrape::parse(&String::from_utf8_lossy(&text)).get(name, labels).unwrap_or(0.0)
     }
 
     #[track_caller]

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::cli::{
-    ctl::render::{Shown, is_true, list, node_name, number, short_hash, span, text, yes_no},
+    ctl::render::{Shown, is_true, list, node_name, number, short_hash, size, span, text, yes_no},
     table::{Cell, Table, Tone},
     units,
 };
@@ -46,6 +46,17 @@ pub(crate) fn one(s: &Value, is_colored: bool) -> Shown {
         text(&m["version"])
     );
     t.pair("members", members);
+    let install = &s["install"];
+    if install.is_object() {
+        let how_far = format!(
+            "snapshot {} · {} · {} of {}",
+            text(&install["snapshotId"]),
+            text(&install["stage"]),
+            size(&install["receivedBytes"]),
+            size(&install["sizeBytes"])
+        );
+        t.pair("install", Cell::new(how_far, Tone::Warn));
+    }
     if let Some(e) = s["executor"].as_object() {
         let get = |name: &str| e.get(name).map_or("-".into(), text);
         t.pair(

@@ -1,0 +1,211 @@
+//! Disks that fill: the node refuses, says so, and goes on by itself once there is space.
+//!
+//! | test | attacks |
+//! | --- | --- |
+//! | a_full_disk_kills_… | safety 28: entries, then a snapshot that comes in |
+//! | a_disk_that_fills_during_a_build_… | safety 28: no checkpoint, no manifest; the next build is fine |
+//! | a_disk_that_fills_during_an_install_… | safety 28: in the middle of a transfer, which goes on from there |
+
+use std::fs;
+
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
+
+use crate::support::{
+    block::Block,
+    cluster::Cluster,
+    config::{Settings, patient, settings},
+    disk::SmallDisk,
+    net::{Net, Snapshots},
+    stream::fill_patiently,
+    wait::{LATER, SOON, wait_for},
+};
+
+/// Of node 3's file system: what the databases reserve, and a little more.
+const DISK_MIB: u64 = 160;
+
+fn blocks(heights: std::ops::RangeInclusive<u64>, size: usize) -> Vec<Block> {
+    heights.map(|h| Block::sized(h, "kept", size)).collect()
+}
+
+/// What is said of a disk that is full, by its node and by who sends it something.
+fn allow_full(cluster: &mut Cluster) {
+    cluster.allow_deaths();
+    for part in [
+        "disk full",
+        "disk space",
+        "no snapshot was built",
+        "snapshot was not",
+        "could not be kept",
+        "not flushed ahead",
+        "ballast",
+        "cannot be written",
+        "No space",
+        "clock",
+        "peer sent",
+    ] {
+        cluster.allow(part);
+    }
+}
+
+fn not_led_by_3(cluster: &mut Cluster) -> u64 {
+    wait_for("another than node 3 leads", LATER, || {
+        let leader = cluster.leader();
+        if leader == 3 {
+            cluster.node_mut(3).stop(SOON);
+            cluster.node_mut(3).start();
+            bail!("node 3 leads");
+        }
+        Ok(leader)
+    })
+}
+
+/// No snapshot is made by itself, and all of the log may go.
+fn on_demand() -> Settings {
+    let never = toml::Value::Integer(1_000_000);
+    let mut all = settings([
+        ("snapshot.threshold", never),
+        ("snapshot.threshold_bytes", "1GiB".into()),
+        ("store.min_free", "1MiB".into()),
+    ]);
+    all.extend(patient());
+    all
+}
+
+fn wait_full(cluster: &mut Cluster) {
+    wait_for("node 3 says that its disk is full", SOON, || {
+        let status = cluster.node(3).status()?;
+        ensure!(status["blockers"].to_string().contains("storage"), "{}", status["blockers"]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_full_disk_kills_nobody() {
+    let mut cluster = Cluster::new(
+        3,
+        settings([
+            ("snapshot.threshold", 100.into()),
+            ("snapshot.trailing_logs", 10.into()),
+            ("snapshot.grace_entries", 1.into()),
+            ("store.min_free", "1MiB".into()),
+        ]),
+    );
+    let small = cluster.node(3).data_dir.clone();
+    let Some(disk) = SmallDisk::mount(&small, DISK_MIB) else { return };
+    cluster.start();
+    allow_full(&mut cluster);
+    // Node 3 follows: else there would be no progress to look at.
+    not_led_by_3(&mut cluster);
+    fill_patiently(&mut cluster, &blocks(1..=300, 2_000));
+    cluster.settled();
+    // Full while snapshots are due: it refuses entries, and stays up.
+    let filler = disk.fill(256 << 10);
+    fill_patiently(&mut cluster, &blocks(301..=900, 2_000));
+    wait_for("node 3 says that its disk is full", SOON, || {
+        let status = cluster.node(3).status()?;
+        ensure!(status["blockers"].to_string().contains("storage"), "{}", status["blockers"]);
+        Ok(())
+    });
+    // What it lacks is purged: with space it gets a snapshot, and while it installs the disk fills again.
+    fs::remove_file(&filler).expect("it was there");
+    let filler = disk.fill(3 << 20);
+    fill_patiently(&mut cluster, &blocks(901..=1_500, 2_000));
+    assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
+    fs::remove_file(&filler).expect("it was there");
+    wait_for("node 3 catches up by itself", LATER, || {
+        ensure!(cluster.node_mut(3).is_running(), "it ended");
+        let status = cluster.node(3).status()?;
+        ensure!(status["head"]["height"] == 1_500, "{}", status["head"]);
+        Ok(())
+    });
+    let rows = cluster.node(3).range(1, 1_500).expect("it answers");
+    for (block, row) in blocks(1..=1_500, 2_000).iter().zip(&rows) {
+        block.assert_json(&row["block"]);
+    }
+    cluster.assert_equal_states();
+    cluster.end();
+}
+
+#[test]
+fn a_disk_that_fills_during_a_build_costs_that_snapshot_alone() {
+    let mut cluster = Cluster::new(3, on_demand());
+    let Some(disk) = SmallDisk::mount(&cluster.node(3).data_dir.clone(), DISK_MIB) else { return };
+    cluster.start();
+    allow_full(&mut cluster);
+    not_led_by_3(&mut cluster);
+    fill_patiently(&mut cluster, &blocks(1..=200, 10_000));
+    cluster.settled();
+    let filler = disk.fill(0);
+    let refused = cluster.node(3).call("snapshot_create", &json!({})).expect_err("there is no room").rpc();
+    assert_eq!((refused.code, refused.reason()), (-32038, "storage"), "{refused}");
+    let status = cluster.node(3).call("snapshot_status", &Value::Null).expect("it answers");
+    assert!(status["lastError"].is_string() && status["building"] == false, "{status}");
+    wait_full(&mut cluster);
+    // The others go on, and what is there can be read.
+    fill_patiently(&mut cluster, &blocks(201..=300, 10_000));
+    assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
+    assert_eq!(cluster.node(3).range(1, 200).expect("it answers").len(), 200);
+    let left: Vec<_> =
+        fs::read_dir(cluster.node(3).data_dir.join("snapshots")).expect("it is there").collect();
+    assert!(left.is_empty(), "of a snapshot that was not built: {left:?}");
+
+    fs::remove_file(&filler).expect("it was there");
+    cluster.settled_within(LATER);
+    let made =
+        wait_for("a snapshot is built", LATER, || Ok(cluster.node(3).call("snapshot_create", &json!({}))?));
+    let verdict = cluster.node(3).call("snapshot_verify", &json!({"id": made["id"]})).expect("it answers");
+    assert_eq!(verdict["ok"], true, "{verdict}");
+    cluster.assert_equal_states();
+    cluster.end();
+}
+
+#[test]
+fn a_disk_that_fills_during_an_install_only_delays_it() {
+    const BLOCKS: u64 = 80;
+    let (mut cluster, net) = (Cluster::new(3, on_demand()), Net::new());
+    for node in &mut cluster.nodes {
+        node.advertise = Some(net.before(node.id, &node.peer));
+    }
+    cluster.write_configs();
+    let Some(disk) = SmallDisk::mount(&cluster.node(3).data_dir.clone(), DISK_MIB) else { return };
+    cluster.nodes.iter_mut().for_each(|node| node.start());
+    allow_full(&mut cluster);
+    let leader = not_led_by_3(&mut cluster);
+    cluster.node_mut(3).kill();
+    fill_patiently(&mut cluster, &blocks(1..=BLOCKS, 100_000));
+    assert_eq!(cluster.leader(), leader, "patient timings keep it");
+    let made = cluster.node(leader).call("snapshot_create", &json!({})).expect("it answers");
+    let purged = cluster.node(leader).call("snapshot_purgeLog", &json!({})).expect("it answers");
+    assert_eq!(purged["purgedIndex"], made["lastIndex"]);
+
+    // It fills in the middle of the transfer.
+    net.set_snapshots(Snapshots { hold_after: Some(2 << 20), ..Snapshots::default() });
+    cluster.node_mut(3).start();
+    wait_for("a part of the snapshot is there", SOON, || {
+        let install = cluster.node(3).status()?["install"].clone();
+        ensure!(0 < install["receivedBytes"].as_u64().unwrap_or(0), "{install}");
+        Ok(())
+    });
+    let filler = disk.fill(0);
+    net.set_snapshots(Snapshots::default());
+    let refused = cluster.node(3).wait_line(&["snapshot was not installed"]);
+    assert!(refused.text.contains("No space") || refused.text.contains("no room"), "{}", refused.text);
+    wait_full(&mut cluster);
+    // The leader offers it again and again, which changes nothing; who else is there goes on.
+    fill_patiently(&mut cluster, &blocks(BLOCKS + 1..=BLOCKS + 20, 1_000));
+    assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
+
+    fs::remove_file(&filler).expect("it was there");
+    wait_for("node 3 catches up by itself", LATER, || {
+        ensure!(cluster.node_mut(3).is_running(), "it ended");
+        let status = cluster.node(3).status()?;
+        ensure!(status["head"]["height"] == BLOCKS + 20, "{}", status["head"]);
+        Ok(())
+    });
+    let installed =
+        cluster.node(3).counted("blockraft_raft_snapshots_total", &[("op", "install"), ("outcome", "ok")]);
+    assert_eq!(installed, 1.0);
+    cluster.assert_equal_states();
+    cluster.end();
+}
