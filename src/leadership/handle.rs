@@ -436,6 +436,7 @@ impl Handle {
             leader_since_ms: view.leadership.as_ref().map_or(0, |l| l.started_at_ms),
             apply_lag_max: self.memory().lag.get(Instant::now()),
             block_interval: view.settings.settings.block_interval,
+            is_removed: self.raft().removal().get().is_some(),
         }
     }
 

@@ -215,7 +215,11 @@ impl Gauges {
                 "Entries applied since the newest snapshot.",
             )?,
             log_entries: gauge("raft_log_entries", "Entries in this node's log.")?,
-            members: vec("raft_members", "Members of the cluster.", "suffrage")?,
+            members: vec(
+                "raft_members",
+                "Members of the cluster; 0 on a node that was removed.",
+                "suffrage",
+            )?,
             joint: gauge("raft_membership_joint", "A change of membership is under way.")?,
             fatal: gauge(
                 "raft_fatal",
@@ -301,12 +305,14 @@ impl Gauges {
         self.oldest_wait.set(waits.unwrap_or_default().as_secs_f64());
         self.compaction_lag.set(signed(p.compaction_lag()));
         self.log_entries.set(signed(log_entries(p)));
-        flag(&self.joint, status.members.joint);
+        // What a removed node's log ends with is in force no more: the entry behind it went to the others alone.
+        let members = (!facts.is_removed).then_some(&status.members);
+        flag(&self.joint, members.is_some_and(|m| m.joint));
         if let Some(interval) = self.settings.last() {
             interval.set(facts.block_interval.as_secs_f64());
         }
-        self.members.with_label_values(&["voter"]).set(status.members.voters.len() as i64);
-        self.members.with_label_values(&["learner"]).set(status.members.learners.len() as i64);
+        self.members.with_label_values(&["voter"]).set(members.map_or(0, |m| m.voters.len() as i64));
+        self.members.with_label_values(&["learner"]).set(members.map_or(0, |m| m.learners.len() as i64));
         self.set_leader_only(status, now, leading_for, ages, heartbeat_timeout);
     }
 
@@ -400,6 +406,8 @@ pub(super) struct Facts {
     pub(super) leader_since_ms: u64,
     pub(super) apply_lag_max: u64,
     pub(super) block_interval: Duration,
+    /// This node was told that it is no member.
+    pub(super) is_removed: bool,
 }
 
 /// Entries of the log: last − purged, counting the founding entry at index 0 while it is there.

@@ -20,6 +20,8 @@ const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// What RocksDB reserves for a new WAL: the write buffer and a tenth.
 pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10) as u64;
 const CACHE_BYTES: usize = 16 << 20;
+/// `log/` and `state/`.
+const DATABASES: i32 = 2;
 /// Old info logs say nothing that a restart does not.
 const INFO_LOGS: usize = 2;
 const BYTES_PER_SYNC: u64 = 1 << 20;
@@ -55,6 +57,8 @@ impl Shared {
         let mut env = Env::new()?;
         // The compaction pool; a flush at low priority holds up every checkpoint.
         env.lower_thread_pool_cpu_priority();
+        // One for each database: a state whose flush hangs must not keep the log from being written.
+        env.set_high_priority_background_threads(DATABASES);
         Ok(Self {
             // No stall: it bounds what it can, and a write never waits for it.
             buffers: WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES, false),

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cluster::{CLUSTER_ID, Cluster},
     config::Settings,
+    exposition::Scrape,
     folder::copy_dir,
     members::{
         add, assert_refused, assert_uniform, call, ids, leader_among, one_more_block, send_and_leave,
@@ -77,6 +78,11 @@ fn a_node_joins_leaves_and_joins_again_without_a_restart() {
         ensure!(cluster.node(id).get("/readyz", &[])?.status == 503, "it says that it is ready");
         Ok(())
     });
+    // Its log ends with the first entry of the two that removed it.
+    let text = cluster.node(id).get("/metrics", &[]).expect("it answers").text();
+    let gauge = |name: &str, labels: &[(&str, &str)]| Scrape::parse(&text).get(name, labels);
+    assert_eq!(gauge("blockraft_raft_membership_joint", &[]), Some(0.0));
+    assert_eq!(gauge("blockraft_raft_members", &[("suffrage", "voter")]), Some(0.0));
     one_more_block(&cluster, leader);
     let mut again = joiner;
     again["wait"] = true.into();
