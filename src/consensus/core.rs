@@ -301,3 +301,30 @@ const _: fn() = || {
     fn leader_ids_are_terms<C: RaftTypeConfig<Term = u64>>() {}
     leader_ids_are_terms::<TypeConfig>();
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Safety rules 1, 12, 14, 22, 26, 29 and 30: each is a default of openraft that breaks a promise.
+    #[test]
+    fn openraft_is_told_what_safety_asks_for() {
+        let ms = Duration::from_millis;
+        let config = Config {
+            cluster_id: "c".into(),
+            incarnation: [0; 16],
+            heartbeat_interval: ms(50),
+            heartbeat_timeout: ms(350),
+        };
+        let told = config.to_openraft().unwrap();
+        assert_eq!(told.enable_leader_restore, Some(false));
+        // A follower's patience is the lease and something drawn up to it: 350 to 525 ms.
+        assert_eq!((told.election_timeout_min, told.election_timeout_max), (87, 262));
+        assert_eq!(told.quorum_loss_probe_interval, Some(524));
+        assert!(matches!(told.removed_leader_step_down, openraft::StepDownPolicy::Never));
+        assert_eq!(told.enable_pre_vote, Some(true));
+        assert_eq!(told.backoff, "10ms 20ms 40ms ..200ms");
+        assert!(matches!(told.snapshot_policy, openraft::SnapshotPolicy::Never));
+        assert_eq!(told.max_in_snapshot_log_to_keep, u64::MAX);
+    }
+}

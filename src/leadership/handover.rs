@@ -266,7 +266,12 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         }
     }
     handle.set_intent(asked.intent);
-    let patience = handle.config().shutdown_timeout.min(asked.within / 2);
+    // What is stuck has waited for `leadership.stall_after` already: its outcome is unknown either way, and nobody
+    // produces until another leads.
+    let is_stuck =
+        handle.judged(&leading(handle)?, |verdict, _, _| verdict.unfit.iter().any(|check| check.is_stuck()));
+    let patience =
+        if is_stuck { Duration::ZERO } else { handle.config().shutdown_timeout.min(asked.within / 2) };
     if tokio::time::timeout(patience, handle.drained()).await.is_err() {
         tracing::warn!(?patience, "proposals are unanswered at a hand-over");
     }

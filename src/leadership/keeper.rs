@@ -62,13 +62,16 @@ pub(crate) enum Action {
     SetHeartbeats(bool),
 }
 
-/// Owned by the leadership task. Invariant: `handed_over` holds the hand-overs of one window, oldest first.
+/// Owned by the leadership task. Invariants: `handed_over` holds the hand-overs of one window, oldest first;
+/// `has_tried` only while this node leads and is stuck.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     config: Config,
     may_stand: Option<bool>,
     is_last_resort: bool,
     is_silent: bool,
+    /// Stuck, it tried to hand over.
+    has_tried: bool,
     handed_over: VecDeque<Instant>,
 }
 
@@ -79,14 +82,21 @@ impl Keeper {
             may_stand: None,
             is_last_resort: false,
             is_silent: false,
+            has_tried: false,
             handed_over: VecDeque::new(),
         }
     }
 
     pub(crate) fn step(&mut self, look: &Look<'_>) -> Vec<Action> {
         let mut actions = self.stand(look);
-        actions.extend(self.hand_over(look));
-        actions.extend(self.silence(look));
+        let is_stuck = look.is_leader && look.unfit.iter().any(|check| check.is_stuck());
+        self.has_tried &= is_stuck;
+        // One attempt: each costs an election's time, with a leader that holds no fence and lets nobody else lead.
+        let hand_over = if self.has_tried { None } else { self.hand_over(look) };
+        self.has_tried |= is_stuck && hand_over.is_some();
+        let is_trying = look.is_busy || hand_over.is_some();
+        actions.extend(hand_over);
+        actions.extend(self.silence(is_stuck, look.has_quorum && !is_trying));
         actions
     }
 
@@ -147,22 +157,13 @@ impl Keeper {
 
     /// A leader whose entries do not get through, though a quorum answers its heartbeats, keeps everybody from
     /// electing another. With nobody to hand over to it falls silent, until it leads no more or they get through.
-    fn silence(&mut self, look: &Look<'_>) -> Option<Action> {
-        let is_useless =
-            look.unfit.iter().any(|check| matches!(check, Check::Stalled | Check::Sync)) && look.is_leader;
+    fn silence(&mut self, is_stuck: bool, may_begin: bool) -> Option<Action> {
         // Once silent it stays so: without heartbeats the quorum is lost on purpose.
-        let silent =
-            is_useless && (self.is_silent || (look.has_quorum && !look.is_busy && !self.may_try(look)));
+        let silent = is_stuck && (self.is_silent || may_begin);
         (self.is_silent != silent).then(|| {
             self.is_silent = silent;
             Action::SetHeartbeats(!silent)
         })
-    }
-
-    /// Whether a hand-over was begun so short a time ago that it may be tried again first.
-    fn may_try(&self, look: &Look<'_>) -> bool {
-        let is_recent = |at: &Instant| look.now.saturating_duration_since(*at) < self.config.pause;
-        look.fittest.is_some() && self.handed_over.back().is_some_and(is_recent)
     }
 }
 

@@ -109,6 +109,11 @@ impl Check {
             Self::Member => "member",
         }
     }
+
+    /// What this leader accepted stays where it is, whatever it waits for.
+    pub(crate) fn is_stuck(self) -> bool {
+        matches!(self, Self::Sync | Self::Stalled)
+    }
 }
 
 /// What the inputs mean.

@@ -223,6 +223,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
             .collect(),
         not_member_version: not_member,
         advertise: shared.config.advertise.clone(),
+        process: shared.process,
     }
 }
 
@@ -302,6 +303,10 @@ fn check_position(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> 
     let Some(floor) = shared.notices.floor(hello.node_id) else {
         return Ok(());
     };
+    // A Hello that was held up on its way is older than what the same process acknowledged meanwhile.
+    if shared.was_admitted(hello.node_id, hello.process) {
+        return Ok(());
+    }
     let last = hello.last_log_id.unwrap_or_default();
     let last = LogPos { term: last.term, index: last.index };
     if last < floor {
@@ -382,6 +387,7 @@ fn admitted(
     if purpose == Purpose::Log {
         outbox.count_also(metrics.log_sent_bytes());
     }
+    shared.admitted(peer_id, hello.process);
     shared.notices.commands_known(peer_id, &commands_of(&hello.known_commands));
     if hello.not_member_version != 0 {
         shared.notices.not_member(peer_id, hello.not_member_version);

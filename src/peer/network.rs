@@ -72,6 +72,10 @@ pub(super) struct Shared {
     addresses: Addresses,
     /// Where nodes that dialled this one say that they are reached. Guards a look-up per dial.
     announced: Mutex<BTreeMap<NodeId, String>>,
+    /// Random, of this process.
+    pub(super) process: u64,
+    /// Of each peer the process that was admitted last. Guards a look-up per handshake.
+    processes: Mutex<BTreeMap<NodeId, u64>>,
     /// Set once raft is there.
     membership: OnceLock<MembershipLook>,
     /// Guards the look-up of a link; links are made and removed by [`Network::run`] alone.
@@ -105,6 +109,17 @@ impl Shared {
         let is_peer = self.addresses.load().contains_key(&node_id);
         if is_peer && host(addr).is_some_and(|host| !host.is_unspecified()) {
             lock(&self.announced).insert(node_id, addr.to_owned());
+        }
+    }
+
+    /// This process of a node was admitted before, so what it acknowledged since is in the folder it has open.
+    pub(super) fn was_admitted(&self, node_id: NodeId, process: u64) -> bool {
+        process != 0 && lock(&self.processes).get(&node_id) == Some(&process)
+    }
+
+    pub(super) fn admitted(&self, node_id: NodeId, process: u64) {
+        if self.addresses.load().contains_key(&node_id) {
+            lock(&self.processes).insert(node_id, process);
         }
     }
 
@@ -178,6 +193,8 @@ impl Network {
             lookups: Lookups::default(),
             addresses,
             announced: Mutex::default(),
+            process: rand::random(),
+            processes: Mutex::default(),
             membership: OnceLock::new(),
             links: Mutex::default(),
             handover: Mutex::default(),
@@ -220,6 +237,7 @@ impl Network {
         }
         self.shared.metrics.keep(&peer_ids);
         lock(&self.shared.announced).retain(|node_id, _| peer_ids.contains(node_id));
+        lock(&self.shared.processes).retain(|node_id, _| peer_ids.contains(node_id));
         links.retain(|node_id, link| {
             let is_kept = peer_ids.contains(node_id);
             if !is_kept {

@@ -15,8 +15,8 @@ use crate::support::{
     block::Block,
     cluster::Cluster,
     config::{Settings, patient, settings},
-    disk::SmallDisk,
     net::{Net, Snapshots},
+    small_disk::SmallDisk,
     stream::fill_patiently,
     wait::{LATER, SOON, wait_for},
 };

@@ -21,8 +21,11 @@ pub(crate) mod node;
 pub(crate) mod otlp;
 pub(crate) mod ports;
 pub(crate) mod rpc;
+pub(crate) mod scene;
+pub(crate) mod small_disk;
 pub(crate) mod stream;
 pub(crate) mod wait;
+pub(crate) mod watch;
 pub(crate) mod writer;
 
 /// A node's number.

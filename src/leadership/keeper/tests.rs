@@ -154,12 +154,23 @@ fn a_stalled_leader_tries_to_hand_over_before_it_falls_silent() {
     let mut keeper = settled(&follower(now, &hung));
     assert_eq!(keeper.step(&look(now, &hung)), [hand_over(Check::Sync, LeadershipCause::Unfit)]);
     assert_eq!(keeper.step(&Look { is_busy: true, ..look(now, &hung) }), []);
-    // It was refused: everybody else lacks what this one has.
-    let later = now + CONFIG.pause;
-    let actions = keeper.step(&look(later, &hung));
-    assert_eq!(actions, [hand_over(Check::Sync, LeadershipCause::Unfit)]);
-    let after = later + CONFIG.pause;
-    assert_eq!(keeper.step(&look(after, &hung)), [Action::SetHeartbeats(false)]);
+    // It was refused: everybody else lacks what this one has. Once is enough: nobody is ready meanwhile.
+    let later = now + 2 * CONFIG.pause;
+    assert_eq!(keeper.step(&look(later, &hung)), [Action::SetHeartbeats(false)]);
+    // The next time it is stuck it tries again first.
+    assert_eq!(keeper.step(&follower(later, &[])), [Action::SetMayStand(true), Action::SetHeartbeats(true)]);
+    let again = later + 2 * CONFIG.pause;
+    let actions = keeper.step(&look(again, &hung));
+    assert_eq!(actions, [Action::SetMayStand(false), hand_over(Check::Sync, LeadershipCause::Unfit)]);
+}
+
+/// One that is stuck while it is handed over for something else is not silenced on top.
+#[test]
+fn a_leader_that_hands_over_goes_on_with_its_heartbeats() {
+    let now = Instant::now();
+    let stalled = [Check::Stalled];
+    let mut keeper = settled(&follower(now, &stalled));
+    assert_eq!(keeper.step(&Look { is_busy: true, fittest: None, ..look(now, &stalled) }), []);
 }
 
 #[test]

@@ -146,6 +146,24 @@ async fn a_folder_from_an_older_copy_is_refused() {
     dial_code(&dialler, addr).await.unwrap();
 }
 
+/// Resets and lost packets hold one connection up while another one goes on.
+#[tokio::test]
+async fn a_hello_that_comes_late_is_no_older_copy() {
+    let (answerer, addr) = welcoming(identity(2)).await;
+    answerer.set_address(1, &["127.0.0.1:1".into()]);
+    let dialler = Bare::new(identity(1), quick());
+    *dialler.notices.own_last.lock().unwrap() = Some(LogPos { term: 4, index: 99 });
+    dial_code(&dialler, addr).await.unwrap();
+    // What it acknowledged after it wrote its next Hello comes first.
+    answerer.notices.floors.lock().unwrap().insert(1, LogPos { term: 4, index: 100 });
+    dial_code(&dialler, addr).await.unwrap();
+    // Another process may have another folder.
+    let restarted = Bare::new(identity(1), quick());
+    *restarted.notices.own_last.lock().unwrap() = Some(LogPos { term: 4, index: 99 });
+    assert_eq!(dial_code(&restarted, addr).await, Err((false, RefusalCode::Position)));
+    dial_code(&dialler, addr).await.unwrap();
+}
+
 #[tokio::test]
 async fn every_address_is_tried_until_one_is_the_node() {
     let (_wrong, wrong_addr) = welcoming(identity(3)).await;

@@ -1,4 +1,4 @@
-//! A disk that can be filled.
+//! Disks whose syncs fail or hang when a test says so: a library that is loaded before a node (`scripts/failsync.c`).
 
 use std::{
     fs,
@@ -6,47 +6,66 @@ use std::{
     process::Command,
 };
 
-/// A file system of its own size, where the machine lets us mount one.
-pub(crate) struct SmallDisk(PathBuf);
+use crate::support::node::Node;
 
-impl SmallDisk {
-    /// `None`, and a line that says so: nothing can be mounted here.
-    pub(crate) fn mount(dir: &Path, mib: u64) -> Option<Self> {
-        fs::create_dir_all(dir).expect("writable");
-        let size = format!("size={mib}m,mode=0700");
-        let out = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
-        match out {
-            Ok(out) if out.status.success() => Some(Self(dir.to_owned())),
-            _ => {
-                #[expect(clippy::print_stderr, reason = "why nothing was tested")]
-                {
-                    eprintln!("skipped: a small file system cannot be mounted here, which takes root");
-                }
-                None
-            }
+/// What happens to every sync of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// `EIO`, of the log alone: what was given to the disk is lost.
+    Fails,
+    /// It returns once the fault is over.
+    Hangs,
+}
+
+impl Fault {
+    const ALL: [Self; 2] = [Self::Fails, Self::Hangs];
+
+    /// The variable that names the file which brings it about.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Fails => "FAILSYNC",
+            Self::Hangs => "HANGSYNC",
         }
     }
 
-    /// Leaves so many bytes free.
-    pub(crate) fn fill(&self, leave: u64) -> PathBuf {
-        let stat = rustix::fs::statvfs(&self.0).expect("mounted");
-        let path = self.0.join("filler");
-        let free = stat.f_bavail * stat.f_frsize;
-        let file = fs::File::create(&path).expect("writable");
-        rustix::fs::fallocate(
-            &file,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            free.saturating_sub(leave).max(1),
-        )
-        .expect("there is room");
-        path
+    fn trigger(self, node: &Node) -> PathBuf {
+        node.log.with_extension(self.variable().to_lowercase())
     }
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the node may still be on its way out.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+/// Builds the library into a folder, with the compiler that also links the tests.
+#[track_caller]
+pub(crate) fn build(dir: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/failsync.c");
+    let library = dir.join("failsync.so");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .output()
+        .expect("a C compiler is there: it links the tests");
+    assert!(built.status.success(), "cc: {}", String::from_utf8_lossy(&built.stderr));
+    library
+}
+
+/// From its next start on the node's disk obeys.
+pub(crate) fn prepare(node: &mut Node) {
+    let dir = node.config.parent().expect("it has one").to_owned();
+    node.env.push(("LD_PRELOAD", build(&dir)));
+    for fault in Fault::ALL {
+        node.env.push((fault.variable(), fault.trigger(node)));
+    }
+}
+
+/// From now on.
+pub(crate) fn begin(node: &Node, fault: Fault) {
+    fs::write(fault.trigger(node), b"").expect("writable");
+}
+
+/// The disk works again.
+pub(crate) fn mend(node: &Node) {
+    for fault in Fault::ALL {
+        // It may not have been there.
+        let _ = fs::remove_file(fault.trigger(node));
     }
 }

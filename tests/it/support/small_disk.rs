@@ -1,0 +1,52 @@
+//! A disk that can be filled.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A file system of its own size, where the machine lets us mount one.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None`, and a line that says so: nothing can be mounted here.
+    pub(crate) fn mount(dir: &Path, mib: u64) -> Option<Self> {
+        fs::create_dir_all(dir).expect("writable");
+        let size = format!("size={mib}m,mode=0700");
+        let out = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
+        match out {
+            Ok(out) if out.status.success() => Some(Self(dir.to_owned())),
+            _ => {
+                #[expect(clippy::print_stderr, reason = "why nothing was tested")]
+                {
+                    eprintln!("skipped: a small file system cannot be mounted here, which takes root");
+                }
+                None
+            }
+        }
+    }
+
+    /// Leaves so many bytes free.
+    pub(crate) fn fill(&self, leave: u64) -> PathBuf {
+        let stat = rustix::fs::statvfs(&self.0).expect("mounted");
+        let path = self.0.join("filler");
+        let free = stat.f_bavail * stat.f_frsize;
+        let file = fs::File::create(&path).expect("writable");
+        rustix::fs::fallocate(
+            &file,
+            rustix::fs::FallocateFlags::empty(),
+            0,
+            free.saturating_sub(leave).max(1),
+        )
+        .expect("there is room");
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the node may still be on its way out.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
