@@ -17,6 +17,7 @@ mod feed_changes;
 mod feed_load;
 mod inspect;
 mod leadership;
+mod limits;
 mod membership;
 mod metrics;
 mod observe_cost;
