@@ -150,7 +150,9 @@ async fn accept(
     let (message, room) = body::read(incoming, stated, max, budget).await.map_err(|e| {
         let fault = match e {
             BodyError::TooLarge => return plain(too_large(max + 1, max)),
-            BodyError::NoRoom => return plain(Fault::overloaded(1)),
+            BodyError::NoRoom => {
+                return plain(Fault::overloaded("too many bytes of requests are being read", 1));
+            }
             BodyError::TooSlow | BodyError::Broken => Fault::new(Code::InvalidRequest, e.to_string()),
         };
         api.parts.metrics.reject(Rejected::BodyTimeout);

@@ -3,7 +3,7 @@
 //! A [`Fault`] is what a caller is answered, whichever way it asked. Every error of the parts below is
 //! turned into one here, and nowhere else; domain code knows no codes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::http::StatusCode;
 use schemars::JsonSchema;
@@ -199,8 +199,15 @@ impl Fault {
         fault
     }
 
-    pub(crate) fn overloaded(retry_after_ms: u64) -> Self {
-        Self::from(ProposeError::Overloaded { retry_after_ms })
+    /// A bound was met, which the message names.
+    pub(crate) fn overloaded(message: impl Into<Cow<'static, str>>, retry_after_ms: u64) -> Self {
+        let mut fault = Self::refused(Code::Overloaded, "overloaded", message);
+        fault.data.retry_after_ms = Some(retry_after_ms);
+        fault
+    }
+
+    pub(crate) fn too_many_requests(wait: Duration) -> Self {
+        Self::overloaded("too many requests: over api.rate_limit", wait.as_millis() as u64 + 1)
     }
 
     pub(crate) fn shutting_down() -> Self {
@@ -327,11 +334,7 @@ impl From<ProposeError> for Fault {
                 f.data.oldest_height = oldest_height.map(Some);
                 f
             }
-            ProposeError::Overloaded { retry_after_ms } => {
-                let mut f = Self::refused(Code::Overloaded, "overloaded", message);
-                f.data.retry_after_ms = Some(retry_after_ms);
-                f
-            }
+            ProposeError::Overloaded { retry_after_ms } => Self::overloaded(message, retry_after_ms),
             ProposeError::Timeout { height, hash, term, index } => {
                 let mut f = Self::refused(Code::Unknown, "timeout", message);
                 (f.data.height, f.data.hash) = (Some(height), Some(Hex(hash)));

@@ -167,7 +167,8 @@ impl Front {
             return Err((Rejected::ShuttingDown, Fault::shutting_down()));
         }
         if connection.is_extra {
-            return Err((Rejected::Connections, Fault::overloaded(1_000)));
+            let message = "too many connections: over api.max_connections or api.max_connections_per_address";
+            return Err((Rejected::Connections, Fault::overloaded(message, 1_000)));
         }
         if !is_rpc {
             self.take_tokens(connection, 1)?;
@@ -179,11 +180,14 @@ impl Front {
         self.api
             .limiter
             .take(connection.remote, n, Instant::now())
-            .map_err(|wait| (Rejected::RateLimit, Fault::overloaded(wait.as_millis() as u64 + 1)))
+            .map_err(|wait| (Rejected::RateLimit, Fault::too_many_requests(wait)))
     }
 
     async fn json_rpc(&self, request: Request<Incoming>, connection: Arc<Connection>) -> Response<Body> {
-        let is_upgrade = request.headers().contains_key(header::UPGRADE) && *request.method() == Method::GET;
+        let wants_socket = [header::UPGRADE, header::SEC_WEBSOCKET_KEY]
+            .iter()
+            .any(|name| request.headers().contains_key(name));
+        let is_upgrade = wants_socket && *request.method() == Method::GET;
         let answered = if is_upgrade {
             self.upgrade(request, connection).await
         } else if *request.method() == Method::POST {
@@ -302,7 +306,10 @@ fn body_fault(error: BodyError, limit: u64) -> (Rejected, Fault) {
             let why = format!("the body is over api.max_body, {limit} bytes");
             (Rejected::BodyTooLarge, Fault::new(Code::BodyTooLarge, why))
         }
-        BodyError::NoRoom => (Rejected::BodyBudget, Fault::overloaded(RETRY_BODY_MS)),
+        BodyError::NoRoom => (
+            Rejected::BodyBudget,
+            Fault::overloaded("too many bytes of requests are being read", RETRY_BODY_MS),
+        ),
         BodyError::TooSlow | BodyError::Broken => {
             (Rejected::BodyTimeout, Fault::new(Code::InvalidRequest, error.to_string()))
         }

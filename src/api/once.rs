@@ -83,7 +83,7 @@ impl Once {
             return Err(Fault::param(OPERATION_ID.name, message));
         }
         if IDS_MAX <= calls.len() {
-            return Err(Fault::overloaded(RETRY_AFTER_MS));
+            return Err(Fault::overloaded("too many operationIds are remembered", RETRY_AFTER_MS));
         }
         let (outcome, receiver) = watch::channel(None);
         let made = Made { at: now, method, params: params.to_owned(), outcome: receiver };
@@ -168,7 +168,7 @@ mod tests {
         let (once, now) = (Once::default(), Instant::now());
         let begun = first(&once, "a", now);
         let second = joined(&once, "a", now);
-        begun.end(Err(Fault::overloaded(5)));
+        begun.end(Err(Fault::overloaded("busy", 5)));
         assert_eq!(second.answer().await.unwrap_err().code, Code::Overloaded);
         drop(first(&once, "a", now));
     }

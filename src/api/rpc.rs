@@ -212,7 +212,7 @@ where
                 let remote = caller.connection.remote;
                 if let Err(wait) = this.api.limiter.take(remote, 1, Instant::now()) {
                     this.api.parts.metrics.reject(Rejected::RateLimit);
-                    let fault = Fault::overloaded(wait.as_millis() as u64 + 1);
+                    let fault = Fault::too_many_requests(wait);
                     return MethodResponse::error(request.id, ErrorObjectOwned::from(fault));
                 }
             }

@@ -330,8 +330,9 @@ pub(crate) async fn export(front: &Front, id: &str) -> Response<Body> {
 }
 
 async fn open(api: &Arc<Api>, id: &str) -> Result<Response<Body>, Fault> {
-    let turn =
-        Arc::clone(&api.exports).try_acquire_owned().map_err(|_| Fault::overloaded(EXPORT_RETRY_MS))?;
+    let turn = Arc::clone(&api.exports)
+        .try_acquire_owned()
+        .map_err(|_| Fault::overloaded("too many snapshots are being sent", EXPORT_RETRY_MS))?;
     let (snapshots, asked) = (api.parts.snapshots.clone(), id.to_owned());
     let opened = tokio::task::spawn_blocking(move || snapshots.export(&asked)).await;
     let opened = opened.map_err(|_| Fault::internal("the export broke off"))?;

@@ -106,7 +106,10 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
         }),
     );
     let mut answer = Response::new(Body::new(lines));
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    // A proxy passes each line on as it comes.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     answer
 }
 

@@ -22,6 +22,7 @@ mod inspect;
 mod install;
 mod joint;
 mod leadership;
+mod limits;
 mod membership;
 mod metrics;
 mod observe_cost;

@@ -14,7 +14,7 @@ impl From<SubscribeError> for Fault {
             SubscribeError::Pruned { oldest_height } => {
                 store::ReadError::Pruned { oldest: Some(oldest_height) }.into()
             }
-            SubscribeError::TooMany => Self::overloaded(RETRY_LATER_MS),
+            SubscribeError::TooMany => Self::overloaded(message, RETRY_LATER_MS),
             SubscribeError::Storage => ProposeError::Storage.into(),
             SubscribeError::ShuttingDown => Self::shutting_down(),
         }
