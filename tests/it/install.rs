@@ -88,7 +88,7 @@ fn db_of(cluster: &Cluster, id: NodeId, snapshot: &Value) -> PathBuf {
 fn a_transfer_that_breaks_ten_times_is_resumed_each_time() {
     const BREAKS: u32 = 10;
     const BLOCKS: u64 = 150;
-    let (mut cluster, net) = Cluster::three_behind(on_demand());
+    let (mut cluster, net) = Cluster::behind(3, on_demand(), |_| {});
     let (_, away, made) = one_lacks(&mut cluster, BLOCKS, LARGE);
     let size = made["sizeBytes"].as_u64().expect("a size");
     assert!(14 * MIB < size, "{made}");
