@@ -151,7 +151,11 @@ where
     let installed = while_waiting(connection, SnapshotStage::Installing, received_bytes, installing).await;
     let (store, id) = (Arc::clone(&shared.snapshots), offer.manifest.id.clone());
     if installed.is_ok() {
-        blocking(move || Ok(store.settled(&id))).await?;
+        blocking(move || {
+            store.settled(&id);
+            Ok(())
+        })
+        .await?;
     }
     let vote = installed?.map_err(Ended::Refused)?;
     drop(turn);
