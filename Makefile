@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load browser-feed observe-cost torture snapshots-bench
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost torture snapshots-bench
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,11 @@ feed-load: ## the feed under 1000 blocks a second with and without readers that 
 	FEED_LOAD_ROUNDS=$${FEED_LOAD_ROUNDS:-3} FEED_LOAD_SECONDS=$${FEED_LOAD_SECONDS:-20} \
 	FEED_LOAD_RATE=$${FEED_LOAD_RATE:-1000} FEED_LOAD_BYTES=$${FEED_LOAD_BYTES:-1024} \
 	$(CARGO) test --release --locked --test it readers_that_stand_still -- --nocapture
+
+faults: ## what each fault costs, partitions to hung disks, as a table; half an hour; FAULTS_ONLY="part of a name" for some
+	FAULTS_ROUNDS=$${FAULTS_ROUNDS:-3} FAULTS_SECONDS=$${FAULTS_SECONDS:-5} FAULTS_STALL_SECONDS=$${FAULTS_STALL_SECONDS:-5} \
+	FAULTS_STOP_MAX=$${FAULTS_STOP_MAX:-30} \
+	$(CARGO) test --release --locked --test it fault_table:: -- --nocapture --test-threads=1
 
 browser-feed: ## a real browser's EventSource over ten reconnects; needs chromium
 	@command -v chromium >/dev/null || { echo "blockraft: this needs chromium: apt-get install chromium"; exit 1; }

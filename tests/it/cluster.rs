@@ -22,7 +22,7 @@ use crate::support::{
     block::{Answer, Block, Way},
     checker,
     cluster::{Cluster, assert_positions},
-    config::{Settings, settings},
+    config::{Settings, long_history, settings},
     http::Connection,
     stream::{Stream, fill},
     wait::{LATER, SOON, wait_for},
@@ -33,11 +33,6 @@ use crate::support::{
 const ACKNOWLEDGED_BETWEEN: usize = 20;
 const LEADER_KILLS: usize = 20;
 const KILLS_OF_ALL: usize = 10;
-
-/// Long enough a history that every block of a load is still there at the end.
-fn long_history() -> Settings {
-    settings([("state.history_blocks", toml::Value::Integer(10_000_000))])
-}
 
 fn blocks(from: u64, n: u64, salt: &str) -> Vec<Block> {
     (from..from + n).map(|height| Block::new(height, salt)).collect()

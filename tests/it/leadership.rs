@@ -26,22 +26,14 @@ use crate::support::{
     block::{Answer, Block, Way},
     checker,
     cluster::Cluster,
-    config::{Settings, settings},
+    config::{Settings, long_history, settings},
     exposition::Scrape,
     feed::WebSocket,
     rpc::RpcError,
     stream::fill,
-    wait::{LATER, SOON, pause, wait_for},
+    wait::{SOON, pause, wait_for},
     writer::{History, Writer},
 };
-
-fn long_history() -> Settings {
-    settings([("state.history_blocks", toml::Value::Integer(10_000_000))])
-}
-
-fn term_of(cluster: &Cluster, id: NodeId) -> u64 {
-    cluster.node(id).status().expect("it answers")["term"].as_u64().expect("a term")
-}
 
 #[track_caller]
 fn call(cluster: &Cluster, id: NodeId, method: &str, params: Value) -> Value {
@@ -65,15 +57,6 @@ fn metric(cluster: &Cluster, id: NodeId, name: &str, labels: &[(&str, &str)]) ->
     Scrape::parse(&text).get(name, labels).unwrap_or_else(|| panic!("no {name} {labels:?}"))
 }
 
-#[track_caller]
-fn more_acknowledged(history: &History, n: usize) {
-    let enough = history.n_acknowledged() + n;
-    wait_for("blocks are acknowledged", LATER, || {
-        ensure!(enough <= history.n_acknowledged(), "{} of {enough}", history.n_acknowledged());
-        Ok(())
-    });
-}
-
 #[test]
 fn leadership_moves_under_load_and_no_refused_block_is_there() {
     let mut cluster = Cluster::three(long_history());
@@ -81,9 +64,9 @@ fn leadership_moves_under_load_and_no_refused_block_is_there() {
     let writers = [("a", Way::Protobuf), ("b", Way::JsonRpc)]
         .map(|(name, way)| Writer::start(name, way, cluster.endpoints(), history.clone()));
     for n in 0..20 {
-        more_acknowledged(&history, 5);
+        history.wait_for_more(5);
         let from = cluster.leader();
-        let term = term_of(&cluster, from);
+        let term = cluster.term_of(from);
         let moved = match n % 4 {
             3 => call(&cluster, from, "raft_resign", json!({"reason": "test"})),
             _ => {
@@ -174,7 +157,7 @@ fn a_paused_node_does_not_lead_while_another_can() {
     let mut cluster = Cluster::three(Settings::new());
     cluster.allow_deaths();
     let paused = cluster.leader();
-    let term = term_of(&cluster, paused);
+    let term = cluster.term_of(paused);
     let answer = call(&cluster, paused, "raft_pause", json!({"reason": "test"}));
     assert_eq!(answer["paused"], true);
     let new = cluster.leader_above(term);
@@ -202,7 +185,7 @@ fn a_paused_node_does_not_lead_while_another_can() {
     });
     for _ in 0..3 {
         let leader = cluster.leader();
-        let term = term_of(&cluster, leader);
+        let term = cluster.term_of(leader);
         cluster.node_mut(leader).kill();
         let new = cluster.leader_above(term);
         assert_ne!(new, paused, "a paused node leads though a fit one could");
@@ -217,7 +200,7 @@ fn a_paused_node_does_not_lead_while_another_can() {
     let term = forced["newTerm"].as_u64().expect("a term");
     assert_eq!(cluster.leader(), paused);
     fill(&cluster.node(paused).api.clone(), &[Block::new(1, "forced")]);
-    assert_eq!((cluster.leader(), term_of(&cluster, paused)), (paused, term), "it stays, with its fence");
+    assert_eq!((cluster.leader(), cluster.term_of(paused)), (paused, term), "it stays, with its fence");
     assert_eq!(call(&cluster, paused, "raft_resume", json!({}))["paused"], false);
     cluster.leader();
     cluster.end();
@@ -258,7 +241,7 @@ fn every_leadership_is_delivered_from_any_id() {
     let first = cluster.leader();
     let mut sockets: Vec<(NodeId, WebSocket)> =
         (1..=3).map(|id| (id, WebSocket::open(&cluster.node(id).api, None))).collect();
-    let mut terms = vec![term_of(&cluster, first)];
+    let mut terms = vec![cluster.term_of(first)];
     for (id, socket) in &mut sockets {
         socket.subscribe("raft_subscribeLeadership", &json!({}));
         let item = socket.item();
@@ -309,11 +292,11 @@ fn every_leadership_is_delivered_from_any_id() {
 fn a_follower_that_wants_to_lead_asks_the_leader() {
     let mut cluster = Cluster::three(Settings::new());
     let leader = cluster.leader();
-    let term = term_of(&cluster, leader);
+    let term = cluster.term_of(leader);
     let follower = cluster.others(leader)[0];
     assert_eq!(call(&cluster, leader, "raft_triggerElection", json!({}))["started"], false);
     assert_eq!(call(&cluster, follower, "raft_triggerElection", json!({}))["started"], false);
-    assert_eq!(term_of(&cluster, leader), term, "a leader that all hear is not moved");
+    assert_eq!(cluster.term_of(leader), term, "a leader that all hear is not moved");
     // Its refusal is the error.
     call(&cluster, follower, "raft_pause", json!({}));
     wait_for("the leader knows", SOON, || {
@@ -345,7 +328,7 @@ fn an_executor_that_lags_costs_leadership_and_learns_the_fence() {
     let mut cluster = Cluster::three(all);
     cluster.allow("this leader is not fit");
     let leader = cluster.leader();
-    let term = term_of(&cluster, leader);
+    let term = cluster.term_of(leader);
     let empty = json!({"height": 0, "hash": "0x"});
     assert_eq!(call(&cluster, leader, "block_reconcile", empty.clone())["verdict"], "inSync");
     let blocks: Vec<Block> = (1..=10).map(|h| Block::new(h, "exec")).collect();
@@ -396,7 +379,7 @@ fn an_executor_that_lags_costs_leadership_and_learns_the_fence() {
     assert_eq!(metric(&cluster, leader, "blockraft_executor_lag_blocks", &[]), 5.0);
     assert_eq!(metric(&cluster, leader, "blockraft_executor_verdicts_total", &[("verdict", "behind")]), 2.0);
     // A fork costs it at once; the only fit one is gone, so nobody holds the fence until one is well.
-    let term = term_of(&cluster, others[1]);
+    let term = cluster.term_of(others[1]);
     report(&cluster, leader, &blocks[9]);
     let forked = Block::new(9, "fork");
     report(&cluster, others[1], &forked);
@@ -411,7 +394,7 @@ fn an_executor_that_falls_silent_costs_leadership() {
     let mut cluster = Cluster::three(all);
     cluster.allow("this leader is not fit");
     let leader = cluster.leader();
-    let term = term_of(&cluster, leader);
+    let term = cluster.term_of(leader);
     let params = json!({"height": 0, "hash": "0x", "healthy": true, "active": true});
     let answer = call(&cluster, leader, "executor_report", params);
     assert_eq!(json!([answer["verdict"], answer["ready"]]), json!(["inSync", true]));
@@ -430,22 +413,14 @@ fn a_leader_that_stood_still_has_lost_its_fence() {
     let history = Arc::new(History::default());
     let writer = Writer::start("a", Way::Protobuf, cluster.endpoints(), history.clone());
     for time in [1_000, 3_000].map(Duration::from_millis) {
-        more_acknowledged(&history, 20);
+        history.wait_for_more(20);
         let leader = cluster.leader();
         let status = cluster.node(leader).status().expect("it answers");
         let (term, fence) = (status["term"].as_u64().expect("a term"), status["fence"].as_u64());
         let began = Instant::now();
         cluster.node(leader).signal(Signal::STOP);
         let others: Vec<NodeId> = (1..=3).filter(|id| *id != leader).collect();
-        let new = wait_for("another one leads", SOON, || {
-            for id in &others {
-                let s = cluster.node(*id).status()?;
-                if s["ready"] == true && Some(term) < s["term"].as_u64() {
-                    return Ok(*id);
-                }
-            }
-            anyhow::bail!("none is ready above term {term}")
-        });
+        let new = cluster.leader_among(&others, term);
         pause(time.saturating_sub(began.elapsed()));
         cluster.node(leader).signal(Signal::CONT);
         // Its first answer is true already: the lease is over by its own clock.
@@ -458,7 +433,7 @@ fn a_leader_that_stood_still_has_lost_its_fence() {
         let answer = late.propose(&mut cluster.node(new).connect(), Way::JsonRpc, fence);
         assert!(matches!(answer, Answer::Refused { .. }), "nor anywhere else: {answer}");
     }
-    more_acknowledged(&history, 20);
+    history.wait_for_more(20);
     drop(writer);
     checker::check(&mut cluster, &history);
     cluster.end();
@@ -470,7 +445,7 @@ fn a_killed_leader_is_known_to_be_dead() {
     cluster.allow_deaths();
     for _ in 0..3 {
         let leader = cluster.leader();
-        let term = term_of(&cluster, leader);
+        let term = cluster.term_of(leader);
         cluster.node_mut(leader).kill();
         let new = cluster.leader_above(term);
         assert_ne!(new, leader);

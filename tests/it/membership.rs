@@ -9,10 +9,11 @@
 //! | a_folder_put_back_from_an_older_copy… | safety 8: both positions are named |
 //! | of_those_that_race_on_one_version_one_wins | design 5: compare and set |
 //! | callers_that_go_away_leave_nothing_joint | safety 21a |
-//! | what_a_dead_leader_left_is_finished | safety 21a |
 //! | a_change_that_leaves_no_quorum_is_refused | design 5: quorumRisk, dryRun, force |
 //! | the_leader_leaves_and_holds_no_fence | safety 14, 21e |
 //! | a_moved_member_is_found_and_updated | safety 21c |
+//!
+//! What a leader leaves behind that dies in the middle of a change: [`crate::joint`].
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -23,8 +24,7 @@ use crate::support::{
     cluster::{CLUSTER_ID, Cluster},
     config::Settings,
     members::{
-        add, assert_refused, assert_uniform, call, ids, leader_among, one_more_block, send_and_leave,
-        start_joiner, version,
+        add, assert_refused, assert_uniform, call, ids, one_more_block, send_and_leave, start_joiner, version,
     },
     node::Node,
     ports, rpc,
@@ -315,38 +315,6 @@ fn callers_that_go_away_leave_nothing_joint() {
 }
 
 #[test]
-fn what_a_dead_leader_left_is_finished() {
-    let mut cluster = Cluster::three(Settings::new());
-    cluster.allow_deaths();
-    for round in 0..4u64 {
-        let leader = cluster.leader();
-        let other = cluster.others(leader)[0];
-        let membership = assert_uniform(&mut cluster);
-        let is_voter = membership["voters"].as_array().is_some_and(|v| v.contains(&json!(other)));
-        if !is_voter {
-            let params = json!({"nodeId": other});
-            wait_for("it votes again", SOON, || Ok(cluster.node(leader).call("raft_promote", &params)?));
-        }
-        let term = cluster.node(leader).status().expect("it answers")["term"].as_u64().expect("a number");
-        let method = "raft_updateMember";
-        // Demoting would leave two voters of which one is about to die: names change by the same way.
-        send_and_leave(
-            cluster.node(leader),
-            method,
-            &json!({"nodeId": other, "name": format!("round-{round}")}),
-            Duration::from_micros(700 * round),
-        );
-        cluster.node_mut(leader).kill();
-        cluster.leader_above(term);
-        assert_uniform(&mut cluster);
-        cluster.node_mut(leader).start();
-        cluster.leader();
-        cluster.settled();
-    }
-    cluster.end();
-}
-
-#[test]
 fn a_change_that_leaves_no_quorum_is_refused() {
     let mut cluster = Cluster::three(Settings::new());
     cluster.allow_deaths();
@@ -385,7 +353,7 @@ fn the_leader_leaves_and_holds_no_fence() {
     // Demoted it stays and follows; removed it is told.
     let members = call(&cluster, leader, "raft_demote", json!({"nodeId": leader}));
     assert_eq!(ids(&members, "learners"), [leader]);
-    let next = leader_among(&cluster, &rest);
+    let next = cluster.leader_among(&rest, 0);
     wait_for("the demoted leader follows", SOON, || {
         let status = cluster.node(leader).status()?;
         ensure!(
@@ -405,7 +373,7 @@ fn the_leader_leaves_and_holds_no_fence() {
         (&json!(false), &Value::Null),
         "right behind the answer"
     );
-    let next = leader_among(&cluster, &rest);
+    let next = cluster.leader_among(&rest, 0);
     one_more_block(&cluster, next);
     wait_for("the removed leader is told", SOON, || {
         let status = cluster.node(leader).status()?;

@@ -9,6 +9,7 @@ pub(crate) mod block;
 pub(crate) mod checker;
 pub(crate) mod cluster;
 pub(crate) mod config;
+pub(crate) mod disk;
 pub(crate) mod exposition;
 pub(crate) mod feed;
 pub(crate) mod folder;
@@ -20,8 +21,10 @@ pub(crate) mod node;
 pub(crate) mod otlp;
 pub(crate) mod ports;
 pub(crate) mod rpc;
+pub(crate) mod scene;
 pub(crate) mod stream;
 pub(crate) mod wait;
+pub(crate) mod watch;
 pub(crate) mod writer;
 
 /// A node's number.

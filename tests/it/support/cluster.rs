@@ -23,6 +23,14 @@ const ALLOWED_ANYWHERE: &[&str] = &[
     "heartbeat_interval",
 ];
 
+/// The ready leader, the fence it holds, and the others that run.
+#[derive(Debug, Clone)]
+pub(crate) struct Roles {
+    pub(crate) leader: NodeId,
+    pub(crate) fence: u64,
+    pub(crate) others: Vec<NodeId>,
+}
+
 /// Nodes 1 to n. Dropped, all are killed; after a panic the end of each log is shown.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
@@ -50,9 +58,11 @@ impl Cluster {
         cluster
     }
 
-    /// Three nodes with a ready leader, and the network between them.
-    pub(crate) fn three_behind(settings: Settings) -> (Self, Net) {
-        let (mut cluster, net) = (Self::new(3, settings), Net::new());
+    /// So many nodes with a ready leader, and the network between them. Every node is prepared before it starts.
+    #[track_caller]
+    pub(crate) fn behind(n: u64, settings: Settings, prepare: impl Fn(&mut Node)) -> (Self, Net) {
+        let (mut cluster, net) = (Self::new(n, settings), Net::new());
+        cluster.nodes.iter_mut().for_each(prepare);
         for node in &mut cluster.nodes {
             node.advertise = Some(net.before(node.id, &node.peer));
         }
@@ -143,6 +153,33 @@ impl Cluster {
 
     pub(crate) fn endpoints(&self) -> Vec<(NodeId, String)> {
         self.nodes.iter().map(|n| (n.id, n.api.clone())).collect()
+    }
+
+    /// Who leads, and who does not.
+    #[track_caller]
+    pub(crate) fn roles(&mut self) -> Roles {
+        let leader = self.leader();
+        Roles { leader, fence: self.term_of(leader), others: self.others(leader) }
+    }
+
+    #[track_caller]
+    pub(crate) fn term_of(&self, id: NodeId) -> u64 {
+        self.node(id).status().expect("it answers")["term"].as_u64().expect("a term")
+    }
+
+    /// Waits until one of these nodes leads with its fence in a later term, whatever the others say.
+    #[track_caller]
+    pub(crate) fn leader_among(&self, ids: &[NodeId], above: u64) -> NodeId {
+        wait_for("one of them leads", SOON, || {
+            for id in ids {
+                // One that stands still, or was killed, is no reason to give up.
+                let Ok(s) = self.node(*id).status() else { continue };
+                if s["ready"] == true && Some(above) < s["term"].as_u64() {
+                    return Ok(*id);
+                }
+            }
+            bail!("none is ready above term {above}")
+        })
     }
 
     /// The one ready leader that all running nodes name.

@@ -10,6 +10,11 @@ pub(crate) fn settings<const N: usize>(pairs: [(&str, toml::Value); N]) -> Setti
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// Every block of a story is kept, so that all of them can be compared at its end.
+pub(crate) fn long_history() -> Settings {
+    settings([("state.history_blocks", toml::Value::Integer(10_000_000))])
+}
+
 /// Timings of a cluster whose leader is to stay, however busy the machine; for tests that no change of leader is
 /// the matter of.
 pub(crate) fn patient() -> Settings {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -24,15 +24,6 @@ pub(crate) fn start_joiner(cluster: &mut Cluster) -> NodeId {
     wait_for("the new node answers", SOON, || joiner.get("/livez", &[]));
     cluster.nodes.push(joiner);
     id
-}
-
-/// A ready leader among these, whatever the others say.
-#[track_caller]
-pub(crate) fn leader_among(cluster: &Cluster, ids: &[NodeId]) -> NodeId {
-    wait_for("one of them leads and is ready", SOON, || {
-        let ready = |id: &&NodeId| cluster.node(**id).status().is_ok_and(|s| s["ready"] == true);
-        ids.iter().find(ready).copied().context("none is ready")
-    })
 }
 
 #[track_caller]

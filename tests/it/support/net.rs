@@ -2,7 +2,8 @@
 //!
 //! A proxy learns who dials, and what for, from the first frame of a connection. Rules are kept by the way a
 //! byte goes, from one node to another, whoever dialled. TCP hides loss as lateness, so nothing is ever dropped:
-//! what a cut holds back is delivered when the cut is over, unless the connection ended meanwhile.
+//! what a cut holds back is delivered when the cut is over, unless the connection ended meanwhile. The one thing
+//! that is ever changed on the way is what a node says in its first frame, which is how an older one is played.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::NodeId;
+use crate::support::{NodeId, block::put_varint};
 
 /// `Purpose` of the peer protocol's Hello.
 const PURPOSE_LOG: u64 = 1;
@@ -22,6 +23,13 @@ const PIECE_BYTES: usize = 64 << 10;
 const PIECES_MAX: usize = 64;
 /// The first frame is small.
 const HELLO_BYTES_MAX: usize = 4 << 10;
+/// `FRAME_KIND_HELLO`, and where a frame says its kind: behind its length and the version.
+const KIND_HELLO: u8 = 1;
+const KIND_AT: usize = 5;
+/// Where the message begins: behind length, version, kind and id.
+const MESSAGE_AT: usize = 14;
+/// `known_commands`, as the key of a packed field.
+const KNOWN_COMMANDS: u64 = 8 << 3 | 2;
 
 /// What happens to bytes on one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,13 +40,49 @@ pub(crate) struct Way {
     pub(crate) is_log_cut: bool,
     /// Everything comes so much later.
     pub(crate) delay: Duration,
-    /// Each n-th piece comes so much later still, and all behind it: what a lost packet costs.
-    pub(crate) burst: Option<(u32, Duration)>,
+    /// Some pieces come later still, and all behind them: what a lost packet costs.
+    pub(crate) burst: Option<Burst>,
+}
+
+impl Way {
+    pub(crate) const CUT: Self = Self { is_cut: true, ..Self::OPEN };
+    pub(crate) const LOG_CUT: Self = Self { is_log_cut: true, ..Self::OPEN };
+    const OPEN: Self = Self { is_cut: false, is_log_cut: false, delay: Duration::ZERO, burst: None };
+
+    /// Open, and each n-th piece late.
+    pub(crate) const fn late(every: u32, least_ms: u64, most_ms: u64) -> Self {
+        let (least, most) = (Duration::from_millis(least_ms), Duration::from_millis(most_ms));
+        Self { burst: Some(Burst { every, least, most }), ..Self::OPEN }
+    }
+
+    pub(crate) const fn delayed(self, ms: u64) -> Self {
+        Self { delay: Duration::from_millis(ms), ..self }
+    }
+}
+
+/// Each n-th piece is late, by one of eleven times from the least to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Burst {
+    every: u32,
+    least: Duration,
+    most: Duration,
+}
+
+impl Burst {
+    fn of(&self, n_pieces: u32) -> Duration {
+        if !n_pieces.is_multiple_of(self.every) {
+            return Duration::ZERO;
+        }
+        // Seven steps of eleven: all of them come, and neighbours differ.
+        self.least + (self.most - self.least) * (n_pieces / self.every * 7 % 11) / 10
+    }
 }
 
 #[derive(Default)]
 struct State {
     ways: BTreeMap<(NodeId, NodeId), Way>,
+    /// What nodes say that they know, where that is not what they do.
+    commands: BTreeMap<NodeId, Vec<u16>>,
     /// Both ends of every connection, with the two nodes it is between.
     open: Vec<(NodeId, NodeId, TcpStream)>,
     is_over: bool,
@@ -89,19 +133,35 @@ impl Net {
         self.shared.changed.notify_all();
     }
 
-    /// Nothing passes between a node and the others, in either direction.
-    pub(crate) fn isolate(&self, node_id: NodeId, others: &[NodeId]) {
-        for other in others {
-            let cut = Way { is_cut: true, ..Way::default() };
-            self.set(node_id, *other, cut);
-            self.set(*other, node_id, cut);
+    /// What happens to everything that goes from some nodes to others.
+    pub(crate) fn set_all(&self, from: &[NodeId], to: &[NodeId], way: Way) {
+        for a in from {
+            to.iter().filter(|b| *b != a).for_each(|b| self.set(*a, *b, way));
         }
+    }
+
+    /// Nothing passes between these and those, in either direction.
+    pub(crate) fn part(&self, these: &[NodeId], those: &[NodeId]) {
+        self.set_all(these, those, Way::CUT);
+        self.set_all(those, these, Way::CUT);
     }
 
     /// All is well again.
     pub(crate) fn heal(&self) {
         self.shared.lock().ways.clear();
         self.shared.changed.notify_all();
+    }
+
+    /// From its next connections on a node says that it knows these commands alone, as an older one would; `None`:
+    /// what it does know.
+    pub(crate) fn claim(&self, node_id: NodeId, commands: Option<&[u16]>) {
+        let mut state = self.shared.lock();
+        match commands {
+            Some(commands) => state.commands.insert(node_id, commands.to_vec()),
+            None => state.commands.remove(&node_id),
+        };
+        drop(state);
+        self.reset(node_id);
     }
 
     /// Every connection of a node ends, as by a reset.
@@ -131,9 +191,12 @@ impl Drop for Net {
 }
 
 fn serve(shared: &Arc<Shared>, to: NodeId, mut client: TcpStream, target: SocketAddr) {
-    let Some((hello, from, purpose)) = read_hello(&mut client) else { return };
+    let Some(hello) = read_frame(&mut client) else { return };
+    let fields = varints(hello.get(MESSAGE_AT..).unwrap_or_default());
+    let of = |number| fields.get(&number).copied().unwrap_or(0);
+    let (from, purpose) = (of(3), of(5));
     let Ok(server) = TcpStream::connect(target) else { return };
-    let (Ok(client_in), Ok(server_in)) = (client.try_clone(), server.try_clone()) else { return };
+    let (Ok(client_in), Ok(mut server_in)) = (client.try_clone(), server.try_clone()) else { return };
     for stream in [&client, &server] {
         // Held-back frames must not be glued together by the proxy's own socket.
         let _ = stream.set_nodelay(true);
@@ -143,12 +206,37 @@ fn serve(shared: &Arc<Shared>, to: NodeId, mut client: TcpStream, target: Socket
     }
     let is_log = purpose == PURPOSE_LOG;
     let there = {
-        let shared = Arc::clone(shared);
+        let (shared, hello) = (Arc::clone(shared), said_by(shared, from, hello));
         thread::spawn(move || pass(&shared, (from, to), is_log, hello, client_in, server))
     };
-    pass(shared, (to, from), is_log, Vec::new(), server_in, client);
+    let answer = read_frame(&mut server_in).map(|answer| said_by(shared, to, answer));
+    pass(shared, (to, from), is_log, answer.unwrap_or_default(), server_in, client);
     // A panic there ended its connection, which is all that matters here.
     let _ = there.join();
+}
+
+/// The first frame of a node, with what it shall say that it knows.
+fn said_by(shared: &Shared, node_id: NodeId, frame: Vec<u8>) -> Vec<u8> {
+    let Some(commands) = shared.lock().commands.get(&node_id).cloned() else { return frame };
+    if frame.get(KIND_AT) != Some(&KIND_HELLO) {
+        return frame;
+    }
+    let (head, mut rest) = frame.split_at(MESSAGE_AT);
+    let mut message = Vec::new();
+    while !rest.is_empty() {
+        let field = rest;
+        let Some(key) = skip(&mut rest) else { return frame };
+        if key != KNOWN_COMMANDS {
+            message.extend_from_slice(&field[..field.len() - rest.len()]);
+        }
+    }
+    let mut known = Vec::new();
+    commands.iter().for_each(|command| put_varint(&mut known, u64::from(*command)));
+    put_varint(&mut message, KNOWN_COMMANDS);
+    put_varint(&mut message, known.len() as u64);
+    message.extend(known);
+    let length = (head.len() - 4 + message.len()) as u32;
+    [&length.to_be_bytes()[..], &head[4..], &message[..]].concat()
 }
 
 /// Moves bytes one way until either end is gone. `first` was read already.
@@ -178,10 +266,7 @@ fn pass(
         if !piece.is_empty() {
             n_pieces += 1;
             let rule = shared.lock().ways.get(&way).copied().unwrap_or_default();
-            let late = match rule.burst {
-                Some((every, late)) if n_pieces.is_multiple_of(every) => late,
-                _ => Duration::ZERO,
-            };
+            let late = rule.burst.map_or(Duration::ZERO, |burst| burst.of(n_pieces));
             // Nothing overtakes what was sent before.
             due = due.max(Instant::now() + rule.delay + late);
             if pieces.send((due, std::mem::take(&mut piece))).is_err() {
@@ -215,37 +300,43 @@ fn wait_until(shared: &Shared, way: (NodeId, NodeId), is_log: bool, due: Instant
     }
 }
 
-/// The first frame whole, who sent it, and what for.
-fn read_hello(stream: &mut TcpStream) -> Option<(Vec<u8>, NodeId, u64)> {
+/// One frame, its length included.
+fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut frame = vec![0; 4];
     stream.read_exact(&mut frame).ok()?;
     let length = u32::from_be_bytes(frame[..4].try_into().ok()?) as usize;
-    if HELLO_BYTES_MAX < length {
+    if !(MESSAGE_AT - 4..=HELLO_BYTES_MAX).contains(&length) {
         return None;
     }
     frame.resize(4 + length, 0);
     stream.read_exact(&mut frame[4..]).ok()?;
-    // Length, version, kind and id come before the message.
-    let fields = varints(frame.get(4 + 10..)?);
-    let of = |number| fields.get(&number).copied().unwrap_or(0);
-    let (node_id, purpose) = (of(3), of(5));
-    Some((frame, node_id, purpose))
+    Some(frame)
+}
+
+/// Takes one field of a protobuf message off; its key.
+fn skip(message: &mut &[u8]) -> Option<u64> {
+    let key = varint(message)?;
+    match key & 7 {
+        0 => varint(message).map(|_| key),
+        2 => {
+            let length = varint(message)? as usize;
+            *message = message.get(length..)?;
+            Some(key)
+        }
+        _ => None,
+    }
 }
 
 /// The integer fields of a protobuf message.
 fn varints(mut message: &[u8]) -> BTreeMap<u64, u64> {
     let mut fields = BTreeMap::new();
-    while let Some(key) = varint(&mut message) {
-        match key & 7 {
-            0 => {
-                let Some(value) = varint(&mut message) else { break };
-                fields.insert(key >> 3, value);
-            }
-            2 => {
-                let length = varint(&mut message).unwrap_or(0) as usize;
-                message = message.get(length..).unwrap_or_default();
-            }
-            _ => break,
+    while !message.is_empty() {
+        let field = message;
+        let Some(key) = skip(&mut message) else { break };
+        if key & 7 == 0 {
+            let mut field = field;
+            let value = varint(&mut field).and_then(|_| varint(&mut field));
+            fields.insert(key >> 3, value.unwrap_or(0));
         }
     }
     fields

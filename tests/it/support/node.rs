@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) advertise: Option<String>,
     /// Beside those that every node has.
     pub(crate) settings: Settings,
+    /// Beside what a node's environment is anyway.
+    pub(crate) env: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
 }
 
@@ -66,6 +68,7 @@ impl Node {
             log: dir.join(format!("n{id}.log")),
             advertise: None,
             settings: Settings::new(),
+            env: Vec::new(),
             child: None,
         }
     }
@@ -107,6 +110,7 @@ impl Node {
         command
             .args(["node", "--config"])
             .arg(&self.config)
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file has another handle"))
             .stderr(log);

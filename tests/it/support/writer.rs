@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use anyhow::ensure;
 use serde_json::Value;
 
 use crate::support::{
@@ -16,7 +17,7 @@ use crate::support::{
     block::{Answer, Block, Way},
     http::Connection,
     rpc::call_on,
-    wait::pause,
+    wait::{LATER, pause, wait_for},
 };
 
 /// Bounds every read and write of a producer: a node that was killed answers nothing.
@@ -37,22 +38,46 @@ pub(crate) struct Attempt {
     pub(crate) answer: Answer,
 }
 
-/// Every attempt of every producer, in the order in which they ended.
+impl Attempt {
+    fn is_acknowledged(&self) -> bool {
+        matches!(self.answer, Answer::Acknowledged { .. })
+    }
+}
+
+/// Every attempt of every producer, in the order in which they ended, and when each did.
 #[derive(Default)]
-pub(crate) struct History(Mutex<Vec<Attempt>>);
+pub(crate) struct History(Mutex<Vec<(Instant, Attempt)>>);
 
 impl History {
+    fn lock(&self) -> MutexGuard<'_, Vec<(Instant, Attempt)>> {
+        self.0.lock().expect("no holder of the lock panics")
+    }
+
     pub(crate) fn add(&self, attempt: Attempt) {
-        self.0.lock().expect("no holder of the lock panics").push(attempt);
+        self.lock().push((Instant::now(), attempt));
     }
 
     pub(crate) fn attempts(&self) -> Vec<Attempt> {
-        self.0.lock().expect("no holder of the lock panics").clone()
+        self.lock().iter().map(|(_, attempt)| attempt.clone()).collect()
     }
 
     pub(crate) fn n_acknowledged(&self) -> usize {
-        let attempts = self.0.lock().expect("no holder of the lock panics");
-        attempts.iter().filter(|a| matches!(a.answer, Answer::Acknowledged { .. })).count()
+        self.lock().iter().filter(|(_, a)| a.is_acknowledged()).count()
+    }
+
+    /// Waits until so many more blocks are acknowledged.
+    #[track_caller]
+    pub(crate) fn wait_for_more(&self, n: usize) {
+        let enough = self.n_acknowledged() + n;
+        wait_for("blocks are acknowledged", LATER, || {
+            ensure!(enough <= self.n_acknowledged(), "{} of {enough}", self.n_acknowledged());
+            Ok(())
+        });
+    }
+
+    /// When blocks were acknowledged, in order.
+    pub(crate) fn acknowledged_at(&self) -> Vec<Instant> {
+        self.lock().iter().filter(|(_, a)| a.is_acknowledged()).map(|(at, _)| *at).collect()
     }
 }
 

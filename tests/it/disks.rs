@@ -1,0 +1,106 @@
+//! Disks that hang and disks that fail, under real nodes.
+//!
+//! | test | attacks |
+//! | --- | --- |
+//! | a_leader_whose_disk_hangs_… | design 11: the fence is withdrawn after `leadership.stall_after`, and another leads |
+//! | a_disk_that_hangs_for_less_… | design 10: the patience of an election is not a disk's |
+//! | a_disk_that_fails_ends_the_node | safety 32; design 4: said, in `LAST_EXIT`, exit code 1; never tried again |
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+
+use crate::faults::UNABLE;
+use crate::support::{
+    block::Way,
+    cluster::Roles,
+    config::settings,
+    disk,
+    scene::Scene,
+    wait::{SOON, pause, wait_for},
+};
+
+/// Three nodes on disks that obey, under load.
+fn on_disks(stall_after: &str) -> Scene {
+    let mut scene = Scene::with(3, settings([("leadership.stall_after", stall_after.into())]), disk::prepare);
+    scene.produce("a", Way::Protobuf);
+    scene.history.wait_for_more(20);
+    scene
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_is_replaced() {
+    let mut scene = on_disks("1s");
+    UNABLE.iter().for_each(|said| scene.cluster.allow(said));
+    let Roles { leader, fence, others } = scene.roles();
+    let node = scene.cluster.node(leader);
+    disk::begin(node, disk::Fault::Hangs);
+    let new = scene.cluster.leader_among(&others, fence);
+    // It hangs still: whoever looks is told so, and the node is up.
+    let status = node.status().expect("it answers");
+    let blockers = status["blockers"].as_array().expect("a list");
+    assert!(blockers.iter().any(|b| b["check"] == "sync"), "{status}");
+    assert_eq!((&status["ready"], &status["fence"]), (&json!(false), &json!(null)));
+    scene.history.wait_for_more(20);
+    scene.assert_refused(&[leader, new], fence);
+    // Nor does it come back to office while it hangs.
+    let error = scene.cluster.node(new).call("raft_transferLeader", &json!({"to": leader}));
+    let error = error.expect_err("its disk hangs").rpc();
+    // Nor are heartbeats answered by who cannot store what came before them (safety 24).
+    assert!(["notFit", "notCaughtUp", "unreachable"].contains(&error.reason()), "{error}");
+    disk::mend(scene.cluster.node(leader));
+    scene.cluster.leader_above(fence);
+    scene.end();
+}
+
+#[test]
+fn a_disk_that_hangs_for_less_than_stall_after_deposes_nobody() {
+    // Much longer than every timeout of an election, and much shorter than the stall.
+    let mut scene = on_disks("1m");
+    let Roles { leader, fence, others } = scene.roles();
+    for id in [leader, others[0]] {
+        disk::begin(scene.cluster.node(id), disk::Fault::Hangs);
+        let begin = Instant::now();
+        wait_for("its sync hangs", SOON, || {
+            let text = scene.cluster.node(id).get("/metrics", &[])?.text();
+            let line = text.lines().find(|l| l.starts_with("blockraft_raft_log_sync_oldest_wait_seconds "));
+            let seconds: f64 = line.and_then(|l| l.rsplit(' ').next()).context("no such series")?.parse()?;
+            ensure!(0.5 < seconds, "for {seconds} s");
+            Ok(())
+        });
+        pause(Duration::from_secs(3).saturating_sub(begin.elapsed()));
+        disk::mend(scene.cluster.node(id));
+        scene.history.wait_for_more(20);
+        let now = scene.cluster.node(leader).status().expect("it answers");
+        assert_eq!((&now["term"], &now["ready"]), (&json!(fence), &json!(true)), "{now}");
+    }
+    scene.end();
+}
+
+#[test]
+fn a_disk_that_fails_ends_the_node() {
+    let mut scene = on_disks("5s");
+    let Roles { leader, fence, others } = scene.roles();
+    for id in [others[0], leader] {
+        disk::begin(scene.cluster.node(id), disk::Fault::Fails);
+        let exit = scene.cluster.node_mut(id).wait_exit(SOON);
+        assert_eq!(exit.code(), Some(1), "node {id}");
+        let last_exit = fs::read_to_string(scene.cluster.node(id).data_dir.join("LAST_EXIT"));
+        let last_exit = last_exit.expect("the reason is on disk");
+        assert!(last_exit.contains("sync"), "{last_exit}");
+        // On a sound disk it is as good as killed.
+        disk::mend(scene.cluster.node(id));
+        scene.cluster.node_mut(id).start();
+        scene.cluster.leader();
+        let status = scene.cluster.node(id).status().expect("it answers");
+        assert!(status["lastExit"].to_string().contains("sync"), "{}", status["lastExit"]);
+        scene.history.wait_for_more(20);
+    }
+    scene.cluster.leader_above(fence);
+    // A core that has to stop says so in many words, all of them openraft's: no quiet end.
+    scene.check();
+}
