@@ -29,6 +29,7 @@ mod prometheus;
 mod recover;
 mod recovery;
 mod refusals;
+mod safety;
 mod snapshots;
 mod stop;
 mod support;
