@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 FAILOVER_TIMES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture snapshots-bench
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture snapshots-bench runbooks-test
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ pictures: build ## docs/images anew, of a real run; wants tmux, chromium, chromi
 compose-test: build ## the compose file with both Composes, one node killed and back; root, a Docker engine, debootstrap; no registry
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/compose_test.py
 
-alert-matrix: build ## every alert against real faults on real nodes; writes dashboards/alert-matrix.md; root, half an hour
+runbooks-test: build ## every command of the runbooks on a live cluster
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/runbooks_test.py
+
+alert-matrix: build ## every alert against real faults on real nodes, and an hour of normal life; writes dashboards/alert-matrix.md; root, some 20 minutes
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/alert_matrix.py
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on

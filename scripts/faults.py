@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import signal
 import subprocess
 import threading
@@ -9,6 +10,8 @@ import time
 
 import live
 
+# How fast a disk writes, by its device number: of cgroup v1, which has it for the whole of a disk.
+THROTTLE = pathlib.Path("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device")
 LIBFAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
 
@@ -22,7 +25,11 @@ class Scene:
     def wait(self, seconds):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            time.sleep(0.2)
+            self.rest()
+
+    def rest(self):
+        if live.STOP.wait(0.2):
+            raise live.Failed("stopped")
 
     def every(self, seconds, what):
         self.repeated.append([0.0, seconds, what])
@@ -36,7 +43,7 @@ class Scene:
                     entry[2]()
                 except (OSError, ValueError, live.Refused):
                     pass
-        time.sleep(0.2)
+        self.rest()
 
     def at_end(self, what):
         self.ends.append(what)
@@ -48,6 +55,12 @@ class Scene:
     def head(self):
         return live.call(self.cluster.leader().api, "block_head")
 
+    def next_block(self, api):
+        """A block that fits on that node's head."""
+        head = live.call(api, "block_head")
+        height, at = (head["block"]["height"], int(head["block"]["timestamp"])) if head else (0, 0)
+        return {"height": height + 1, "hash": "0x" + os.urandom(32).hex(), "timestamp": str(max(time.time_ns(), at + 1)), "header": "0x", "data": "0x"}
+
 
 @dataclasses.dataclass
 class Fault:
@@ -56,14 +69,16 @@ class Fault:
     act: object
     must: set = dataclasses.field(default_factory=set)
     may: set = dataclasses.field(default_factory=set)
-    hold: int = 60
+    # How long its alerts are waited for, at most, and how long it lasts at least.
+    hold: int = 90
+    least: int = 50
     rate: int = 10
     size: int = 256
     settings: dict = dataclasses.field(default_factory=dict)
     per_node: dict = dataclasses.field(default_factory=dict)
     unscraped: set = dataclasses.field(default_factory=set)
-    # Left out where the binary has not this method.
-    needs: str = ""
+    # These nodes run another version of the program.
+    upgraded: set = dataclasses.field(default_factory=set)
 
 
 def nothing(scene):
@@ -115,10 +130,24 @@ def all_die(scene):
 
 
 def leader_cut_off(scene):
+    """With a producer beside it: what that proposes before the lease is over may still be agreed on, or not."""
     leader, others = scene.cluster.leader(), scene.cluster.followers()
+    # The other one would be in its way at the same height.
+    scene.producer.is_paused.set()
+    scene.wait(1)
+    block = scene.next_block(leader.api)
     leader.cut_from(*others)
     for other in others:
         other.cut_from(leader)
+    try:
+        live.call(leader.api, "block_propose", {"block": block, "timeoutMs": 200})
+        raise live.Failed("a leader that was cut off got a block agreed on")
+    except live.Refused as e:
+        if e.data.get("kind") != "unknown":
+            raise live.Failed(f"a leader that was cut off refused a block: {e}") from e
+    # Two producers beside one leader would be a fault of another kind.
+    live.until("another leads", lambda: any(n.status().get("ready") for n in others))
+    scene.producer.is_paused.clear()
 
 
 def follower_deaf(scene):
@@ -230,6 +259,82 @@ def full_everywhere(scene):
         fill(scene, node)
 
 
+def full_and_asked(scene):
+    """A producer that asks for no fence, and goes on; it is the only one."""
+    scene.producer.is_paused.set()
+    scene.wait(1)
+    full_everywhere(scene)
+
+    def again():
+        api = live.call(scene.cluster.nodes[0].api, "raft_leader")["leaderApi"]
+        live.call(api, "block_propose", {"block": scene.next_block(api)})
+
+    scene.every(0.5, again)
+
+
+def throttle(scene, folder, bytes_per_second):
+    """The disk under `folder` writes so much a second, whoever writes."""
+    if not THROTTLE.exists():
+        raise live.Failed(f"no disk can be slowed here: there is no {THROTTLE}")
+    device = os.stat(folder).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    THROTTLE.write_text(f"{number} {bytes_per_second}")
+    scene.at_end(lambda: THROTTLE.write_text(f"{number} 0"))
+
+
+def slow_state(scene, bytes_per_second):
+    """Only the disk under `state/` of a follower: its log is on another."""
+    node = scene.cluster.followers()[0]
+    folder = node.own_state_disk(4000)
+    live.until("it is back", lambda: node.status().get("leaderId"))
+    throttle(scene, folder, bytes_per_second)
+
+
+def slow_apply(scene):
+    slow_state(scene, 600_000)
+
+
+def stalled_apply(scene):
+    slow_state(scene, 20_000)
+
+
+def slow_follower(scene):
+    """Half of what the chain has shown to need, however fast this machine is."""
+    first, seconds = scene.head()["block"]["height"], 3
+    scene.wait(seconds)
+    bits = 8 * scene.producer.size * (scene.head()["block"]["height"] - first) / seconds
+    scene.cluster.followers()[0].slow_link(f"{int(bits / 2)}bit", "30kb")
+
+
+def stuck_change(scene):
+    """Forced, though the other voter that it needs is down: the voters behind the change have no majority."""
+    down, removed = scene.cluster.followers()
+    leader = scene.cluster.leader()
+    down.kill()
+    try:
+        live.call(leader.api, "raft_removeMember", {"nodeId": removed.id, "force": True}, timeout=30)
+    except live.Refused as e:
+        if e.data.get("kind") != "unknown":
+            raise
+
+
+def removed_member(scene):
+    """Its process goes on."""
+    live.call(scene.cluster.leader().api, "raft_removeMember", {"nodeId": scene.cluster.followers()[0].id}, timeout=30)
+
+
+def second_cluster(scene):
+    """A node that was down is recovered as a cluster of its own, though the other two serve; somebody feeds it too."""
+    lost = scene.cluster.followers()[0]
+    lost.stop()
+    live.run(live.binary(), "recover", "--apply", lost.data, "--yes")
+    lost.start()
+    live.until("it leads itself", lambda: lost.status().get("ready"))
+    # A checkpoint is every 64th block.
+    for _ in range(80):
+        live.call(lost.api, "block_propose", {"block": scene.next_block(lost.api)})
+
+
 def conflict(scene):
     def again():
         head = scene.head()["block"]
@@ -243,9 +348,8 @@ def stale_fence(scene):
     old = scene.cluster.leader().status()["fence"] - 1
 
     def again():
-        head = scene.head()["block"]
-        block = {"height": head["height"] + 1, "hash": "0x" + os.urandom(32).hex(), "timestamp": str(time.time_ns()), "header": "0x", "data": "0x"}
-        live.call(scene.cluster.leader().api, "block_propose", {"block": block, "fence": old})
+        api = scene.cluster.leader().api
+        live.call(api, "block_propose", {"block": scene.next_block(api), "fence": old})
 
     scene.every(3, again)
 
@@ -263,10 +367,6 @@ def disk_fails(scene):
     trigger.unlink()
     node.start()
     live.until("it is back", lambda: node.status().get("leaderId"))
-
-
-def no_collector(scene):
-    pass
 
 
 def pause(scene):
@@ -302,42 +402,57 @@ def clock(scene):
 
 
 AWAY = {"NodeDown", "QuorumAtRisk", "PeerUnreachable"}
+CUT = {"NodeWithoutLeader", "QuorumAtRisk", "PeerUnreachable"}
 UNKNOWN = {"ProposalsUnknown"}
+WATCHED = {"feed.watched": ["indexer"]}
+# No snapshot is due: that of a state on a disk of its own is a copy.
+NO_SNAPSHOTS = {"snapshot.threshold": 100000, "snapshot.threshold_bytes": "8GiB"}
 FAULTS = [
-    Fault("normal life", "nothing, under load", nothing, hold=90),
+    Fault("idle chain", "nobody proposes", idle),
     Fault("rolling restart", "each node stopped and started in turn", rolling),
-    Fault("idle chain", "nobody proposes", idle, hold=90),
+    Fault("transfers", "six hand-overs that were asked for", transfers),
     Fault("stranger's reader", "an unnamed reader of the feed stalls", stranger, rate=20, size=60000),
     Fault("leader dies, returns", "the leader is killed, and started again", leader_dies_and_returns, may=UNKNOWN),
     Fault("leader dies", "the leader is killed, and stays away", leader_dies, AWAY, UNKNOWN),
     Fault("follower hangs", "a follower's process stands still", follower_hangs, AWAY),
     Fault("quorum lost", "two of three are killed", majority_dies, {"NoLeader", "QuorumLost", "NodeDown", "ElectionsFailing"}, UNKNOWN),
-    Fault("all die", "all three are killed", all_die, {"NoLeader", "QuorumLost", "NodeDown", "MetricsAbsent"}, hold=90),
-    Fault("leader cut off", "no packet passes between the leader and the others", leader_cut_off, {"NodeWithoutLeader", "QuorumAtRisk", "PeerUnreachable"}, UNKNOWN),
-    Fault("one-way partition", "a follower hears nobody, and is heard", follower_deaf, {"NodeWithoutLeader", "QuorumAtRisk", "PeerUnreachable"}),
+    Fault("all die", "all three are killed", all_die, {"NoLeader", "QuorumLost", "NodeDown", "MetricsAbsent"}),
+    Fault("leader cut off", "no packet passes between the leader, with a producer beside it, and the others", leader_cut_off, CUT | UNKNOWN),
+    Fault("one-way partition", "a follower hears nobody, and is heard", follower_deaf, CUT),
     Fault("all cut off", "no packet passes between any two", all_cut_off, {"NoLeader", "ElectionsFailing", "LeaderQuorumAckStale", "PeerUnreachable"},
           UNKNOWN | {"BlockProductionStalled", "ProposalsFailing", "QuorumAtRisk"}),
-    Fault("flapping leader", "five leaders in a row stand still for seconds", flapping, {"ElectionChurn"}, UNKNOWN, hold=40),
-    Fault("restart loop", "a follower is killed and started four times", restart_loop, {"NodeRestarting"}, hold=40),
-    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, {"ApplyGapNotRepaired"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000, hold=100),
-    Fault("stalled reader", "a watched reader stalls", stalled_reader, {"ApplyMessagesDropped", "ApplyGapNotRepaired"}, settings={"feed.watched": ["indexer"]}, rate=20, size=60000),
+    Fault("flapping leader", "five leaders in a row stand still for seconds", flapping, {"ElectionChurn"}, UNKNOWN),
+    Fault("restart loop", "a follower is killed and started four times", restart_loop, {"NodeRestarting"}),
+    Fault("slow apply", "the disk under a follower's state writes less than comes", slow_apply, {"ApplyLagHigh", "ApplyLagGrowing"}, {"ApplyStalled"}, settings=NO_SNAPSHOTS, rate=25, size=100000, hold=150),
+    Fault("stalled apply", "the disk under a follower's state hardly writes", stalled_apply, {"ApplyLagHigh", "ApplyLagGrowing", "ApplyStalled"}, settings=NO_SNAPSHOTS, rate=25, size=100000, hold=150),
+    Fault("slow follower", "the link to a follower carries half of what comes", slow_follower, {"FollowerCannotCatchUp"}, {"FollowerLagging", "CompactionLagHigh"}, rate=30, size=8000, hold=150,
+          settings={"snapshot.threshold": 12, "snapshot.trailing_logs": 10, "snapshot.grace_entries": 10, "state.history_blocks": 10}),
+    Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, {"ApplyGapNotRepaired"}, settings=WATCHED, rate=20, size=60000, hold=110),
+    Fault("stalled reader", "a watched reader stalls", stalled_reader, {"ApplyMessagesDropped", "ApplyGapNotRepaired"}, settings=WATCHED, rate=20, size=60000),
     Fault("snapshots fail", "nothing can be written where snapshots lie", snapshots_fail, {"SnapshotFailing", "CompactionLagHigh"}, hold=170, rate=20),
-    Fault("slow disk", "a follower's disk stands still for 0.9 s again and again", slow_disk, {"LogSyncSlow"}, hold=80),
-    Fault("hung sync, follower", "a follower's disk hangs", hung_follower, {"LogSyncStuck", "NodeWithoutLeader", "PeerUnreachable", "QuorumAtRisk"}),
-    Fault("hung sync, leader", "the leader's disk hangs", hung_leader, {"LogSyncStuck", "NodeWithoutLeader", "PeerUnreachable", "QuorumAtRisk"}, UNKNOWN),
+    Fault("slow disk", "a follower's disk stands still for 0.9 s again and again", slow_disk, {"LogSyncSlow"}),
+    Fault("hung sync, follower", "a follower's disk hangs", hung_follower, CUT | {"LogSyncStuck"}),
+    Fault("hung sync, leader", "the leader's disk hangs", hung_leader, CUT | {"LogSyncStuck"}, UNKNOWN),
     Fault("full disk, follower", "a follower's disk is full", full_follower, {"DiskFillingUp", "FollowerLagging"}, {"CompactionLagHigh"}, hold=110),
-    Fault("full disk, leader", "the leader's disk is full", full_leader, {"DiskFillingUp"}, {"FollowerLagging", "CompactionLagHigh"}, hold=110),
-    Fault("full disk everywhere", "all three disks are full", full_everywhere, {"DiskFillingUp", "LeaderNotReady"}, hold=110),
-    Fault("failing disk", "a follower's syncs fail; it is started again on a sound disk", disk_fails, {"CoreStopped"}, hold=20),
-    Fault("conflicting producer", "another producer proposes other blocks at the heights that are taken", conflict, {"BlockConflict"}, hold=30),
-    Fault("stale fence", "a producer proposes under the fence of a former term", stale_fence, {"FenceRejections"}, hold=30),
-    Fault("unscraped voter", "Prometheus does not know one of three", nothing, {"MetricsAbsent"}, hold=80, unscraped={3}),
-    Fault("dead collector", "nobody listens where traces go", no_collector, {"TelemetryLost"}, hold=90, settings={"telemetry.otlp_endpoint": "http://127.0.0.1:9"}),
-    Fault("settings differ", "one node has another heartbeat timeout", nothing, {"ConfigSkew"}, hold=80, per_node={3: {"raft.heartbeat_timeout": "2500ms", "raft.election_timeout": "3s"}}),
-    Fault("transfers", "six hand-overs that were asked for", transfers, needs="raft_transferLeader"),
-    Fault("paused follower", "a follower is paused and forgotten", pause, {"NodePaused"}, hold=80, needs="raft_pause"),
-    Fault("paused leader", "the leader is paused, hands over, and is forgotten", pause_leader, {"NodePaused"}, hold=80, needs="raft_pause"),
-    Fault("all paused", "all three are paused and forgotten", pause_all, {"NodePaused"}, hold=80, needs="raft_pause"),
-    Fault("lagging executor", "the executor beside a follower is 50 blocks behind", executor_lags, {"ExecutorLagging"}, hold=40, needs="executor_report"),
-    Fault("clock", "a follower's clock is 5 s ahead", clock, {"ClockSkew"}, hold=40),
+    Fault("full disk, leader", "the leader's disk is full", full_leader, {"DiskFillingUp"}, {"FollowerLagging", "CompactionLagHigh"}),
+    Fault("full disk everywhere", "all three disks are full", full_everywhere, {"DiskFillingUp", "LeaderNotReady"}),
+    Fault("full disk, asked", "all three disks are full, and a producer goes on without a fence", full_and_asked,
+          {"DiskFillingUp", "LeaderNotReady", "BlockProductionStalled", "ProposalsFailing", "RpcErrorsHigh"}),
+    Fault("failing disk", "a follower's syncs fail; it is started again on a sound disk", disk_fails, {"CoreStopped"}),
+    Fault("conflicting producer", "another producer proposes other blocks at the heights that are taken", conflict, {"BlockConflict"}),
+    Fault("stale fence", "a producer proposes under the fence of a former term", stale_fence, {"FenceRejections"}),
+    Fault("stuck change", "a voter is removed by force while another is down", stuck_change, {"MembershipChangeStuck", "NodeDown", "NoLeader", "ElectionsFailing"},
+          # Here a leader that gets nothing through is waited for as long as three seconds are; it goes after five.
+          UNKNOWN | {"LeaderNotReady", "LeaderQuorumAckStale", "BlockProductionStalled"}),
+    Fault("removed member", "a voter is removed, and its process goes on", removed_member, {"NodeWithoutLeader"}),
+    Fault("two clusters", "a node that was down is recovered as a cluster of its own beside the other two, and fed", second_cluster, {"TwoReadyLeaders", "BlockForked", "PeerUnreachable", "QuorumAtRisk", "ElectionChurn"}),
+    Fault("unscraped voter", "Prometheus does not know one of three", nothing, {"MetricsAbsent"}, unscraped={3}),
+    Fault("dead collector", "nobody listens where traces go", nothing, {"TelemetryLost"}, settings={"telemetry.otlp_endpoint": "http://127.0.0.1:9"}),
+    Fault("settings differ", "one node has another heartbeat timeout", nothing, {"ConfigSkew"}, per_node={3: {"raft.heartbeat_timeout": "2500ms", "raft.election_timeout": "3s"}}),
+    Fault("versions differ", "one node of three runs another version", nothing, {"VersionSkew"}, upgraded={3}),
+    Fault("paused follower", "a follower is paused and forgotten", pause, {"NodePaused"}),
+    Fault("paused leader", "the leader is paused, hands over, and is forgotten", pause_leader, {"NodePaused"}),
+    Fault("all paused", "all three are paused and forgotten", pause_all, {"NodePaused"}),
+    Fault("lagging executor", "the executor beside a follower is 50 blocks behind", executor_lags, {"ExecutorLagging"}),
+    Fault("clock", "a follower's clock is 5 s ahead", clock, {"ClockSkew"}),
 ]

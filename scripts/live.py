@@ -27,8 +27,18 @@ PATIENCE = 90
 CALM = {"raft.heartbeat_interval": "100ms", "raft.heartbeat_timeout": "2s", "raft.leader_lease_timeout": "1s", "raft.election_timeout": "2s"}
 
 
+# Set: whoever waits gives up, so that everything that was started is ended.
+STOP = threading.Event()
+
+
 class Failed(Exception):
     """What was waited for did not come, or a tool is missing."""
+
+
+def stop_on_signals():
+    """An end from outside leaves nothing behind."""
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, lambda *_: STOP.set())
 
 
 def say(*words):
@@ -44,6 +54,8 @@ def until(what, look, within=PATIENCE, every=0.2):
                 return got
         except (OSError, http.client.HTTPException, ValueError, KeyError, Refused) as e:
             last = e
+        if STOP.is_set():
+            raise Failed(f"stopped while waiting: {what}")
         if end < time.monotonic():
             raise Failed(f"after {within} s still not: {what}{f' ({last})' if last else ''}")
         time.sleep(every)
@@ -133,9 +145,20 @@ def toml(value):
     return str(value) if isinstance(value, int) else json.dumps(value)
 
 
+def lay_disk(image, folder, mib):
+    """An ext4 of so many MiB in a file, mounted; it takes only the space that is used."""
+    with open(image, "wb") as f:
+        f.truncate(mib << 20)
+    run("mkfs.ext4", "-q", "-m", "0", image)
+    folder.mkdir(exist_ok=True)
+    run("mount", "-o", "loop", image, folder)
+
+
 class Node:
     def __init__(self, cluster, ident, peer, api, folder):
         self.cluster, self.id, self.peer, self.api, self.folder, self.process = cluster, ident, peer, api, folder, None
+        # None: binary()'s. Another one makes a cluster of two versions.
+        self.program = None
         self.space = f"br{cluster.tag}n{ident}" if cluster.apart else None
         self.data = folder / "data"
         # Beside the disk, not on it: that is frozen, filled, and swapped.
@@ -146,7 +169,7 @@ class Node:
         self.config.write_text("\n".join(lines) + "\n")
 
     def start(self, env=None):
-        argv = [binary(), "node", "--config", str(self.config)]
+        argv = [self.program or binary(), "node", "--config", str(self.config)]
         if self.space:
             argv = ["ip", "netns", "exec", self.space, *argv]
         with open(self.log, "ab") as log:
@@ -183,11 +206,34 @@ class Node:
     def freeze(self, is_frozen=True):
         run("fsfreeze", "-f" if is_frozen else "-u", self.folder)
 
+    def slow_link(self, rate, buffer):
+        """What the peers send to it passes at `rate` (as tc writes it), with so many bytes on their way; scrapes pass freely."""
+        tc = ["ip", "netns", "exec", self.cluster.switch, "tc"]
+        port = f"node{self.id}"
+        run(*tc, "qdisc", "add", "dev", port, "root", "handle", "1:", "htb", "default", "2")
+        for number in (1, 2):
+            run(*tc, "class", "add", "dev", port, "parent", "1:", "classid", f"1:{number}", "htb", "rate", "1gbit", "quantum", "60000")
+        # Not htb's own rate: segments that are joined are 64 KiB, and tbf takes them apart.
+        run(*tc, "qdisc", "add", "dev", port, "parent", "1:1", "tbf", "rate", rate, "burst", "10kb", "limit", buffer)
+        for end in ("sport", "dport"):
+            run(*tc, "filter", "add", "dev", port, "parent", "1:", "protocol", "ip", "u32", "match", "ip", end, "7500", "0xffff", "flowid", "1:1")
+
+    def own_state_disk(self, mib):
+        """Moves `state/` to a disk of its own, over a restart. Its folder is a mount point from then on."""
+        state, was = self.data / "state", self.cluster.folder / f"n{self.id}-state-was"
+        self.stop()
+        shutil.move(state, was)
+        lay_disk(self.cluster.folder / f"n{self.id}-state.img", state, mib)
+        for path in was.iterdir():
+            shutil.copy2(path, state)
+        self.start()
+        return state
+
 
 class Cluster:
     """`settings` are dotted keys for every node. Nothing of it is left after the `with`."""
 
-    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.0", disk_mib=8000, per_node=None, tag=0):
+    def __init__(self, ident, n=3, apart=False, settings=None, subnet="10.213.0", disk_mib=16000, per_node=None, programs=None, tag=0, first=1, peers=None):
         self.id, self.apart, self.subnet = ident, apart, subnet
         # Of namespaces and bridges, whose names are short.
         self.tag = f"{os.getpid() % 10000}x{tag}"
@@ -196,19 +242,22 @@ class Cluster:
         self.disk_mib, self.switch = disk_mib, f"br{self.tag}s"
         ports = free_ports(2 * n)
         self.nodes = []
-        for i in range(1, n + 1):
+        # Who founds it; a node that is to be added founds nothing.
+        self.peers = peers
+        for i in range(first, first + n):
             folder = self.folder / f"n{i}"
             folder.mkdir()
             host = f"{subnet}.{10 + i}" if apart else "127.0.0.1"
-            peer, api = (7500, 7400) if apart else (ports[2 * i - 2], ports[2 * i - 1])
+            peer, api = (7500, 7400) if apart else (ports.pop(), ports.pop())
             self.nodes.append(Node(self, i, f"{host}:{peer}", f"{host}:{api}", folder))
+            self.nodes[-1].program = (programs or {}).get(i)
 
     def __enter__(self):
         try:
             if self.apart:
                 self._lay_network()
                 for node in self.nodes:
-                    self._lay_disk(node)
+                    lay_disk(self.folder / f"n{node.id}.img", node.folder, self.disk_mib)
             for node in self.nodes:
                 self.write(node)
                 node.start()
@@ -218,7 +267,7 @@ class Cluster:
         return self
 
     def write(self, node, **more):
-        peers = [{"id": x.id, "peer": x.peer, "api": x.api, "name": f"n{x.id}"} for x in self.nodes]
+        peers = [{"id": x.id, "peer": x.peer, "api": x.api, "name": f"n{x.id}"} for x in self.nodes] if self.peers is None else self.peers
         own = {
             "cluster.id": self.id, "cluster.peers": peers, "node.id": node.id, "node.name": f"n{node.id}", "node.data_dir": str(node.data),
             "peer.listen": node.peer, "api.listen": node.api, "telemetry.log_format": "json",
@@ -248,13 +297,6 @@ class Cluster:
             run("ip", "-n", node.space, "link", "set", "lo", "up")
             plug(f"node{node.id}", "eth0", node.space)
 
-    def _lay_disk(self, node):
-        image = self.folder / f"n{node.id}.img"
-        with open(image, "wb") as f:
-            f.truncate(self.disk_mib << 20)
-        run("mkfs.ext4", "-q", "-m", "0", image)
-        run("mount", "-o", "loop", image, node.folder)
-
     def __exit__(self, *_):
         for node in self.nodes:
             # A frozen disk lets no process end.
@@ -266,7 +308,7 @@ class Cluster:
             if node.process:
                 node.process.wait()
             if self.apart:
-                for argv in (["umount", node.folder], ["ip", "netns", "del", node.space]):
+                for argv in (["umount", "-R", node.folder], ["ip", "netns", "del", node.space]):
                     subprocess.run(argv, stderr=subprocess.DEVNULL)
         if self.apart:
             subprocess.run(["ip", "netns", "del", self.switch], stderr=subprocess.DEVNULL)
@@ -327,8 +369,8 @@ class Producer(threading.Thread):
                 code, body = ask(api, "GET", "/leader", timeout=2)
                 leader = json.loads(body)
                 if code != 200:
+                    # What was sent and not answered may be in flight: never another block at its height.
                     at = leader["leaderId"] - 1 if leader.get("leaderId") else at + 1
-                    pending = None
                     continue
                 if pending is None:
                     head = call(api, "block_head", timeout=2)
