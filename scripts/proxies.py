@@ -25,7 +25,7 @@ PAGE = live.ROOT / "docs/proxies.md"
 # Longer than anything that is not held back takes, shorter than a proxy's own time-outs.
 SOON = 8
 
-NGINX = {"nginx": ["nginx", "nginx-common"], "haproxy": ["haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1"]}
+PACKAGES = {"nginx": ["nginx", "nginx-common"], "haproxy": ["haproxy", "liblua5.3-0", "libopentracing-c-wrapper0", "libopentracing1"]}
 
 PLAIN = ["proxy_pass http://NODE;"]
 TWO = [*PLAIN, "proxy_http_version 1.1;", 'proxy_set_header Connection "";']
@@ -61,7 +61,7 @@ def program(name):
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as part:
             try:
-                live.run("apt-get", "download", "-qq", *NGINX[name], cwd=part)
+                live.run("apt-get", "download", "-qq", *PACKAGES[name], cwd=part)
             except (live.Failed, OSError) as e:
                 raise live.Failed(f"there is no {name}, and Debian's package cannot be had: {e}") from e
             for deb in pathlib.Path(part).glob("*.deb"):
@@ -349,7 +349,7 @@ that in mind (0 = off), and let the proxy limit its callers. `X-Forwarded-Host` 
 
 
 def main():
-    versions = {name: version(name) for name in NGINX}
+    versions = {name: version(name) for name in PACKAGES}
     seen = {}
     with live.Cluster("proxies", settings=live.CALM) as cluster:
         add(cluster)

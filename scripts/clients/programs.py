@@ -9,14 +9,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import urllib.parse
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-import live  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 # What HAProxy sends when it has no server.

@@ -12,14 +12,10 @@ but in --quick, which says so.
 
 import argparse
 import datetime
-import json
 import pathlib
-import re
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-import programs  # noqa: E402, F401  (the path to `live`)
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import live  # noqa: E402
 from live import say  # noqa: E402

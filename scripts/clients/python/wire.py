@@ -12,7 +12,6 @@ import asyncio
 import inspect
 import json
 import sys
-import urllib.parse
 
 
 class Refusal(Exception):
@@ -165,8 +164,3 @@ def main(kind):
         asyncio.run(follow(kind, url, rest[1], json.loads(rest[2])))
     else:
         asyncio.run(events(kind, url))
-
-
-def at(url):
-    """Host and port of a URL."""
-    return urllib.parse.urlsplit(url).netloc
