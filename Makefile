@@ -8,9 +8,11 @@ BINARY := $(TARGET)/release/blockraft
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 FAILOVER_TIMES ?= 20
+CLIENTS_ARGS ?=
+IDLE_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture snapshots-bench runbooks-test
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture snapshots-bench runbooks-test clients clients-quick proxies idle
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +28,7 @@ demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends i
 test: ## all tests
 	$(CARGO) test --release --locked
 
-check: lint docs contract test ## everything CI runs: format, lints, documentation, contract, tests
+check: lint docs contract clients-quick test ## everything CI runs: format, lints, documentation, contract, tests, five clients
 
 lint: ## format and lints; writes nothing
 	cargo fmt --all -- --check
@@ -49,6 +51,21 @@ page-test: build ## the status page in headless Chromium (apt: chromium chromium
 
 fence-test: build ## the README's fence loops against a live cluster, over a change of leader
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/fence_test.py
+
+clients: build ## the pinned clients people have against a cluster; writes api/clients.md; chromium, firefox-esr, Python packages
+	@BLOCKRAFT_BIN="$(BINARY)" python3 -B scripts/clients/run.py $(CLIENTS_ARGS)
+
+clients-quick: build ## five of them, as CI runs them; what cannot be had is named and left out
+	@$(CARGO) build -q --release --locked --example clients
+	@if command -v python3 >/dev/null; then \
+	  BLOCKRAFT_BIN="$(BINARY)" python3 -B scripts/clients/run.py --quick --rust "$(TARGET)/release/examples/clients"; \
+	else echo "clients: all left out: there is no python3"; fi
+
+proxies: build ## Debian's nginx and HAProxy before a node; writes docs/proxies.md
+	@BLOCKRAFT_BIN="$(BINARY)" python3 -B scripts/proxies.py
+
+idle: build ## ten minutes of nothing beside etcd: CPU, memory, disk, writes, lines; IDLE_MINUTES=2
+	@BLOCKRAFT_BIN="$(BINARY)" python3 -B scripts/idle.py $(IDLE_MINUTES)
 
 pictures: build ## docs/images anew, of a real run; wants tmux, chromium, chromium-driver, pngquant
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/pictures.py
