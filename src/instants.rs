@@ -211,9 +211,9 @@ impl Instants {
         }
     }
 
-    /// A proposal was answered. The first answer counts: a caller that gave up had its own.
+    /// A proposal was answered for the first time, as [`Traced::end`] says: a caller that gave up had its own.
     pub(crate) fn proposed(&self, traced: &Arc<Traced>, proposed: Proposed) {
-        if !self.tracer.is_on() || !traced.end() {
+        if !self.tracer.is_on() {
             return;
         }
         let took = proposed.ended.saturating_duration_since(proposed.received);

@@ -104,16 +104,30 @@ pub enum Resignation {
     },
     /// No voter holds all entries and was heard of lately; this node leads on.
     NoTarget,
+    /// Another hand-over of this node is under way: ask who leads when it is over.
+    UnderWay,
     /// It may still happen.
     TimedOut,
 }
 
-impl From<Done> for Resignation {
-    fn from(done: Done) -> Self {
-        match (done.outcome, done.leader_id) {
-            (Outcome::Transferred, _) => Self::Transferred { to: done.to },
-            (Outcome::OtherLeads, Some(leader_id)) => Self::OtherLeads { leader_id },
-            (Outcome::OtherLeads, None) | (Outcome::TimedOut, _) => Self::TimedOut,
+impl From<Result<Done, Refused>> for Resignation {
+    fn from(ended: Result<Done, Refused>) -> Self {
+        match ended {
+            Ok(done) => match (done.outcome, done.leader_id) {
+                (Outcome::Transferred, _) => Self::Transferred { to: done.to },
+                (Outcome::OtherLeads, Some(leader_id)) => Self::OtherLeads { leader_id },
+                (Outcome::OtherLeads, None) | (Outcome::TimedOut, _) => Self::TimedOut,
+            },
+            Err(Refused::NotLeader { .. } | Refused::Stopped) => Self::NotLeader,
+            Err(Refused::Busy(_)) => Self::UnderWay,
+            Err(
+                Refused::NotMember(_)
+                | Refused::NotVoter(_)
+                | Refused::Unreachable(..)
+                | Refused::NotCaughtUp(..)
+                | Refused::NotFit(..)
+                | Refused::NoTarget(_),
+            ) => Self::NoTarget,
         }
     }
 }
@@ -213,14 +227,11 @@ impl Node {
             by: By::Node,
             intent: Intent::HandOver,
         };
-        match self.running.leadership.hand_over(asked).await {
-            Ok(done) => done.into(),
-            Err(Refused::NotLeader { .. } | Refused::Stopped) => Resignation::NotLeader,
-            Err(refused) => {
-                tracing::info!(%refused, "this node leads on");
-                Resignation::NoTarget
-            }
+        let ended = self.running.leadership.hand_over(asked).await;
+        if let Err(refused) = &ended {
+            tracing::info!(%refused, "this node did not resign");
         }
+        ended.into()
     }
 
     /// Completes when the node cannot go on, with the reason; a node that is well never does.
@@ -231,5 +242,18 @@ impl Node {
     /// Resigns, answers what is in flight, flushes and closes everything, each step bounded.
     pub async fn stop(self) {
         stop::stop(self.running).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hand_over_under_way_is_not_told_as_nobody_to_take_over() {
+        let refused = |refused| Resignation::from(Err(refused));
+        assert_eq!(refused(Refused::Busy("op".into())), Resignation::UnderWay);
+        assert_eq!(refused(Refused::NoTarget("none".into())), Resignation::NoTarget);
+        assert_eq!(refused(Refused::Stopped), Resignation::NotLeader);
     }
 }

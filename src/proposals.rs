@@ -40,3 +40,4 @@ pub(crate) type Handle = handle::Handle;
 pub(crate) type Lane = handle::Lane;
 pub(crate) type Permit = handle::Permit;
 pub(crate) type Proposal = handle::Proposal;
+pub(crate) type Underway = handle::Underway;

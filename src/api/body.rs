@@ -1,6 +1,9 @@
 //! Reading a request's body: bounded in bytes and in time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::{HeaderMap, Request, header};
 use bytes::{Bytes, BytesMut};
@@ -119,13 +122,27 @@ async fn gather(
 }
 
 async fn next(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+    tokio::time::timeout(SILENCE_MAX, data(body)).await.unwrap_or(Err(BodyError::TooSlow))
+}
+
+/// The next piece of a body that is a stream. While a part of it has begun, at `since`, and is not whole, that
+/// is bounded as a body is that has a single part; between two parts it may be silent as it likes.
+pub(crate) async fn next_of_stream(
+    body: &mut Incoming,
+    since: Option<Instant>,
+) -> Result<Option<Bytes>, BodyError> {
+    let Some(since) = since else { return data(body).await };
+    let until = (since + WHOLE_MAX).min(Instant::now() + SILENCE_MAX);
+    tokio::time::timeout_at(until.into(), data(body)).await.unwrap_or(Err(BodyError::TooSlow))
+}
+
+async fn data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
     loop {
-        match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
-            Err(_) => return Err(BodyError::TooSlow),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(_))) => return Err(BodyError::Broken),
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Err(_)) => return Err(BodyError::Broken),
             // Trailers are of no interest.
-            Ok(Some(Ok(frame))) => {
+            Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
                 }

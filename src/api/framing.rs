@@ -25,8 +25,10 @@ pub(crate) struct Framing {
     /// Of a length that is not whole yet.
     varint: u64,
     varint_bytes: usize,
-    /// A message that lies in more than one chunk, and how many bytes it still lacks.
-    partial: Option<(BytesMut, usize)>,
+    /// Of the next message, until it is taken.
+    length: Option<usize>,
+    /// What came of a message that lies in more than one chunk.
+    partial: Option<BytesMut>,
 }
 
 impl Framing {
@@ -36,35 +38,46 @@ impl Framing {
         self.chunk = chunk;
     }
 
-    /// The next whole message; `None`: another chunk is needed. `max` bounds a message's bytes.
-    pub(crate) fn next(&mut self, max: u64) -> Result<Option<Bytes>, FramingError> {
-        if self.partial.is_none() {
-            let Some(bytes) = self.length()? else { return Ok(None) };
+    /// How long the next message is, once that is known, and until it is taken; `None`: another chunk is
+    /// needed. `max` bounds it. None of its bytes is kept before [`Framing::message`] is called.
+    pub(crate) fn length(&mut self, max: u64) -> Result<Option<usize>, FramingError> {
+        if self.length.is_none()
+            && let Some(bytes) = self.read_length()?
+        {
             if max < bytes {
                 return Err(FramingError::TooLarge { bytes, max });
             }
             let bytes = usize::try_from(bytes).map_err(|_| FramingError::TooLarge { bytes, max })?;
-            if bytes <= self.chunk.len() {
-                return Ok(Some(self.chunk.split_to(bytes)));
+            self.length = Some(bytes);
+        }
+        Ok(self.length)
+    }
+
+    /// The message whose length is known, when it is whole; `None`: another chunk is needed.
+    pub(crate) fn message(&mut self) -> Option<Bytes> {
+        let length = self.length?;
+        let message = match &mut self.partial {
+            None if length <= self.chunk.len() => self.chunk.split_to(length),
+            partial => {
+                let buffer = partial.get_or_insert_with(|| BytesMut::with_capacity(length));
+                let take = (length - buffer.len()).min(self.chunk.len());
+                buffer.put(self.chunk.split_to(take));
+                if buffer.len() < length {
+                    return None;
+                }
+                partial.take()?.freeze()
             }
-            self.partial = Some((BytesMut::with_capacity(bytes), bytes));
-        }
-        let Some((buffer, lacking)) = &mut self.partial else { return Ok(None) };
-        let take = (*lacking).min(self.chunk.len());
-        buffer.put(self.chunk.split_to(take));
-        *lacking -= take;
-        match *lacking {
-            0 => Ok(self.partial.take().map(|(buffer, _)| buffer.freeze())),
-            _ => Ok(None),
-        }
+        };
+        self.length = None;
+        Some(message)
     }
 
     /// Whether the bytes so far end between two messages.
     pub(crate) fn is_between(&self) -> bool {
-        self.partial.is_none() && self.varint_bytes == 0 && self.chunk.is_empty()
+        self.length.is_none() && self.varint_bytes == 0 && self.chunk.is_empty()
     }
 
-    fn length(&mut self) -> Result<Option<u64>, FramingError> {
+    fn read_length(&mut self) -> Result<Option<u64>, FramingError> {
         while self.chunk.has_remaining() {
             let byte = self.chunk.get_u8();
             let shift = 7 * self.varint_bytes as u32;
@@ -100,7 +113,10 @@ mod tests {
         let (mut framing, mut out) = (Framing::default(), Vec::new());
         for chunk in chunks {
             framing.push(chunk);
-            while let Some(m) = framing.next(1 << 20).unwrap() {
+            while let Some(length) = framing.length(1 << 20).unwrap() {
+                assert_eq!(framing.length(1 << 20), Ok(Some(length)), "it stays until it is taken");
+                let Some(m) = framing.message() else { break };
+                assert_eq!(m.len(), length);
                 out.push(m);
             }
         }
@@ -136,20 +152,29 @@ mod tests {
         let all = Bytes::from(framed(&[b"abcdef"]));
         let mut framing = Framing::default();
         framing.push(all.clone());
-        let got = framing.next(100).unwrap().unwrap();
+        assert_eq!(framing.length(100), Ok(Some(6)));
+        let got = framing.message().unwrap();
         assert_eq!(got.as_ptr(), all[1..].as_ptr());
+    }
+
+    #[test]
+    fn a_length_is_told_before_any_byte_of_its_message_is_kept() {
+        let mut framing = Framing::default();
+        framing.push(Bytes::from(framed(&[&[7u8; 300]])).slice(..2));
+        assert_eq!(framing.length(1 << 20), Ok(Some(300)));
+        assert!(framing.partial.is_none() && !framing.is_between());
     }
 
     #[test]
     fn lengths_are_bounded_and_well_formed() {
         let mut framing = Framing::default();
         framing.push(Bytes::from_static(&[0x80, 0x80, 0x01]));
-        assert_eq!(framing.next(100), Err(FramingError::TooLarge { bytes: 16_384, max: 100 }));
+        assert_eq!(framing.length(100), Err(FramingError::TooLarge { bytes: 16_384, max: 100 }));
         let mut framing = Framing::default();
         framing.push(Bytes::from_static(&[0xff; 11]));
-        assert_eq!(framing.next(u64::MAX), Err(FramingError::Length));
+        assert_eq!(framing.length(u64::MAX), Err(FramingError::Length));
         let mut most = Framing::default();
         most.push(Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]));
-        assert_eq!(most.next(100), Err(FramingError::TooLarge { bytes: u64::MAX, max: 100 }));
+        assert_eq!(most.length(100), Err(FramingError::TooLarge { bytes: u64::MAX, max: 100 }));
     }
 }

@@ -138,6 +138,7 @@ pub(crate) fn raft_configure<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 
 async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Result<Box<RawValue>, Fault> {
     let api = &call.api;
+    let until = Instant::now() + api.parts.proposals.patience();
     let mut tries = 0;
     loop {
         let base = api.parts.reader.view().settings.clone();
@@ -149,7 +150,7 @@ async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Re
         let mut settings = base.settings;
         patch.apply(&mut settings, api.config.max_body)?;
         tries += 1;
-        match api.parts.consensus.configure(settings, Some(base.index)).await {
+        match api.parts.consensus.configure(settings, Some(base.index), until).await {
             Ok(now) => {
                 call.note(None, Some(now.index));
                 let settings = to_json(&now.settings);

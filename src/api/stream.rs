@@ -20,20 +20,21 @@ use axum::{
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
-use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::blocks::Terms;
-use crate::api::error::Fault;
+use crate::api::body::BodyError;
+use crate::api::error::{Code, Fault};
 use crate::api::framing::{Framing, FramingError};
 use crate::api::http::{Front, plain_fault};
+use crate::api::metrics::Rejected;
 use crate::api::wire::Acknowledged;
 use crate::api::{Api, blocks, body};
-use crate::proposals;
 use crate::proposals::Lane;
 use crate::proposals::Permit;
+use crate::proposals::Underway;
 use crate::types::error::{Accepted, ProposeError};
 
 /// Blocks of one stream that wait for their outcome; then the body is not read on. As
@@ -44,19 +45,12 @@ const PIECE_BYTES: usize = 32 << 10;
 
 type Outcome = Result<Accepted, ProposeError>;
 
-/// A block on its way, and when its outcome is called unknown.
-struct Waiting {
-    outcome: oneshot::Receiver<Outcome>,
-    deadline: Instant,
-    unknown: ProposeError,
-}
-
 /// Waits for an outcome as the proposals do it; none: a block before it was refused, and it was not taken.
-type Wait = Box<dyn Fn(Waiting) -> BoxFuture<'static, Option<Outcome>> + Send>;
+type Wait = Box<dyn Fn(Underway) -> BoxFuture<'static, Option<Outcome>> + Send>;
 
 /// What becomes a line.
 enum Line {
-    Waiting(Waiting),
+    Waiting(Underway),
     Done(Outcome),
     /// Not of a block: the last line.
     Fault(Fault),
@@ -93,16 +87,24 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
         progress: Notify::new(),
     });
     let lane = Lane::default();
-    let reader =
-        Reader { api: api.clone(), terms, lines_tx, shared: shared.clone(), lane: lane.clone(), n_taken: 0 };
+    let reader = Reader {
+        api: api.clone(),
+        terms,
+        lines_tx,
+        shared: shared.clone(),
+        lane: lane.clone(),
+        n_taken: 0,
+        room: None,
+        half_since: None,
+    };
     api.tasks.spawn(reader.run(incoming));
     let proposals = api.parts.proposals.clone();
     let lines = Lines::new(
         lines_rx,
         shared,
-        Box::new(move |w: Waiting| {
+        Box::new(move |underway| {
             let (proposals, lane) = (proposals.clone(), lane.clone());
-            Box::pin(async move { proposals.await_in_lane(w.outcome, w.deadline, w.unknown, &lane).await })
+            Box::pin(async move { proposals.await_in_lane(underway, &lane).await })
         }),
     );
     let mut answer = Response::new(Body::new(lines));
@@ -121,6 +123,10 @@ struct Reader {
     shared: Arc<Shared>,
     lane: Lane,
     n_taken: u64,
+    /// For the block that is being read: taken once its length is known, before its bytes are kept.
+    room: Option<Permit>,
+    /// Since when a block, or its length, is there in part.
+    half_since: Option<Instant>,
 }
 
 /// Nothing more is taken.
@@ -131,27 +137,29 @@ impl Reader {
         let mut framing = Framing::default();
         let is_over = self.shared.is_over.clone();
         loop {
-            let frame = tokio::select! {
+            let piece = tokio::select! {
                 biased;
                 () = is_over.cancelled() => break,
                 () = self.api.stop.cancelled() => {
                     let _ = self.end(Fault::shutting_down()).await;
                     break;
                 }
-                frame = incoming.frame() => frame,
+                piece = body::next_of_stream(&mut incoming, self.half_since) => piece,
             };
-            let chunk = match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(chunk) => chunk,
-                    Err(_trailers) => continue,
-                },
-                // The client is gone: what was handed over goes on, and nobody reads the lines.
-                Some(Err(_)) => return,
-                None => {
+            let chunk = match piece {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => {
                     if !framing.is_between() {
                         let _ = self.end(Fault::param("block", "the body ends inside a block")).await;
                     }
                     return;
+                }
+                // The client is gone: what was handed over goes on, and nobody reads the lines.
+                Err(BodyError::Broken) => return,
+                Err(e) => {
+                    self.api.parts.metrics.reject(Rejected::BodyTimeout);
+                    let _ = self.end(Fault::new(Code::InvalidRequest, e.to_string())).await;
+                    break;
                 }
             };
             framing.push(chunk);
@@ -167,42 +175,48 @@ impl Reader {
     async fn take_all(&mut self, framing: &mut Framing) -> Result<(), Over> {
         let received = Instant::now();
         loop {
-            let max = blocks::message_bytes_max(&self.api);
-            match framing.next(max) {
-                Ok(Some(message)) => self.take(message, received).await?,
-                Ok(None) => return Ok(()),
+            let length = match framing.length(blocks::message_bytes_max(&self.api)) {
+                Ok(length) => length,
                 Err(FramingError::TooLarge { bytes, max }) => {
                     return self.end(blocks::too_large(bytes, max)).await;
                 }
                 Err(e @ FramingError::Length) => return self.end(Fault::param("block", e.to_string())).await,
+            };
+            if let Some(bytes) = length
+                && self.room.is_none()
+            {
+                self.room = match self.admit(bytes as u64).await {
+                    Ok(room) => Some(room),
+                    Err(Some(fault)) => return self.end(fault).await,
+                    Err(None) => return Err(Over),
+                };
             }
+            let Some(message) = framing.message() else { break };
+            let room = self.room.take().expect("it was taken when the length was known");
+            self.half_since = None;
+            self.take(message, room, received).await?;
         }
+        if !framing.is_between() {
+            self.half_since.get_or_insert_with(Instant::now);
+        }
+        Ok(())
     }
 
-    async fn take(&mut self, message: Bytes, received: Instant) -> Result<(), Over> {
-        let bytes = message.len() as u64;
+    async fn take(&mut self, message: Bytes, room: Permit, received: Instant) -> Result<(), Over> {
         let block = match blocks::decode(message) {
             Ok(block) => block,
             Err(fault) => return self.end(fault).await,
         };
-        let permit = match self.admit(bytes).await {
-            Ok(permit) => permit,
-            Err(Some(fault)) => return self.end(fault).await,
-            Err(None) => return Err(Over),
-        };
         if self.shared.is_over.is_cancelled() {
             return Err(Over);
         }
-        let proposals = &self.api.parts.proposals;
-        let unknown = proposals::handle::unknown_of(&block);
         let proposal = self.terms.streamed(block, received, &self.api.parts.instants);
-        let deadline = received + proposals.timeout_of(&proposal);
-        let mut outcome = proposals.submit(proposal, permit, &self.lane).await;
+        let mut underway = self.api.parts.proposals.submit(proposal, room, &self.lane).await;
         self.n_taken += 1;
         // A refusal that is known at once keeps the block behind it from being taken.
-        let line = match try_outcome(&mut outcome) {
+        let line = match underway.try_outcome() {
             Some(outcome) => Line::Done(outcome),
-            None => Line::Waiting(Waiting { outcome, deadline, unknown }),
+            None => Line::Waiting(underway),
         };
         let is_refused = matches!(line, Line::Done(Err(_)));
         self.lines_tx.send(line).await.map_err(|_| Over)?;
@@ -234,12 +248,6 @@ impl Reader {
     }
 }
 
-/// An outcome that is there already. A receiver that was asked after its sender is gone must not be
-/// awaited any more, so an empty one is not asked.
-fn try_outcome(outcome: &mut oneshot::Receiver<Outcome>) -> Option<Outcome> {
-    if outcome.is_empty() { None } else { outcome.try_recv().ok() }
-}
-
 /// The half that writes: the answer's body.
 struct Lines {
     lines_rx: mpsc::Receiver<Line>,
@@ -253,7 +261,7 @@ struct Lines {
 
 /// Most outcomes are there when their turn comes; the others are waited for, with a deadline.
 enum Turn {
-    New(Waiting),
+    New(Underway),
     Waited(BoxFuture<'static, Option<Outcome>>),
 }
 
@@ -265,9 +273,9 @@ impl Lines {
     fn poll_front(&mut self, front: Turn, cx: &mut Context<'_>) -> Poll<Option<Outcome>> {
         let mut waited = match front {
             Turn::Waited(waited) => waited,
-            Turn::New(mut waiting) => match try_outcome(&mut waiting.outcome) {
+            Turn::New(mut underway) => match underway.try_outcome() {
                 Some(outcome) => return Poll::Ready(Some(outcome)),
-                None => (self.wait)(waiting),
+                None => (self.wait)(underway),
             },
         };
         let polled = waited.as_mut().poll(cx);
@@ -302,7 +310,7 @@ impl Lines {
                 continue;
             }
             match std::task::ready!(self.lines_rx.poll_recv(cx)) {
-                Some(Line::Waiting(waiting)) => self.front = Some(Turn::New(waiting)),
+                Some(Line::Waiting(underway)) => self.front = Some(Turn::New(underway)),
                 Some(Line::Done(outcome)) => self.write(outcome.map_err(Fault::from)),
                 Some(Line::Fault(fault)) => self.write(Err(fault)),
                 None => self.has_ended = true,
@@ -333,6 +341,9 @@ impl hyper::body::Body for Lines {
 mod tests {
     use std::time::Duration;
 
+    use http_body_util::BodyExt;
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn lines() -> (mpsc::Sender<Line>, Lines) {
@@ -342,20 +353,21 @@ mod tests {
             n_written: AtomicU64::new(0),
             progress: Notify::new(),
         });
-        let wait: Wait = Box::new(|w: Waiting| {
+        let wait: Wait = Box::new(|mut underway| {
             Box::pin(async move {
-                match tokio::time::timeout_at(w.deadline.into(), w.outcome).await {
-                    Ok(Ok(outcome)) => Some(outcome),
-                    Ok(Err(_)) | Err(_) => Some(Err(w.unknown)),
+                match underway.wait(|_, _| {}).await {
+                    None => Some(Err(underway.unknown())),
+                    outcome => outcome,
                 }
             })
         });
         (lines_tx, Lines::new(lines_rx, shared, wait))
     }
 
-    fn waiting(outcome: oneshot::Receiver<Outcome>, within: Duration) -> Line {
-        let unknown = ProposeError::Timeout { height: 1, hash: Bytes::new(), term: None, index: None };
-        Line::Waiting(Waiting { outcome, deadline: Instant::now() + within, unknown })
+    /// The line of a block, and who is to answer it.
+    fn waiting(height: u64, within: Duration) -> (oneshot::Sender<Outcome>, Line) {
+        let (tx, underway) = Underway::of(height, Instant::now() + within);
+        (tx, Line::Waiting(underway))
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -382,10 +394,10 @@ mod tests {
     #[tokio::test]
     async fn lines_keep_the_order_and_go_out_together() {
         let (lines_tx, mut lines) = lines();
-        let (first_tx, first) = oneshot::channel();
-        let (second_tx, second) = oneshot::channel();
-        lines_tx.send(waiting(first, LONG)).await.unwrap();
-        lines_tx.send(waiting(second, LONG)).await.unwrap();
+        let (first_tx, first) = waiting(1, LONG);
+        let (second_tx, second) = waiting(2, LONG);
+        lines_tx.send(first).await.unwrap();
+        lines_tx.send(second).await.unwrap();
         lines_tx.send(Line::Done(accepted(3))).await.unwrap();
         second_tx.send(accepted(2)).unwrap();
         let frame = std::pin::pin!(lines.frame());
@@ -412,8 +424,8 @@ mod tests {
     #[tokio::test]
     async fn an_outcome_that_does_not_come_is_unknown() {
         let (lines_tx, mut lines) = lines();
-        let (_outcome_tx, outcome) = oneshot::channel();
-        lines_tx.send(waiting(outcome, Duration::ZERO)).await.unwrap();
+        let (_outcome_tx, line) = waiting(1, Duration::ZERO);
+        lines_tx.send(line).await.unwrap();
         let piece = lines.frame().await.unwrap().unwrap().into_data().unwrap();
         let text = std::str::from_utf8(&piece).unwrap();
         assert!(text.contains(r#""code":-32035"#) && text.contains(r#""kind":"unknown""#), "{text}");

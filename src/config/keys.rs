@@ -153,7 +153,7 @@ const API: &[Key] = &[
     ),
     key(
         "api.reorder_wait",
-        Kind::duration_from(Duration::ZERO),
+        Kind::Duration { min: Duration::ZERO, max: Duration::from_secs(30) },
         value(r#""50ms""#),
         "",
         "How long it waits.",

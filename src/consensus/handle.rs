@@ -12,7 +12,7 @@ use bytes::Bytes;
 use openraft::{async_runtime::watch::WatchReceiver, errors::ClientWriteError};
 use tokio::{
     sync::{Notify, oneshot},
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
 use crate::consensus::membership::standing::Standing;
@@ -56,7 +56,7 @@ pub(crate) enum ConfigureError {
     #[error("node {node_id} does not know the command that changes settings")]
     UpgradeNeeded { node_id: NodeId },
     /// It may have happened.
-    #[error("leadership was lost before the change was applied")]
+    #[error("the change was not committed and applied in time")]
     Unknown,
 }
 
@@ -247,11 +247,13 @@ impl Handle {
         self.shared.core.write(command, Reply { complete }).await
     }
 
-    /// Puts settings into the log, if those of `expected_index` are still in force. Leader only.
+    /// Puts settings into the log, if those of `expected_index` are still in force. Leader only. After
+    /// `until` the outcome is unknown: an entry without a quorum is neither applied nor refused.
     pub(crate) async fn configure(
         &self,
         settings: ClusterSettings,
         expected_index: Option<LogIndex>,
+        until: Instant,
     ) -> Result<SettingsInForce, ConfigureError> {
         let status = self.status();
         match status.leader_id {
@@ -274,11 +276,13 @@ impl Handle {
         });
         let (done_tx, done_rx) = oneshot::channel();
         let sent = self.write(command, move |result| {
-            // Nobody waits any more when the caller's task was stopped.
+            // Nobody waits any more when the time is over, or when the caller's task was stopped.
             let _ = done_tx.send(result);
         });
-        sent.await.map_err(|_| self.no_leader())?;
-        match done_rx.await {
+        let Ok(sent) = timeout_at(until.into(), sent).await else { return Err(ConfigureError::Unknown) };
+        sent.map_err(|_| self.no_leader())?;
+        let Ok(done) = timeout_at(until.into(), done_rx).await else { return Err(ConfigureError::Unknown) };
+        match done {
             Ok(Ok(written)) => match written.outcome {
                 Outcome::Configured(settings) => Ok(settings),
                 Outcome::SettingsMoved(in_force) => {

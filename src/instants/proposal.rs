@@ -74,8 +74,8 @@ impl Traced {
         self.state.fetch_or(RECORDED, Ordering::AcqRel);
     }
 
-    /// `false`: it was answered before, as a proposal is whose caller gave up.
-    pub(super) fn end(&self) -> bool {
+    /// The answer is told and counted; `false`: it was before, as that of a proposal whose caller gave up.
+    pub(crate) fn end(&self) -> bool {
         self.state.fetch_or(ENDED, Ordering::AcqRel) & ENDED == 0
     }
 

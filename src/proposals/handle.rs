@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::instants::Instants;
@@ -57,6 +58,61 @@ pub(super) struct Queued {
     pub(super) answer: Waiter,
 }
 
+/// A proposal on its way, and when its outcome is called unknown.
+pub(crate) struct Underway {
+    outcome: oneshot::Receiver<Answer>,
+    deadline: Instant,
+    height: Height,
+    hash: Bytes,
+    received: Instant,
+    trace: Arc<Traced>,
+}
+
+impl Underway {
+    /// An outcome that is there already. A receiver that was asked after its sender is gone must not be
+    /// awaited any more, so an empty one is not asked.
+    pub(crate) fn try_outcome(&mut self) -> Option<Answer> {
+        if self.outcome.is_empty() { None } else { self.outcome.try_recv().ok() }
+    }
+
+    /// What is said of a block whose outcome nobody knows in time.
+    pub(crate) fn unknown(&self) -> ProposeError {
+        ProposeError::Timeout { height: self.height, hash: self.hash.clone(), term: None, index: None }
+    }
+
+    fn lost(&self) -> ProposeError {
+        ProposeError::LeadershipLost { height: self.height, hash: self.hash.clone(), term: None, index: None }
+    }
+
+    /// The answer, or at the deadline that it is unknown, which `late` is told of. `None`: it will not be
+    /// answered, as whoever would have done it dropped it.
+    pub(crate) async fn wait(&mut self, late: impl FnOnce(&Self, &Answer)) -> Option<Answer> {
+        match tokio::time::timeout_at(self.deadline.into(), &mut self.outcome).await {
+            Ok(answer) => answer.ok(),
+            Err(_) => {
+                let answer = Err(self.unknown());
+                late(self, &answer);
+                Some(answer)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Underway {
+    /// One of a block at `height`, and who is to answer it.
+    pub(crate) fn of(height: Height, deadline: Instant) -> (oneshot::Sender<Answer>, Self) {
+        let (tx, outcome) = oneshot::channel();
+        let trace = Arc::new(Traced::new(None, Door::Other));
+        (tx, Self { outcome, deadline, height, hash: Bytes::new(), received: Instant::now(), trace })
+    }
+}
+
+/// Refused, and may be tried again in a moment.
+pub(super) fn overloaded() -> ProposeError {
+    ProposeError::Overloaded { retry_after_ms: RETRY_AFTER_MS }
+}
+
 /// Somebody who waits for an answer, and the room the proposal takes.
 pub(super) struct Waiter {
     pub(super) tx: oneshot::Sender<Answer>,
@@ -87,13 +143,24 @@ impl Waiter {
 pub(crate) struct Permit {
     shared: Arc<Shared>,
     bytes: u64,
+    /// Its block was entered: before that it may still be on its way here.
+    is_proposed: bool,
+}
+
+impl Permit {
+    fn proposed(mut self) -> Self {
+        self.is_proposed = true;
+        self.shared.n_proposed.fetch_add(1, Ordering::AcqRel);
+        self
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.count.fetch_sub(1, Ordering::AcqRel);
         self.shared.metrics.in_flight.dec();
-        if self.shared.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.is_proposed && self.shared.n_proposed.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.drained.notify_waiters();
         }
     }
@@ -103,14 +170,20 @@ pub(super) struct Shared {
     config: Config,
     pub(super) metrics: Metrics,
     pub(super) instants: Arc<Instants>,
+    /// Admitted and not yet answered, and their bytes.
     count: AtomicUsize,
     bytes: AtomicU64,
+    /// Those of them whose block was entered.
+    n_proposed: AtomicUsize,
     drained: Notify,
 }
 
 impl Shared {
-    /// Counts, times and traces an answer.
+    /// Counts, times and traces the first answer; a caller that gave up had its own.
     fn ended(&self, answer: &Answer, trace: &Arc<Traced>, height: Height, received: Instant) {
+        if !trace.end() {
+            return;
+        }
         let ended = Instant::now();
         self.metrics.ended(answer, ended.saturating_duration_since(received));
         if !self.instants.tracer().is_on() {
@@ -152,6 +225,7 @@ impl Handle {
             instants,
             count: AtomicUsize::new(0),
             bytes: AtomicU64::new(0),
+            n_proposed: AtomicUsize::new(0),
             drained: Notify::new(),
         };
         (Self { shared: Arc::new(shared), queue }, rx)
@@ -163,14 +237,14 @@ impl Handle {
         let count = s.count.fetch_add(1, Ordering::AcqRel);
         let held = s.bytes.fetch_add(bytes, Ordering::Relaxed);
         s.metrics.in_flight.inc();
-        let permit = Permit { shared: Arc::clone(s), bytes };
+        let permit = Permit { shared: Arc::clone(s), bytes, is_proposed: false };
         let fits = count < s.config.in_flight_max
             && (held == 0 || held.saturating_add(bytes) <= s.config.in_flight_bytes_max);
         if fits {
             return Ok(permit);
         }
         drop(permit);
-        let refused = Err(ProposeError::Overloaded { retry_after_ms: RETRY_AFTER_MS });
+        let refused = Err(overloaded());
         s.metrics.ended(&refused, Duration::ZERO);
         refused.map(|_: Accepted| unreachable!("it is an error"))
     }
@@ -178,56 +252,38 @@ impl Handle {
     /// Proposes a block and waits for its verdict. Dropping the future does not take the proposal
     /// back: its outcome is then unknown.
     pub(crate) async fn propose(&self, proposal: Proposal, permit: Permit) -> Answer {
-        let (timeout, received, height) =
-            (self.timeout_of(&proposal), proposal.received, proposal.block.height);
-        let unknown = unknown_of(&proposal.block);
-        let trace = self.trace_of(&proposal);
-        let proposal = Proposal { trace: Some(Arc::clone(&trace)), ..proposal };
-        let rx = self.enqueue(proposal, permit, None).await;
-        let late = |answer: &Answer| self.shared.ended(answer, &trace, height, received);
-        wait(rx, received + timeout, unknown, late).await
+        let mut underway = self.enqueue(proposal, permit, None).await;
+        // The reply was dropped with the core: nobody knows.
+        self.wait(&mut underway).await.unwrap_or_else(|| Err(underway.lost()))
     }
 
     /// Enters a block in the order of the calls, without waiting for its verdict. Missing
-    /// predecessors are a gap at once: on this path they cannot come later. The receiver ends
-    /// without an answer when an earlier block of the lane was refused.
-    pub(crate) async fn submit(
-        &self,
-        proposal: Proposal,
-        permit: Permit,
-        lane: &Lane,
-    ) -> oneshot::Receiver<Answer> {
+    /// predecessors are a gap at once: on this path they cannot come later.
+    pub(crate) async fn submit(&self, proposal: Proposal, permit: Permit, lane: &Lane) -> Underway {
         self.enqueue(proposal, permit, Some(lane.clone())).await
     }
 
-    /// Waits for an answer until a deadline, after which it is unknown.
-    async fn await_answer(
-        &self,
-        rx: oneshot::Receiver<Answer>,
-        deadline: Instant,
-        unknown: ProposeError,
-    ) -> Answer {
-        let timeout = self.shared.config.propose_timeout;
-        // Its span is written when it lands.
-        wait(rx, deadline, unknown, |answer| self.shared.metrics.ended(answer, timeout)).await
+    /// Waits for the outcome of [`Handle::submit`]; none: an earlier block of the lane was refused, and this
+    /// one was never taken. What was taken is always answered, also when it is lost, so only a block that
+    /// nobody answers can have been left out.
+    pub(crate) async fn await_in_lane(&self, mut underway: Underway, lane: &Lane) -> Option<Answer> {
+        match self.wait(&mut underway).await {
+            None if lane.is_closed() => None,
+            None => Some(Err(underway.lost())),
+            answered => answered,
+        }
     }
 
-    /// As [`Handle::await_answer`], for [`Handle::submit`]; none: an earlier block of the lane was
-    /// refused, and this one was never taken.
-    pub(crate) async fn await_in_lane(
-        &self,
-        rx: oneshot::Receiver<Answer>,
-        deadline: Instant,
-        unknown: ProposeError,
-        lane: &Lane,
-    ) -> Option<Answer> {
-        let answer = self.await_answer(rx, deadline, unknown).await;
-        let was_dropped = matches!(answer, Err(ProposeError::LeadershipLost { term: None, .. }));
-        (!(was_dropped && lane.is_closed())).then_some(answer)
+    async fn wait(&self, underway: &mut Underway) -> Option<Answer> {
+        let late = |u: &Underway, answer: &Answer| {
+            self.shared.ended(answer, &u.trace, u.height, u.received);
+        };
+        underway.wait(late).await
     }
 
-    pub(crate) fn timeout_of(&self, proposal: &Proposal) -> Duration {
-        proposal.timeout.unwrap_or(self.shared.config.propose_timeout)
+    /// How long a proposal is waited for, unless it says otherwise.
+    pub(crate) fn patience(&self) -> Duration {
+        self.shared.config.propose_timeout
     }
 
     fn trace_of(&self, proposal: &Proposal) -> Arc<Traced> {
@@ -235,29 +291,30 @@ impl Handle {
         proposal.trace.clone().unwrap_or_else(own)
     }
 
-    async fn enqueue(
-        &self,
-        proposal: Proposal,
-        permit: Permit,
-        lane: Option<Lane>,
-    ) -> oneshot::Receiver<Answer> {
-        let (tx, rx) = oneshot::channel();
+    async fn enqueue(&self, proposal: Proposal, permit: Permit, lane: Option<Lane>) -> Underway {
+        let (tx, outcome) = oneshot::channel();
         let may_wait = lane.is_none();
-        let (trace, height) = (self.trace_of(&proposal), proposal.block.height);
-        let answer = Waiter { tx, trace, height, received: proposal.received, permit, lane };
+        let trace = self.trace_of(&proposal);
+        let (received, height, hash) =
+            (proposal.received, proposal.block.height, proposal.block.hash.clone());
+        let deadline = received + proposal.timeout.unwrap_or(self.patience());
+        let permit = permit.proposed();
+        let answer = Waiter { tx, trace: Arc::clone(&trace), height, received, permit, lane };
         if let Err(mpsc::error::SendError(queued)) =
             self.queue.send(Queued { proposal, may_wait, answer }).await
         {
             queued.answer.answer(Err(ProposeError::ShuttingDown));
         }
-        rx
+        Underway { outcome, deadline, height, hash, received, trace }
     }
 
+    /// Proposals that were entered and have no answer.
     pub(crate) fn in_flight(&self) -> usize {
-        self.shared.count.load(Ordering::Acquire)
+        self.shared.n_proposed.load(Ordering::Acquire)
     }
 
-    /// Completes when every admitted proposal has its answer.
+    /// Completes when every proposal that was entered has its answer. Not waited for is a block that has not
+    /// come whole: nobody took it, so nobody answers for it.
     pub(crate) async fn drained(&self) {
         loop {
             let drained = self.shared.drained.notified();
@@ -269,34 +326,127 @@ impl Handle {
     }
 }
 
-async fn wait(
-    rx: oneshot::Receiver<Answer>,
-    deadline: Instant,
-    unknown: ProposeError,
-    late: impl FnOnce(&Answer),
-) -> Answer {
-    match tokio::time::timeout_at(deadline.into(), rx).await {
-        Ok(Ok(answer)) => answer,
-        // The reply was dropped with the core: nobody knows.
-        Ok(Err(_)) => Err(lost(unknown)),
-        Err(_) => {
-            let answer = Err(unknown);
-            late(&answer);
-            answer
-        }
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn start() -> (Handle, mpsc::Receiver<Queued>, Registry) {
+        let config = Config {
+            node_id: 1,
+            propose_timeout: LONG,
+            in_flight_max: 8,
+            in_flight_bytes_max: 1_000,
+            reorder_window: 8,
+            reorder_wait: Duration::ZERO,
+        };
+        let registry = Registry::new();
+        let (metrics, instants) = (Metrics::new(&registry).unwrap(), Instants::new(&registry).unwrap());
+        let (handle, queue) = Handle::new(config, metrics, Arc::new(instants));
+        (handle, queue, registry)
     }
-}
 
-/// What is said of a block whose outcome nobody knows in time.
-pub(crate) fn unknown_of(block: &Block) -> ProposeError {
-    ProposeError::Timeout { height: block.height, hash: block.hash.clone(), term: None, index: None }
-}
+    fn proposal(height: Height) -> Proposal {
+        let block = Block { height, hash: Bytes::from_static(b"h"), ..Block::default() };
+        Proposal { block, fence: None, timeout: None, trace: None, received: Instant::now() }
+    }
 
-fn lost(unknown: ProposeError) -> ProposeError {
-    match unknown {
-        ProposeError::Timeout { height, hash, term, index } => {
-            ProposeError::LeadershipLost { height, hash, term, index }
+    /// Enters a block into a lane; what the task is sent, and the outcome that is waited for.
+    async fn enter(
+        handle: &Handle,
+        queue: &mut mpsc::Receiver<Queued>,
+        lane: &Lane,
+        proposal: Proposal,
+    ) -> (Queued, Underway) {
+        let underway = handle.submit(proposal, handle.admit(1).unwrap(), lane).await;
+        (queue.recv().await.expect("it was entered"), underway)
+    }
+
+    fn accepted(height: Height) -> Answer {
+        let hash = Bytes::from_static(b"h");
+        Ok(Accepted { height, hash, term: 1, index: height, duplicate: false, trace_id: None })
+    }
+
+    /// How often each outcome was counted, zeros left out, and how many times were observed in all.
+    fn counted(registry: &Registry) -> (Vec<(String, u64)>, u64) {
+        let (mut outcomes, mut n_times) = (Vec::new(), 0);
+        for family in registry.gather() {
+            for metric in family.get_metric() {
+                match family.name() {
+                    "blockraft_raft_proposals_total" if 0.0 < metric.get_counter().get_value() => outcomes
+                        .push((
+                            metric.get_label()[0].value().to_owned(),
+                            metric.get_counter().get_value() as u64,
+                        )),
+                    "blockraft_raft_proposal_seconds" => n_times += metric.get_histogram().get_sample_count(),
+                    _ => {}
+                }
+            }
         }
-        other => other,
+        (outcomes, n_times)
+    }
+
+    #[tokio::test]
+    async fn each_block_of_a_lane_that_was_taken_and_lost_is_answered_and_those_behind_are_not() {
+        let (handle, mut queue, _registry) = start();
+        let lane = Lane::default();
+        let (first, first_underway) = enter(&handle, &mut queue, &lane, proposal(1)).await;
+        let (second, second_underway) = enter(&handle, &mut queue, &lane, proposal(2)).await;
+        let (third, third_underway) = enter(&handle, &mut queue, &lane, proposal(3)).await;
+        // As it is when another leader's log replaced both.
+        first.answer.answer(Err(first_underway.lost()));
+        second.answer.answer(Err(second_underway.lost()));
+        assert!(third.answer.is_shut_out());
+        drop(third);
+        for (height, underway) in [(1, first_underway), (2, second_underway)] {
+            let outcome = handle.await_in_lane(underway, &lane).await;
+            let is_lost =
+                matches!(outcome, Some(Err(ProposeError::LeadershipLost { height: h, .. })) if h == height);
+            assert!(is_lost, "block {height}: {outcome:?}");
+        }
+        assert_eq!(handle.await_in_lane(third_underway, &lane).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_block_whose_answer_is_dropped_in_an_open_lane_is_unknown() {
+        let (handle, mut queue, _registry) = start();
+        let lane = Lane::default();
+        let (queued, underway) = enter(&handle, &mut queue, &lane, proposal(1)).await;
+        drop(queued);
+        let outcome = handle.await_in_lane(underway, &lane).await;
+        assert!(matches!(outcome, Some(Err(ProposeError::LeadershipLost { height: 1, .. }))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_proposal_that_lands_late_is_counted_once_by_whatever_door_it_came() {
+        let (handle, mut queue, registry) = start();
+        let lane = Lane::default();
+        let late = |height| Proposal { timeout: Some(Duration::ZERO), ..proposal(height) };
+        let (queued, underway) = enter(&handle, &mut queue, &lane, late(1)).await;
+        let outcome = handle.await_in_lane(underway, &lane).await;
+        assert!(matches!(outcome, Some(Err(ProposeError::Timeout { height: 1, .. }))), "{outcome:?}");
+        queued.answer.answer(accepted(1));
+        let outcome = handle.propose(late(2), handle.admit(1).unwrap()).await;
+        assert!(matches!(outcome, Err(ProposeError::Timeout { height: 2, .. })), "{outcome:?}");
+        queue.recv().await.expect("it was entered").answer.answer(accepted(2));
+        assert_eq!(counted(&registry), (vec![("timeout".to_owned(), 2)], 2));
+    }
+
+    #[tokio::test]
+    async fn a_block_that_did_not_come_whole_takes_room_and_is_not_waited_for() {
+        let (handle, mut queue, _registry) = start();
+        let half = handle.admit(1_000).unwrap();
+        assert!(matches!(handle.admit(1), Err(ProposeError::Overloaded { .. })));
+        handle.drained().await;
+        let underway = handle.submit(proposal(1), half, &Lane::default()).await;
+        assert_eq!(handle.in_flight(), 1);
+        assert!(futures::poll!(std::pin::pin!(handle.drained())).is_pending());
+        queue.recv().await.expect("it was entered").answer.answer(accepted(1));
+        handle.drained().await;
+        assert!(handle.admit(1_000).is_ok());
+        drop(underway);
     }
 }

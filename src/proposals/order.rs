@@ -10,8 +10,14 @@ use crate::types::{
     settings::Continuity,
 };
 
-/// The last block handed to raft and not yet applied, by height; what it carries is `T`.
-pub(crate) type Flights<T> = BTreeMap<Height, (Block, T)>;
+/// What was handed to raft and not yet answered, by height; of each block `T` keeps the rest.
+pub(crate) type Flights<T> = BTreeMap<Height, (BlockRef, T)>;
+
+/// The content of a block in flight.
+pub(crate) trait Flight {
+    /// Whether it is this block; `None`: it was answered meanwhile, and its content is gone.
+    fn is_same(&self, block: &Block) -> Option<bool>;
+}
 
 /// What is to be done with a proposal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,27 +28,36 @@ pub(crate) enum Next {
     Join,
     /// Its predecessors are missing: wait for them.
     Wait,
+    /// A block of that height was in flight and is answered: it is to be forgotten, and this asked again.
+    Landed,
     /// The height is applied or taken in flight; which refusal it is, the history tells.
     Taken,
+    /// The height is free, and what is in flight above it has no verdict yet, so nobody knows what this one
+    /// would follow; it may not wait, so it has to come again.
+    Behind,
     Refuse(Refusal),
 }
 
 /// Decides, by the rules of the state machine, against the last block handed to raft.
 ///
 /// `now_ns` is the leader's clock: it alone refuses a block from the far future.
-pub(crate) fn decide<T>(
+pub(crate) fn decide<T: Flight>(
     view: &View,
     flights: &Flights<T>,
     block: &Block,
     now_ns: u64,
     reorder_window: u64,
 ) -> Next {
-    if let Some((flying, _)) = flights.get(&block.height) {
-        return if flying.is_same(block) { Next::Join } else { Next::Taken };
+    if let Some((_, flying)) = flights.get(&block.height) {
+        return match flying.is_same(block) {
+            Some(true) => Next::Join,
+            Some(false) => Next::Taken,
+            None => Next::Landed,
+        };
     }
     let settings = &view.settings.settings;
-    let last_flying = flights.last_key_value().map(|(_, (b, _))| b.to_ref());
-    let head: Option<&BlockRef> = match (&last_flying, &view.head) {
+    let last_flying = flights.last_key_value().map(|(_, (b, _))| b);
+    let head = match (last_flying, &view.head) {
         (Some(flying), Some(head)) if flying.height < head.height => Some(head),
         (Some(flying), _) => Some(flying),
         (None, head) => head.as_ref(),
@@ -56,8 +71,12 @@ pub(crate) fn decide<T>(
         Some(head) if block.height <= head.height => {
             // Free, and yet behind something in flight: what flew there failed, and those after it
             // will. Their verdicts come first.
-            let is_free = view.head.as_ref().is_some_and(|applied| applied.height < block.height);
-            return if is_free && reorder_window != 0 { Next::Wait } else { Next::Taken };
+            let is_free = view.head.as_ref().is_none_or(|applied| applied.height < block.height);
+            return match (is_free, reorder_window) {
+                (false, _) => Next::Taken,
+                (true, 0) => Next::Behind,
+                (true, _) => Next::Wait,
+            };
         }
         Some(head) => {
             let ahead = block.height - head.height - 1;
@@ -89,8 +108,14 @@ mod tests {
         View { head: head.map(|h| block(h).to_ref()), ..View::default() }
     }
 
-    fn flying(heights: &[Height]) -> Flights<()> {
-        heights.iter().map(|h| (*h, (block(*h), ()))).collect()
+    impl Flight for Option<Block> {
+        fn is_same(&self, block: &Block) -> Option<bool> {
+            Some(self.as_ref()?.is_same(block))
+        }
+    }
+
+    fn flying(heights: &[Height]) -> Flights<Option<Block>> {
+        heights.iter().map(|h| (*h, (block(*h).to_ref(), Some(block(*h))))).collect()
     }
 
     fn decide_at(head: Option<Height>, in_flight: &[Height], b: &Block) -> Next {
@@ -112,6 +137,19 @@ mod tests {
         let other = Block { data: vec![1].into(), ..block(6) };
         assert_eq!(decide_at(Some(5), &[6], &other), Next::Taken);
         assert_eq!(decide_at(Some(5), &[], &block(3)), Next::Taken);
+        let landed: Flights<Option<Block>> = [(6, (block(6).to_ref(), None))].into();
+        assert_eq!(decide(&view(Some(5)), &landed, &block(6), 2_000, 8), Next::Landed);
+    }
+
+    /// Each of them would be stale by a head that is lower than it.
+    #[test]
+    fn a_free_height_behind_something_in_flight_is_not_taken() {
+        for head in [None, Some(5)] {
+            assert_eq!(decide_at(head, &[7], &block(6)), Next::Wait);
+            let at_once = decide(&view(head), &flying(&[7]), &block(6), 2_000, 0);
+            assert_eq!(at_once, Next::Behind, "head {head:?}");
+        }
+        assert_eq!(decide(&view(Some(6)), &flying(&[7]), &block(6), 2_000, 0), Next::Taken);
     }
 
     #[test]

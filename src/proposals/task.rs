@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -16,10 +16,10 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::machine::command::Origin;
 use crate::machine::{Command, Outcome};
-use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter};
+use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter, overloaded};
 use crate::proposals::metrics::Metrics;
 use crate::proposals::order::{Flights, Next, decide};
-use crate::proposals::{Chain, Config};
+use crate::proposals::{Chain, Config, order};
 use crate::types::block::Block;
 use crate::types::error::{ProposeError, Refusal};
 use crate::types::{Height, NodeId};
@@ -27,9 +27,33 @@ use crate::types::{Height, NodeId};
 /// Proposals taken from the queue at once. By eye: what apply answers in one batch.
 const BATCH_MAX: usize = 1_024;
 
-/// Those who wait for one block in flight. `None` once it was answered. A lock held for a push or
-/// a take, by this task and by apply.
-type Waiters = Arc<Mutex<Option<Vec<Waiter>>>>;
+/// A block in flight, and those who wait for it.
+struct Flying {
+    block: Block,
+    waiters: Vec<Waiter>,
+}
+
+/// One flight. `None` once it was answered: its bytes go when their room is given back, however long it
+/// takes until this task's next turn. A lock held for a push, a comparison or a take, by this task and by
+/// apply.
+#[derive(Clone)]
+struct Slot(Arc<Mutex<Option<Flying>>>);
+
+impl Slot {
+    fn new(block: Block, waiter: Waiter) -> Self {
+        Self(Arc::new(Mutex::new(Some(Flying { block, waiters: vec![waiter] }))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Flying>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl order::Flight for Slot {
+    fn is_same(&self, block: &Block) -> Option<bool> {
+        Some(self.lock().as_ref()?.block.is_same(block))
+    }
+}
 
 /// A block whose predecessors are missing.
 struct Early {
@@ -46,8 +70,8 @@ pub(crate) struct Task {
     chain: Arc<dyn Chain>,
     instants: Arc<Instants>,
     queue: mpsc::Receiver<Queued>,
-    flights: Flights<Waiters>,
-    /// Heights that apply answered; drained at each turn. Held for a push or a swap.
+    flights: Flights<Slot>,
+    /// Heights whose slots are empty; drained at each turn. Held for a push or a swap.
     landed: Arc<Mutex<Vec<Height>>>,
     early: BTreeMap<Height, Vec<Early>>,
 }
@@ -153,8 +177,14 @@ impl Task {
     }
 
     /// The checks of one proposal, in the order of design 5: leader, duplicate, ready, fence, then
-    /// those of the chain.
+    /// those of the chain. One without a fence is stamped with the one that it meets, so it is of this
+    /// term, however long it waits.
     async fn take(&mut self, queued: Queued, gate: &Gate) {
+        self.take_since(queued, gate, Instant::now()).await;
+    }
+
+    /// As [`Task::take`]; `since` is when it began to wait for predecessors.
+    async fn take_since(&mut self, mut queued: Queued, gate: &Gate, since: Instant) {
         if queued.answer.is_shut_out() {
             return;
         }
@@ -173,20 +203,32 @@ impl Task {
                 return queued.answer.answer(Err(error.clone()));
             }
         };
-        if queued.proposal.fence.is_some_and(|given| given != fence) {
+        if *queued.proposal.fence.get_or_insert(fence) != fence {
             let head = self.chain.view().head.clone();
             return queued.answer.answer(Err(ProposeError::Fenced { fence: Some(fence), term: fence, head }));
         }
-        self.place(queued, fence, Instant::now()).await;
+        self.place(queued, fence, since).await;
     }
 
-    /// Gives a checked proposal its place; `since` is when it began to wait for predecessors.
-    async fn place(&mut self, queued: Queued, fence: u64, since: Instant) {
-        let view = self.chain.view();
+    /// Gives a checked proposal its place.
+    async fn place(&mut self, mut queued: Queued, fence: u64, since: Instant) {
         let window = if queued.may_wait { self.config.reorder_window } else { 0 };
-        match decide(&view, &self.flights, &queued.proposal.block, now_ns(), window) {
+        let (view, next) = loop {
+            let view = self.chain.view();
+            match decide(&view, &self.flights, &queued.proposal.block, now_ns(), window) {
+                Next::Join => match self.join(queued) {
+                    Ok(()) => return,
+                    // Answered this instant.
+                    Err(again) => queued = again,
+                },
+                Next::Landed => {}
+                next => break (view, next),
+            }
+            // What it came to is in the state by now; the flight is known to have landed, so it goes.
+            self.forget_landed();
+        };
+        match next {
             Next::Append => self.append(queued, fence).await,
-            Next::Join => self.join(queued),
             Next::Wait => {
                 let height = queued.proposal.block.height;
                 self.early.entry(height).or_default().push(Early { queued, since });
@@ -195,10 +237,12 @@ impl Task {
                 let answer = self.taken(&queued.proposal.block);
                 queued.answer.answer(answer);
             }
+            Next::Behind => queued.answer.answer(Err(overloaded())),
             Next::Refuse(refusal) => {
                 let head = view.head.clone();
                 queued.answer.answer(Err(ProposeError::Refused { refusal, head, oldest_height: None }));
             }
+            Next::Join | Next::Landed => unreachable!("both were seen to above"),
         }
     }
 
@@ -219,18 +263,15 @@ impl Task {
         Err(ProposeError::Refused { refusal, head: view.head.clone(), oldest_height })
     }
 
-    fn join(&mut self, queued: Queued) {
-        let Queued { proposal, answer, .. } = queued;
-        let (_, waiters) = self.flights.get(&proposal.block.height).expect("it was found in flight");
-        let mut waiters = waiters.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match waiters.as_mut() {
-            Some(waiters) => waiters.push(answer),
-            None => {
-                drop(waiters);
-                // Answered this instant: what it came to is in the state by now.
-                let found = self.chain.find_same(&proposal.block);
-                answer.answer(found.ok_or_else(|| self.no_leader()));
+    /// Adds a waiter to the same block in flight; given back when that has landed.
+    fn join(&self, queued: Queued) -> Result<(), Queued> {
+        let (_, slot) = self.flights.get(&queued.proposal.block.height).expect("it was found in flight");
+        match slot.lock().as_mut() {
+            Some(flying) => {
+                flying.waiters.push(queued.answer);
+                Ok(())
             }
+            None => Err(queued),
         }
     }
 
@@ -242,22 +283,22 @@ impl Task {
         let mut command =
             Command::block(block.clone(), fence, self.config.node_id, proposed_at_ms, Some(carrier));
         command.origin = Some(Origin { received: proposal.received, handed: Instant::now() });
-        let waiters: Waiters = Arc::new(Mutex::new(Some(vec![answer])));
+        let (at, slot) = (block.to_ref(), Slot::new(block, answer));
         let landing = Landing {
-            height: block.height,
-            hash: block.hash.clone(),
-            waiters: Arc::clone(&waiters),
+            height: at.height,
+            hash: at.hash.clone(),
+            slot: slot.clone(),
             landed: Arc::clone(&self.landed),
             no_leader: self.no_leader(),
             node_id: self.config.node_id,
         };
-        self.flights.insert(block.height, (block, waiters));
+        self.flights.insert(at.height, (at, slot));
         // A core that stopped drops the reply, which answers the waiters.
         let _ = self.raft.write(command, move |result| landing.land(result)).await;
     }
 
     fn forget_landed(&mut self) {
-        let landed = std::mem::take(&mut *self.landed.lock().unwrap_or_else(|p| p.into_inner()));
+        let landed = std::mem::take(&mut *self.landed.lock().unwrap_or_else(PoisonError::into_inner));
         for height in landed {
             self.flights.remove(&height);
         }
@@ -272,16 +313,9 @@ impl Task {
         // Lowest height first: each may be the predecessor of the next.
         for (_, waiting) in std::mem::take(&mut self.early) {
             for Early { queued, since } in waiting {
-                let Gate::Open { fence } = gate else {
-                    self.take(queued, gate).await;
-                    continue;
-                };
-                if self.config.reorder_wait <= since.elapsed() {
-                    let late = Queued { may_wait: false, ..queued };
-                    self.place(late, *fence, since).await;
-                } else {
-                    self.place(queued, *fence, since).await;
-                }
+                // All is looked at again: it may be another term's leader by now.
+                let may_wait = since.elapsed() < self.config.reorder_wait && queued.may_wait;
+                self.take_since(Queued { may_wait, ..queued }, gate, since).await;
             }
         }
     }
@@ -291,7 +325,7 @@ impl Task {
 struct Landing {
     height: Height,
     hash: Bytes,
-    waiters: Waiters,
+    slot: Slot,
     landed: Arc<Mutex<Vec<Height>>>,
     no_leader: ProposeError,
     node_id: NodeId,
@@ -326,12 +360,12 @@ impl Landing {
     }
 
     fn finish(&self, answer: Answer) {
-        let waiters = self.waiters.lock().unwrap_or_else(|p| p.into_inner()).take();
-        if waiters.is_none() {
-            return;
-        }
-        self.landed.lock().unwrap_or_else(|p| p.into_inner()).push(self.height);
-        for waiter in waiters.into_iter().flatten() {
+        let mut slot = self.slot.lock();
+        let Some(flying) = slot.take() else { return };
+        // Under the slot's lock: whoever finds it empty finds its height here.
+        self.landed.lock().unwrap_or_else(PoisonError::into_inner).push(self.height);
+        drop(slot);
+        for waiter in flying.waiters {
             waiter.answer(answer.clone());
         }
     }
@@ -354,4 +388,60 @@ async fn sleep_until(deadline: Option<Instant>) {
 fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proposals::Lane;
+    use crate::proposals::order::Flight;
+
+    #[tokio::test]
+    async fn a_block_that_landed_is_let_go_of_though_no_turn_follows() {
+        let config = Config {
+            node_id: 1,
+            propose_timeout: Duration::from_secs(60),
+            in_flight_max: 8,
+            in_flight_bytes_max: 1_000,
+            reorder_window: 8,
+            reorder_wait: Duration::ZERO,
+        };
+        let registry = Registry::new();
+        let instants = Arc::new(Instants::new(&registry).unwrap());
+        let (handle, mut queue) = Handle::new(config, Metrics::new(&registry).unwrap(), instants);
+        let (lane, data) = (Lane::default(), Bytes::from(vec![7; 64]));
+        let block =
+            Block { height: 5, hash: Bytes::from_static(b"h"), data: data.clone(), ..Block::default() };
+        let proposal = Proposal {
+            block: Block { data: Bytes::new(), ..block.clone() },
+            fence: None,
+            timeout: None,
+            trace: None,
+            received: Instant::now(),
+        };
+        let underway = handle.submit(proposal, handle.admit(64).unwrap(), &lane).await;
+        let waiter = queue.recv().await.expect("it was entered").answer;
+        let slot = Slot::new(block.clone(), waiter);
+        let landing = Landing {
+            height: block.height,
+            hash: block.hash.clone(),
+            slot: slot.clone(),
+            landed: Arc::default(),
+            no_leader: ProposeError::NoLeader { retry_after_ms: 1 },
+            node_id: 1,
+        };
+        let landed = Arc::clone(&landing.landed);
+        assert_eq!(slot.is_same(&block), Some(true));
+        let other = Block { data: Bytes::new(), ..block.clone() };
+        assert_eq!(slot.is_same(&other), Some(false));
+        drop(block);
+        assert!(!data.is_unique(), "it is kept to be compared");
+        landing.land(Err(WriteError::Discarded));
+        assert!(data.is_unique());
+        assert_eq!((slot.is_same(&other), landed.lock().unwrap().as_slice()), (None, &[5][..]));
+        let outcome = handle.await_in_lane(underway, &lane).await;
+        assert!(matches!(outcome, Some(Err(ProposeError::LeadershipLost { height: 5, .. }))), "{outcome:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! `POST /v1/blocks/stream`: many blocks in flight on one request, answered line by line.
 
 use anyhow::bail;
+use serde_json::Value;
 
 use crate::support::{
     block::{Answer, Block, put_varint},
@@ -23,12 +24,19 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn open(addr: &str, fence: Option<u64>) -> Result<Self, Failure> {
+        let fence = fence.map(|f| f.to_string());
+        let header = fence.as_deref().map(|f| ("Blockraft-Fence", f));
+        Self::open_with(addr, header.as_slice())
+    }
+
+    /// With more headers.
+    pub(crate) fn open_with(addr: &str, headers: &[(&str, &str)]) -> Result<Self, Failure> {
         let mut conn = Connection::open(addr)?;
-        let fence = fence.map(|f| format!("Blockraft-Fence: {f}\r\n")).unwrap_or_default();
+        let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         conn.send(
             format!(
                 "POST /v1/blocks/stream HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/x-protobuf\r\n\
-                 {fence}Transfer-Encoding: chunked\r\n\r\n"
+                 {more}Transfer-Encoding: chunked\r\n\r\n"
             )
             .as_bytes(),
         )?;
@@ -58,29 +66,31 @@ impl Stream {
 
     /// The next line; `None` when the answer is over.
     pub(crate) fn next(&mut self) -> Result<Option<Answer>, Failure> {
-        let status = match self.status {
-            Some(status) => status,
-            None => *self.status.insert(self.conn.head()?.status),
-        };
+        let line = self.next_line()?;
+        Ok(line.map(|line| Answer::from_line(&line, self.status.unwrap_or(0))))
+    }
+
+    /// As [`Stream::next`], as it stands there.
+    pub(crate) fn next_line(&mut self) -> Result<Option<Value>, Failure> {
+        if self.status.is_none() {
+            self.status = Some(self.conn.head()?.status);
+        }
         loop {
             if let Some(at) = self.body.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.body.drain(..=at).collect();
-                return parse(&line, status).map(Some);
+                return parse(&line).map(Some);
             }
             if !self.conn.read_body(&mut self.body)? {
                 // An answer that is no stream, such as a refusal before the first block, may lack the newline.
                 let line = std::mem::take(&mut self.body);
-                return if line.is_empty() { Ok(None) } else { parse(&line, status).map(Some) };
+                return if line.is_empty() { Ok(None) } else { parse(&line).map(Some) };
             }
         }
     }
 }
 
-fn parse(line: &[u8], status: u16) -> Result<Answer, Failure> {
-    match serde_json::from_slice(line) {
-        Ok(value) => Ok(Answer::from_line(&value, status)),
-        Err(e) => Err(Failure::Unknown(format!("a line that is no JSON ({e})"))),
-    }
+fn parse(line: &[u8]) -> Result<Value, Failure> {
+    serde_json::from_slice(line).map_err(|e| Failure::Unknown(format!("a line that is no JSON ({e})")))
 }
 
 /// A block after its length.
