@@ -22,7 +22,6 @@ use crate::support::{
     cluster::Cluster,
     config::{Settings, settings},
     exposition::Scrape,
-    members::leader_among,
     net::{self, Net},
     rpc,
     stream::{Stream, put_framed},
@@ -81,8 +80,8 @@ fn each_block_of_a_stream_whose_leader_was_replaced_is_told_as_unknown() {
             ensure!(last + n_lost <= now, "its log ends at {now}, not {}", last + n_lost);
             Ok(())
         });
-        net.isolate(leader, &others);
-        leader_among(&cluster, &others);
+        net.part(&[leader], &others);
+        cluster.leader_among(&others, 0);
         net.heal();
         for block in &lost {
             let line = stream.next_line().expect("it answers").expect("a line for each");
@@ -115,8 +114,8 @@ fn a_block_that_waits_for_its_predecessor_does_not_enter_in_a_later_term() {
         rpc::call(&api, "block_propose", &params)
     });
     wait_in_flight(&cluster, leader, 1);
-    net.isolate(leader, &others);
-    let between = leader_among(&cluster, &others);
+    net.part(&[leader], &others);
+    let between = cluster.leader_among(&others, 0);
     net.heal();
     cluster.leader_above(term);
     wait_for("the first leader leads again", SOON, || {
