@@ -299,11 +299,11 @@ def stalled_apply(scene):
 
 
 def slow_follower(scene):
-    """Half of what the chain has shown to need, however fast this machine is."""
+    """A quarter of what the chain has shown to need, however fast this machine is: it may get slower."""
     first, seconds = scene.head()["block"]["height"], 3
     scene.wait(seconds)
     bits = 8 * scene.producer.size * (scene.head()["block"]["height"] - first) / seconds
-    scene.cluster.followers()[0].slow_link(f"{int(bits / 2)}bit", "30kb")
+    scene.cluster.followers()[0].slow_link(f"{int(bits / 4)}bit", "30kb")
 
 
 def stuck_change(scene):
@@ -425,7 +425,7 @@ FAULTS = [
     Fault("restart loop", "a follower is killed and started four times", restart_loop, {"NodeRestarting"}),
     Fault("slow apply", "the disk under a follower's state writes less than comes", slow_apply, {"ApplyLagHigh", "ApplyLagGrowing"}, {"ApplyStalled"}, settings=NO_SNAPSHOTS, rate=25, size=100000, hold=150),
     Fault("stalled apply", "the disk under a follower's state hardly writes", stalled_apply, {"ApplyLagHigh", "ApplyLagGrowing", "ApplyStalled"}, settings=NO_SNAPSHOTS, rate=25, size=100000, hold=150),
-    Fault("slow follower", "the link to a follower carries half of what comes", slow_follower, {"FollowerCannotCatchUp"}, {"FollowerLagging", "CompactionLagHigh"}, rate=30, size=8000, hold=150,
+    Fault("slow follower", "the link to a follower carries a quarter of what comes", slow_follower, {"FollowerCannotCatchUp"}, {"FollowerLagging", "CompactionLagHigh"}, rate=30, size=8000, hold=220,
           settings={"snapshot.threshold": 12, "snapshot.trailing_logs": 10, "snapshot.grace_entries": 10, "state.history_blocks": 10}),
     Fault("slow reader", "a watched reader reads at a fraction of the rate", slow_reader, {"ApplyMessagesDropped"}, {"ApplyGapNotRepaired"}, settings=WATCHED, rate=20, size=60000, hold=110),
     Fault("stalled reader", "a watched reader stalls", stalled_reader, {"ApplyMessagesDropped", "ApplyGapNotRepaired"}, settings=WATCHED, rate=20, size=60000),
