@@ -27,20 +27,24 @@ impl SmallDisk {
         }
     }
 
-    /// Leaves so many bytes free.
+    /// Leaves so many bytes free, whatever a node writes meanwhile.
     pub(crate) fn fill(&self, leave: u64) -> PathBuf {
-        let stat = rustix::fs::statvfs(&self.0).expect("mounted");
         let path = self.0.join("filler");
-        let free = stat.f_bavail * stat.f_frsize;
         let file = fs::File::create(&path).expect("writable");
-        rustix::fs::fallocate(
-            &file,
-            rustix::fs::FallocateFlags::empty(),
-            0,
-            free.saturating_sub(leave).max(1),
-        )
-        .expect("there is room");
-        path
+        let mut filled = 0;
+        loop {
+            let stat = rustix::fs::statvfs(&self.0).expect("mounted");
+            let more = (stat.f_bavail * stat.f_frsize).saturating_sub(leave);
+            if more == 0 {
+                return path;
+            }
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), filled, more) {
+                Ok(()) => filled += more,
+                // The node was quicker: what it left is less.
+                Err(rustix::io::Errno::NOSPC) => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
     }
 }
 
