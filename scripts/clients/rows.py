@@ -35,6 +35,8 @@ class Row:
     has_batch: bool = True
     has_feed: bool = False
     is_quick: bool = False
+    # By feature: an error of the client's own that comes in some runs and not in others, as its text names it.
+    fickle: dict = dataclasses.field(default_factory=dict)
 
     def url(self, address):
         return f"{self.scheme}://{address}/"
@@ -96,7 +98,7 @@ ROWS = [
     python("web3.py 8, HTTP", JSON_RPC, "web3-8", "web3-http.py", is_quick=True),
     python("web3.py 8, WebSocket", JSON_RPC, "web3-8", "web3-ws.py", scheme="ws"),
     python("substrate-interface", JSON_RPC, "substrate-interface", "substrate-interface.py", scheme="ws", has_batch=False, has_feed=True),
-    python("async-substrate-interface", JSON_RPC, "async-substrate-interface", "async-substrate-interface.py", scheme="ws", has_batch=False, has_feed=True),
+    python("async-substrate-interface", JSON_RPC, "async-substrate-interface", "async-substrate-interface.py", scheme="ws", has_batch=False, has_feed=True, fickle={"3 MiB": "RecursionError"}),
     python("jsonrpc-websocket", JSON_RPC, "jsonrpc-websocket", "jsonrpc-websocket.py", scheme="ws", has_batch=False, has_feed=True),
     python("aiohttp-rpc, HTTP", JSON_RPC, "aiohttp-rpc", "aiohttp-rpc.py"),
     python("aiohttp-rpc, WebSocket", JSON_RPC, "aiohttp-rpc", "aiohttp-rpc.py", mark="how-ws:", scheme="ws", has_feed=True),

@@ -157,6 +157,9 @@ class Story:
         self.pages = Pages()
 
     def put(self, row, feature, cell):
+        known = row.fickle.get(feature)
+        if known and (cell[0] == YES or known in cell[1]):
+            cell = PARTLY, f"at times {known}"
         self.cells[row.name][feature] = cell
         say(f"{row.name}: {feature}: {' '.join(cell)}".rstrip())
 
