@@ -23,6 +23,7 @@ mod observe_cost;
 mod page;
 mod peer_port;
 mod prometheus;
+mod proposals;
 mod recover;
 mod recovery;
 mod refusals;
