@@ -290,6 +290,8 @@ fn kills_during_snapshots(rounds: u64) {
             ("snapshot.trailing_logs", 5.into()),
             ("snapshot.grace_entries", 1.into()),
             ("snapshot.min_interval", "1ms".into()),
+            // All of it is read at the end.
+            ("state.history_blocks", 1_000_000.into()),
         ]),
     );
     cluster.start();
