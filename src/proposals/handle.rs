@@ -22,7 +22,7 @@ use crate::types::error::{Accepted, ProposeError};
 pub(crate) type Answer = Result<Accepted, ProposeError>;
 
 /// After how long a refused caller may come again. By eye: a few commits.
-const RETRY_AFTER_MS: u64 = 50;
+pub(super) const RETRY_AFTER_MS: u64 = 50;
 
 /// A block somebody wants agreed on.
 #[derive(Debug)]

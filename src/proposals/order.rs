@@ -24,6 +24,8 @@ pub(crate) enum Next {
     Wait,
     /// The height is applied or taken in flight; which refusal it is, the history tells.
     Taken,
+    /// The height is free and not the next one: what becomes of those in flight behind it is not known yet.
+    Unsettled,
     Refuse(Refusal),
 }
 
@@ -56,8 +58,12 @@ pub(crate) fn decide<T>(
         Some(head) if block.height <= head.height => {
             // Free, and yet behind something in flight: what flew there failed, and those after it
             // will. Their verdicts come first.
-            let is_free = view.head.as_ref().is_some_and(|applied| applied.height < block.height);
-            return if is_free && reorder_window != 0 { Next::Wait } else { Next::Taken };
+            let is_free = view.head.as_ref().is_none_or(|applied| applied.height < block.height);
+            return match is_free {
+                true if reorder_window != 0 => Next::Wait,
+                true => Next::Unsettled,
+                false => Next::Taken,
+            };
         }
         Some(head) => {
             let ahead = block.height - head.height - 1;
@@ -112,6 +118,15 @@ mod tests {
         let other = Block { data: vec![1].into(), ..block(6) };
         assert_eq!(decide_at(Some(5), &[6], &other), Next::Taken);
         assert_eq!(decide_at(Some(5), &[], &block(3)), Next::Taken);
+    }
+
+    #[test]
+    fn a_free_height_behind_one_in_flight_is_never_told_to_be_taken() {
+        assert_eq!(decide_at(Some(5), &[7], &block(6)), Next::Wait);
+        let at_once = |head, b: &Block| decide(&view(head), &flying(&[7]), b, 2_000, 0);
+        assert_eq!(at_once(Some(5), &block(6)), Next::Unsettled);
+        assert_eq!(at_once(None, &block(6)), Next::Unsettled);
+        assert_eq!(at_once(Some(6), &block(6)), Next::Taken, "once it is applied");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::instants::Instants;
 use crate::leadership;
 use crate::machine::command::Origin;
 use crate::machine::{Command, Outcome};
-use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter};
+use crate::proposals::handle::{Answer, Handle, Proposal, Queued, RETRY_AFTER_MS, Waiter};
 use crate::proposals::metrics::Metrics;
 use crate::proposals::order::{Flights, Next, decide};
 use crate::proposals::{Chain, Config};
@@ -194,6 +194,10 @@ impl Task {
             Next::Taken => {
                 let answer = self.taken(&queued.proposal.block);
                 queued.answer.answer(answer);
+            }
+            // Stale would be a lie, for the head lies below it: the producer would skip the block.
+            Next::Unsettled => {
+                queued.answer.answer(Err(ProposeError::Overloaded { retry_after_ms: RETRY_AFTER_MS }))
             }
             Next::Refuse(refusal) => {
                 let head = view.head.clone();
