@@ -15,6 +15,7 @@ mod faults;
 mod feed;
 mod feed_changes;
 mod feed_load;
+mod feed_memory;
 mod inspect;
 mod leadership;
 mod membership;
