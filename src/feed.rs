@@ -2,14 +2,17 @@
 //!
 //! The [`hub::Hub`] is told of every batch by the store and puts it into each subscriber's buffer; it never
 //! waits. A [`subscription::Subscription`] belongs to one reader: what its buffer could not take, and what
-//! lies before its beginning, it reads from the store. Knows nothing of HTTP and JSON.
+//! lies before its beginning, it reads from the store. What goes out to connections is taken in
+//! [`turns`], within [`room`] that bounds them all. Knows nothing of HTTP and JSON.
 
 pub(crate) mod backlog;
 pub(crate) mod hub;
 pub(crate) mod live;
 pub(crate) mod metrics;
+pub(crate) mod room;
 pub(crate) mod source;
 pub(crate) mod subscription;
+pub(crate) mod turns;
 
 #[cfg(test)]
 mod model;

@@ -1,5 +1,7 @@
 //! The feed of applied blocks as JSON: what a subscriber asks for, and the items it is sent.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -8,10 +10,13 @@ use serde_json::value::RawValue;
 use crate::api::Api;
 use crate::api::args::{Args, Decode, Param};
 use crate::api::error::{Code, Fault};
+use crate::api::sessions::Session;
 use crate::api::subscriptions::{Address, Items};
 use crate::api::wire::{BlockHead, BlockJson};
+use crate::feed::Channel;
 use crate::feed::hub::Request;
-use crate::feed::{Channel, Subscription};
+use crate::feed::room::Charge;
+use crate::feed::turns::Turns;
 use crate::types::feed::{
     Applied, BUFFER_MAX, CaughtUp, End, EndReason, FeedItem, Gap, OnFull, Repair, StartAt,
 };
@@ -222,7 +227,11 @@ pub(crate) fn buffer(asked: Option<u64>) -> Result<Option<usize>, Fault> {
 }
 
 /// A subscription over WebSocket.
-pub(crate) fn open<'a>(api: &'a Api, args: Args<'a>) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>> {
+pub(crate) fn open<'a>(
+    api: &'a Api,
+    args: Args<'a>,
+    session: &'a Session,
+) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>> {
     Box::pin(async move {
         let request = Request {
             start: start(args.get("fromHeight")?, args.get("fromIndex")?)?,
@@ -234,21 +243,41 @@ pub(crate) fn open<'a>(api: &'a Api, args: Args<'a>) -> BoxFuture<'a, Result<Box
         };
         let max_bytes = args.get("maxItemBytes")?.unwrap_or(ITEM_BYTES_WS);
         let subscription = api.parts.feed.subscribe(request).await?;
-        Ok(Box::new(Notifications { subscription, max_bytes }) as Box<dyn Items>)
+        let turns = Turns::new(subscription, session.outlet.clone());
+        Ok(Box::new(Notifications { turns, max_bytes }) as Box<dyn Items>)
     })
 }
 
 struct Notifications {
-    subscription: Subscription,
+    turns: Turns,
     max_bytes: u64,
+}
+
+impl Notifications {
+    fn write(&self, item: FeedItem, address: &Address) -> Box<RawValue> {
+        write(item, self.max_bytes, |item| address.notification(item), |raw| raw.get().len())
+    }
 }
 
 impl Items for Notifications {
     fn next<'a>(&'a mut self, address: &'a Address) -> BoxFuture<'a, Option<Box<RawValue>>> {
         Box::pin(async move {
-            let item = self.subscription.next().await?;
-            Some(write(item, self.max_bytes, |item| address.notification(item), |raw| raw.get().len()))
+            let item = self.turns.first().await?;
+            Some(self.write(item, address))
         })
+    }
+
+    fn more(&mut self, address: &Address) -> Option<Box<RawValue>> {
+        let item = self.turns.more()?;
+        Some(self.write(item, address))
+    }
+
+    fn is_in_turn(&self) -> bool {
+        self.turns.charge().is_some()
+    }
+
+    fn end_turn(&mut self) -> Option<Arc<Charge>> {
+        self.turns.end_turn()
     }
 }
 

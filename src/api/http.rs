@@ -24,6 +24,7 @@ use crate::api::handlers::Transport;
 use crate::api::metrics::{Rejected, SessionEnd};
 use crate::api::routes::{Access, Asked, Found};
 use crate::api::rpc::{Caller, PING_UNANSWERED_MAX, Rpc};
+use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
 use crate::api::upgrade::{bad_upgrade, check_upgrade};
@@ -265,7 +266,9 @@ impl Front {
         self.take_tokens(&connection, 1)?;
         // A connection's whole life is no trace: its calls have their own.
         let parent = None;
-        let session = Some(Arc::default());
+        let ended = connection.clone();
+        let outlet = self.api.parts.feed.outlet(move || ended.end());
+        let session = Some(Arc::new(Session::new(outlet)));
         let caller =
             Caller { transport: Transport::WebSocket, session, connection: connection.clone(), parent };
         request.extensions_mut().insert(caller);

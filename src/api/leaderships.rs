@@ -12,6 +12,7 @@ use crate::api::Api;
 use crate::api::args::{Args, Param};
 use crate::api::error::{Code, Fault};
 use crate::api::feed::EndJson;
+use crate::api::sessions::Session;
 use crate::api::subscriptions::{Address, Items};
 use crate::leadership::{Handle, numbers::Forgotten, numbers::Led, record::word};
 use crate::types::{NodeId, Term};
@@ -67,7 +68,11 @@ fn item(handle: &Handle, id: u64, leadership: &Led) -> LeadershipJson {
     }
 }
 
-pub(crate) fn open<'a>(api: &'a Api, args: Args<'a>) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>> {
+pub(crate) fn open<'a>(
+    api: &'a Api,
+    args: Args<'a>,
+    _: &'a Session,
+) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>> {
     Box::pin(async move {
         let from: Option<u64> = args.get("fromId")?;
         if from == Some(0) {

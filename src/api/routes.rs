@@ -259,8 +259,9 @@ pub(crate) const ROUTES: &[Route] = &[
             Box::pin(async {
                 // Readers that are slow are told so, not cut off.
                 asked.connection.be_patient();
+                let connection = asked.connection.clone();
                 let (front, head, _) = asked.without_body();
-                sse::applied(&front.api, &head).await
+                sse::applied(&front.api, connection, &head).await
             })
         },
     },

@@ -7,11 +7,17 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+use crate::feed::room::Outlet;
+
 /// One WebSocket.
 ///
 /// A lock, held for a look-up: calls of one connection run at the same time.
-#[derive(Debug, Default)]
-pub(crate) struct Session(Mutex<HashMap<String, Ending>>);
+#[derive(Debug)]
+pub(crate) struct Session {
+    endings: Mutex<HashMap<String, Ending>>,
+    /// What its subscriptions to blocks share.
+    pub(crate) outlet: Arc<Outlet>,
+}
 
 #[derive(Debug, Clone)]
 struct Ending {
@@ -20,8 +26,12 @@ struct Ending {
 }
 
 impl Session {
+    pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
+        Self { endings: Mutex::default(), outlet }
+    }
+
     fn endings(&self) -> MutexGuard<'_, HashMap<String, Ending>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.endings.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// A subscription begins.
@@ -70,7 +80,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unsubscribe_is_answered_when_nothing_more_can_come() {
-        let session = Arc::new(Session::default());
+        let session = Arc::new(Session::new(Outlet::lone()));
         let (first, second) = (session.begin("a"), session.begin("b"));
         assert!(!session.end("c").await);
         let mut ending = Box::pin(session.end("a"));

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -20,6 +20,7 @@ use futures::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::Notify,
 };
 use tokio_io_timeout::TimeoutStream;
 
@@ -48,13 +49,21 @@ pub(crate) struct Connection {
     /// Milliseconds after `opened` at which the last byte was read.
     last_read_ms: AtomicU64,
     has_write_timed_out: AtomicBool,
+    is_ended: AtomicBool,
+    /// Bytes that the kernel took, and how often everything was flushed to it.
+    n_written: AtomicU64,
+    n_flushed: AtomicU64,
+    is_flushed: AtomicBool,
+    flushed: Notify,
     has_request: AtomicBool,
     is_patient: AtomicBool,
     /// Calls by WebSocket under way, and bytes of their parameters.
     calls: AtomicUsize,
     call_bytes: AtomicUsize,
-    /// Woken when there is room for more calls.
+    /// Woken when there is room for more calls, or when it is ended.
     reader: AtomicWaker,
+    /// Woken when it is ended.
+    writer: AtomicWaker,
     /// Held until the connection and any session on it are over.
     _slot: Slot,
 }
@@ -70,11 +79,17 @@ impl Connection {
             opened: Instant::now(),
             last_read_ms: AtomicU64::new(0),
             has_write_timed_out: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            n_written: AtomicU64::new(0),
+            n_flushed: AtomicU64::new(0),
+            is_flushed: AtomicBool::new(true),
+            flushed: Notify::new(),
             has_request: AtomicBool::new(false),
             is_patient: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             call_bytes: AtomicUsize::new(0),
             reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
             _slot: slot,
         }
     }
@@ -94,6 +109,37 @@ impl Connection {
 
     pub(crate) fn has_write_timed_out(&self) -> bool {
         self.has_write_timed_out.load(Ordering::Relaxed)
+    }
+
+    /// As if a write had made no headway.
+    pub(crate) fn end(&self) {
+        self.is_ended.store(true, Ordering::Release);
+        self.reader.wake();
+        self.writer.wake();
+    }
+
+    /// Bytes that the kernel took until here.
+    pub(crate) fn n_written(&self) -> u64 {
+        self.n_written.load(Ordering::Acquire)
+    }
+
+    /// Until the last of the messages that a WebSocket was given is with the kernel. `upto`: no earlier than
+    /// so many bytes; `is_empty`: whether no message waits behind the one being written.
+    ///
+    /// Where others keep the queue from being empty, so many flushes: each message has one, and no more than
+    /// `queue` of them were before it.
+    pub(crate) async fn written(&self, upto: u64, queue: u64, is_empty: impl Fn() -> bool) {
+        let n_flushed = self.n_flushed.load(Ordering::Acquire);
+        loop {
+            let mut flushed = pin!(self.flushed.notified());
+            flushed.as_mut().enable();
+            let is_drained = || self.is_flushed.load(Ordering::Acquire) && is_empty();
+            let is_past = || n_flushed + queue < self.n_flushed.load(Ordering::Acquire);
+            if upto <= self.n_written() && (is_drained() || is_past()) {
+                return;
+            }
+            flushed.await;
+        }
     }
 
     /// Counts a call by WebSocket until the guard is dropped.
@@ -158,13 +204,35 @@ impl Socket {
         }
     }
 
-    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(e)) = &written
-            && e.kind() == io::ErrorKind::TimedOut
-        {
-            self.connection.has_write_timed_out.store(true, Ordering::Relaxed);
+    /// What became of a write. One that waits is woken when the connection is ended.
+    fn note(&self, cx: &Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let connection = &self.connection;
+        match &written {
+            Poll::Ready(Ok(n)) => {
+                connection.is_flushed.store(false, Ordering::Release);
+                connection.n_written.fetch_add(*n as u64, Ordering::AcqRel);
+            }
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::TimedOut => {
+                connection.has_write_timed_out.store(true, Ordering::Relaxed);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                connection.writer.register(cx.waker());
+                if self.is_ended() {
+                    cx.waker().wake_by_ref();
+                }
+            }
         }
         written
+    }
+
+    fn is_ended(&self) -> bool {
+        self.connection.is_ended.load(Ordering::Acquire)
+    }
+
+    fn ended<T>(&self) -> Poll<io::Result<T>> {
+        self.connection.has_write_timed_out.store(true, Ordering::Relaxed);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -174,12 +242,13 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.connection.reader.register(cx.waker());
+        if self.is_ended() {
+            return self.ended();
+        }
+        // Looked at behind the waker: a call may end at any time.
         if self.connection.is_busy() {
-            self.connection.reader.register(cx.waker());
-            // Looked at again: a call may have ended before the waker was there.
-            if self.connection.is_busy() {
-                return Poll::Pending;
-            }
+            return Poll::Pending;
         }
         let read = self.stream.as_mut().poll_read(cx, buf);
         if read.is_ready() {
@@ -192,14 +261,24 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_ended() {
+            return self.ended();
+        }
         self.adjust();
         let written = self.stream.as_mut().poll_write(cx, buf);
-        self.note(written)
+        self.note(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = self.stream.as_mut().poll_flush(cx);
-        self.note(flushed)
+        let connection = &self.connection;
+        if let Poll::Ready(Ok(())) = &flushed
+            && !connection.is_flushed.swap(true, Ordering::AcqRel)
+        {
+            connection.n_flushed.fetch_add(1, Ordering::AcqRel);
+            connection.flushed.notify_waiters();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -211,9 +290,12 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_ended() {
+            return self.ended();
+        }
         self.adjust();
         let written = self.stream.as_mut().poll_write_vectored(cx, bufs);
-        self.note(written)
+        self.note(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -18,9 +18,12 @@ use crate::api::error::{Code, Fault};
 use crate::api::feed::ItemJson;
 use crate::api::http::plain_fault;
 use crate::api::metrics::Rejected;
+use crate::api::socket::Connection;
 use crate::api::{Api, args, feed, handlers};
+use crate::feed::Channel;
 use crate::feed::hub::Request;
-use crate::feed::{Channel, Subscription};
+use crate::feed::room::Charge;
+use crate::feed::turns::Turns;
 use crate::types::LogIndex;
 use crate::types::feed::{EndReason, FeedItem, OnFull, StartAt, SubscribeError};
 
@@ -72,7 +75,11 @@ struct Asked {
     max_bytes: u64,
 }
 
-pub(crate) async fn applied(api: &Arc<Api>, head: &request::Parts) -> Response<Body> {
+pub(crate) async fn applied(
+    api: &Arc<Api>,
+    connection: Arc<Connection>,
+    head: &request::Parts,
+) -> Response<Body> {
     let Asked { request, max_bytes } = match read(&head.uri, &head.headers) {
         Ok(asked) => asked,
         Err(fault) => return plain_fault(&fault),
@@ -89,7 +96,9 @@ pub(crate) async fn applied(api: &Arc<Api>, head: &request::Parts) -> Response<B
     }
     match api.parts.feed.subscribe(request).await {
         Ok(subscription) => {
-            let events = Events { subscription, max_bytes, last_id: None, head: Some(retry(spread())) };
+            let outlet = api.parts.feed.outlet(move || connection.end());
+            let turns = Turns::new(subscription, outlet);
+            let events = Events { turns, max_bytes, last_id: None, head: Some(retry(spread())) };
             let pieces = futures::stream::unfold(Some(events), |events| async {
                 let (piece, events) = events?.next().await;
                 Some((Ok::<_, std::convert::Infallible>(piece), events))
@@ -157,7 +166,7 @@ fn event(name: &str, id: Option<LogIndex>, item: &ItemJson) -> String {
 
 /// One reader's stream.
 struct Events {
-    subscription: Subscription,
+    turns: Turns,
     max_bytes: u64,
     last_id: Option<LogIndex>,
     /// What the stream begins with.
@@ -169,7 +178,7 @@ impl Events {
     async fn next(mut self) -> (Bytes, Option<Self>) {
         let mut piece = self.head.take().unwrap_or_default();
         let silent_until = Instant::now() + COMMENT_EVERY;
-        let Ok(first) = tokio::time::timeout_at(silent_until, self.subscription.next()).await else {
+        let Ok(first) = tokio::time::timeout_at(silent_until, self.turns.first()).await else {
             piece.push_str(":\n");
             return (piece.into(), Some(self));
         };
@@ -181,11 +190,11 @@ impl Events {
                 return (piece.into(), None);
             }
             if PIECE_BYTES <= piece.len() {
-                break;
+                return (Piece::new(piece, self.turns.charge()), Some(self));
             }
-            next = self.subscription.ready();
+            next = self.turns.more();
         }
-        (piece.into(), Some(self))
+        (Piece::new(piece, self.turns.end_turn()), Some(self))
     }
 
     fn write(&mut self, item: FeedItem) -> String {
@@ -197,13 +206,32 @@ impl Events {
         };
         let is_stop = matches!(&item, FeedItem::End(end) if end.reason == EndReason::ShuttingDown);
         // A gap whose blocks follow does not move it: who breaks off among them would lose the rest.
-        self.last_id = self.subscription.position();
+        self.last_id = self.turns.position();
         let id = self.last_id;
         let text = feed::write(item, self.max_bytes, |item| event(name, id, item), String::len);
         match is_stop {
             true => retry(RETRY_STOPPED_MS) + &text,
             false => text,
         }
+    }
+}
+
+/// A part of the stream, with the room it takes until the connection has written it.
+struct Piece {
+    text: String,
+    _charge: Option<Arc<Charge>>,
+}
+
+impl Piece {
+    #[expect(clippy::new_ret_no_self, reason = "it is made to be held by the bytes")]
+    fn new(text: String, charge: Option<Arc<Charge>>) -> Bytes {
+        Bytes::from_owner(Self { text, _charge: charge })
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.text.as_bytes()
     }
 }
 

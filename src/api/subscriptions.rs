@@ -1,8 +1,9 @@
 //! Subscriptions over WebSocket: how they begin, are forwarded and end.
 //!
 //! A topic is subscribed to by a method of its own, or by `raft_subscribe` with the topic first. One task
-//! per subscription takes the items and gives each to the connection before it takes the next: what waits
-//! is bounded by where the items come from. The answer to the call goes out before the first item.
+//! per subscription takes the items and gives each to the connection before it takes the next. Items that are
+//! large come in turns: the next turn of a connection begins when the last one was written, so what waits in it is
+//! bounded. The answer to the call goes out before the first item.
 
 use std::sync::Arc;
 
@@ -20,7 +21,9 @@ use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call};
 use crate::api::rpc::Caller;
 use crate::api::sessions::{Held, Session};
+use crate::api::socket::Connection;
 use crate::api::{Api, feed, handlers, leaderships};
+use crate::feed::room::Charge;
 
 /// What can be subscribed to.
 pub(crate) struct Topic {
@@ -31,7 +34,8 @@ pub(crate) struct Topic {
     /// Method of its notifications.
     pub(crate) item: &'static str,
     pub(crate) params: &'static [Param],
-    pub(crate) open: for<'a> fn(&'a Api, Args<'a>) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>>,
+    pub(crate) open:
+        for<'a> fn(&'a Api, Args<'a>, &'a Session) -> BoxFuture<'a, Result<Box<dyn Items>, Fault>>,
 }
 
 pub(crate) const TOPICS: &[Topic] = &[
@@ -69,6 +73,21 @@ pub(crate) const UNSUBSCRIBE_PARAMS: &[Param] =
 pub(crate) trait Items: Send {
     /// The next notification; `None` behind the last. Safe to drop.
     fn next<'a>(&'a mut self, address: &'a Address) -> BoxFuture<'a, Option<Box<RawValue>>>;
+
+    /// One that belongs to the same turn.
+    fn more(&mut self, _: &Address) -> Option<Box<RawValue>> {
+        None
+    }
+
+    /// Whether what came before takes room until it was written.
+    fn is_in_turn(&self) -> bool {
+        false
+    }
+
+    /// That room, given back when dropped.
+    fn end_turn(&mut self) -> Option<Arc<Charge>> {
+        None
+    }
 }
 
 /// Which subscription a notification belongs to.
@@ -156,7 +175,7 @@ pub(crate) fn register(module: &mut RpcModule<Arc<Api>>, api: &Arc<Api>, method:
         let (id, session) = (id.into_owned(), session_of(&extensions));
         let answer: BoxFuture<'static, MethodResponse> = Box::pin(async move {
             let answer = match session {
-                Some(session) => new.begin(id.clone(), &session).await,
+                Some((session, connection)) => new.begin(id.clone(), &session, connection).await,
                 None => Err(no_socket()),
             };
             answer.unwrap_or_else(|fault| MethodResponse::error(id, ErrorObjectOwned::from(fault)))
@@ -169,8 +188,9 @@ pub(crate) fn register(module: &mut RpcModule<Arc<Api>>, api: &Arc<Api>, method:
     true
 }
 
-fn session_of(extensions: &Extensions) -> Option<Arc<Session>> {
-    extensions.get::<Caller>().and_then(|caller| caller.session.clone())
+fn session_of(extensions: &Extensions) -> Option<(Arc<Session>, Arc<Connection>)> {
+    let caller = extensions.get::<Caller>()?;
+    Some((caller.session.clone()?, caller.connection.clone()))
 }
 
 /// A subscription that is asked for.
@@ -186,21 +206,26 @@ struct New {
 
 impl New {
     /// Answers the call, and forwards items from then on.
-    async fn begin(self, call: Id<'static>, session: &Arc<Session>) -> Result<MethodResponse, Fault> {
+    async fn begin(
+        self,
+        call: Id<'static>,
+        session: &Arc<Session>,
+        connection: Arc<Connection>,
+    ) -> Result<MethodResponse, Fault> {
         if self.api.stop.is_cancelled() {
             return Err(Fault::shutting_down());
         }
         let (items, method) = match self.subscribed {
             Subscribed::To(topic) => {
                 let args = Args::new(topic.params, self.params.as_str())?;
-                ((topic.open)(&self.api, args).await?, topic.item)
+                ((topic.open)(&self.api, args, session).await?, topic.item)
             }
             Subscribed::ToNamed => {
                 let args = Args::new(SUBSCRIBE_PARAMS, self.params.as_str())?;
                 let TopicName(topic) = args.need("topic")?;
                 let options: Option<Box<RawValue>> = args.get("options")?;
                 let args = Args::new(topic.params, options.as_ref().map(|raw| raw.get()))?;
-                ((topic.open)(&self.api, args).await?, ITEM)
+                ((topic.open)(&self.api, args, session).await?, ITEM)
             }
         };
         let subscription = match &self.id {
@@ -213,32 +238,70 @@ impl New {
         let address = Address { method, subscription };
         // The library answers everything but subscriptions by itself. Nobody is there: nothing to forward.
         if self.sink.send(answer.to_json()).await.is_ok() {
-            let forwarding = forward(items, address, self.sink, held, self.permit);
+            let socket = Socket { sink: self.sink, connection };
+            let forwarding = forward(items, address, socket, held, self.permit);
             self.api.forwarders.spawn(forwarding);
         }
         Ok(answer)
     }
 }
 
+/// Where notifications go.
+struct Socket {
+    sink: MethodSink,
+    connection: Arc<Connection>,
+}
+
+impl Socket {
+    /// Until everything that was sent is with the kernel, or never will be.
+    async fn written(&self, upto: u64) {
+        let is_empty = || self.sink.capacity() == self.sink.max_capacity();
+        // One more is being written, and a ping may be flushed beside it.
+        let queue = self.sink.max_capacity() as u64 + 2;
+        tokio::select! {
+            () = self.connection.written(upto, queue, is_empty) => {}
+            () = self.sink.closed() => {}
+        }
+    }
+}
+
 async fn forward(
     mut items: Box<dyn Items>,
     address: Address,
-    sink: MethodSink,
+    socket: Socket,
     held: Held,
     _permit: SubscriptionPermit,
 ) {
+    // Bytes that the connection has written once it wrote everything of the turn.
+    let mut upto = 0;
     let all = async {
-        while let Some(notification) = items.next(&address).await {
-            if sink.send(notification).await.is_err() {
-                return;
+        while let Some(first) = items.next(&address).await {
+            upto = socket.connection.n_written();
+            let mut next = Some(first);
+            while let Some(notification) = next {
+                let n_bytes = notification.get().len() as u64;
+                if socket.sink.send(notification).await.is_err() {
+                    return;
+                }
+                upto += n_bytes;
+                next = items.more(&address);
+            }
+            if items.is_in_turn() {
+                socket.written(upto).await;
+                items.end_turn();
             }
         }
     };
     tokio::select! {
         biased;
         () = held.unsubscribed() => {}
-        () = sink.closed() => {}
+        () = socket.sink.closed() => {}
         () = all => {}
+    }
+    let charge = items.end_turn();
+    drop((items, held));
+    if charge.is_some() {
+        socket.written(upto).await;
     }
 }
 

@@ -280,6 +280,24 @@ impl Backlog {
         self.take_gone()
     }
 
+    /// Of the block that is next to be handed over.
+    pub(super) fn next_bytes(&self) -> Option<u64> {
+        let next = self.queue.front().filter(|_| self.caught_up.is_none());
+        next.map(|item| item.bytes())
+    }
+
+    /// Bytes of what waits, up to so many, but at least the next block; 0 where it is none. `None`: nothing waits.
+    pub(super) fn turn_bytes(&self, max: u64) -> Option<u64> {
+        match self.queue.front() {
+            Some(item) => Some(self.bytes.min(max).max(item.bytes())),
+            None => {
+                let has_news = self.caught_up.is_some()
+                    || matches!(self.mode, Mode::Joined { missed: Some(_) } | Mode::Behind | Mode::Ended(_));
+                has_news.then_some(0)
+            }
+        }
+    }
+
     pub(super) fn take(&mut self) -> Next {
         if let Some(reason) = self.end_reason() {
             return Next::End(reason);

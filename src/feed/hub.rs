@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::feed::backlog::{Backlog, Next, Pushed};
 use crate::feed::live::{self, Live};
 use crate::feed::metrics::{Label, Metrics, Queues, Worst};
+use crate::feed::room::{Outlet, Room};
 use crate::feed::source::{Replaying, Source};
 use crate::feed::subscription::Subscription;
 use crate::feed::{Channel, Config};
@@ -25,9 +26,10 @@ use crate::types::feed::{Applied, BUFFER_MAX, EndReason, OnFull, StartAt, Subscr
 
 /// By eye: as many as `api.max_connections` by default.
 const SUBSCRIBERS_MAX: usize = 1_000;
-/// Blocks and bytes that one read takes: little enough to be held by a thousand slow readers.
+/// Blocks and bytes that one read takes, but for one block. A reader that stands still holds no page but within
+/// its connection's turn: [`room`](crate::feed::room) bounds those of all.
 const READ_BLOCKS: usize = 256;
-const READ_BYTES: u64 = 256 << 10;
+pub(super) const READ_BYTES: u64 = 256 << 10;
 
 /// What a subscriber asks for.
 #[derive(Debug, Clone)]
@@ -54,6 +56,7 @@ pub(super) struct Shared {
     source: Arc<dyn Source>,
     instants: Arc<Instants>,
     pub(super) metrics: Metrics,
+    room: Arc<Room>,
     /// Guards who is there and how far the log was told, which must not move apart. A task would have to
     /// be waited for by apply.
     state: Mutex<State>,
@@ -63,6 +66,8 @@ struct State {
     told: Told,
     slots: BTreeMap<u64, Arc<Slot>>,
     next_id: u64,
+    /// Somebody was counted for the batch that is told next: what becomes of its blocks is waited for.
+    is_awaited: bool,
     is_stopped: bool,
 }
 
@@ -85,6 +90,17 @@ impl Slot {
 
     pub(super) fn take(&self) -> Next {
         self.backlog().take()
+    }
+
+    /// Bytes that the next turn takes; `None`: there is nothing for it.
+    pub(super) fn turn_bytes(&self) -> Option<u64> {
+        self.backlog().turn_bytes(READ_BYTES)
+    }
+
+    /// The next one, unless it is a block of more bytes.
+    pub(super) fn take_within(&self, bytes: u64) -> Next {
+        let mut backlog = self.backlog();
+        if backlog.next_bytes().is_some_and(|next| bytes < next) { Next::Wait } else { backlog.take() }
     }
 
     pub(super) fn end_reason(&self) -> Option<EndReason> {
@@ -113,8 +129,9 @@ impl Hub {
     ) -> prometheus::Result<Self> {
         let metrics = Metrics::new(&config.watched, registry)?;
         let told = source.applied();
-        let state = State { told, slots: BTreeMap::new(), next_id: 0, is_stopped: false };
-        let shared = Arc::new(Shared { config, source, instants, metrics, state: Mutex::new(state) });
+        let state = State { told, slots: BTreeMap::new(), next_id: 0, is_awaited: false, is_stopped: false };
+        let room = Room::new();
+        let shared = Arc::new(Shared { config, source, instants, metrics, room, state: Mutex::new(state) });
         let watched = shared.clone();
         Queues::register(registry, &shared.config.watched, move || watched.worst())?;
         Ok(Self { shared })
@@ -131,9 +148,9 @@ impl Hub {
         Subscription::begin(self.shared.clone(), slot, request.start, request.may_be_pruned).await
     }
 
-    /// How many there are; a look under the lock.
-    pub(crate) fn subscribers(&self) -> usize {
-        self.shared.state().slots.len()
+    /// The way out of one connection; `end` ends it, and may be called anywhere.
+    pub(crate) fn outlet(&self, end: impl Fn() + Send + Sync + 'static) -> Arc<Outlet> {
+        Outlet::new(self.shared.room.clone(), end)
     }
 
     /// Ends every subscription, and those that are asked for later.
@@ -199,8 +216,9 @@ impl Shared {
         self.state().told.index
     }
 
-    pub(super) fn read(&self, from: Place) -> Replaying {
-        self.source.replay(from, READ_BLOCKS, READ_BYTES)
+    /// `max_bytes`: as [`Source::replay`] takes it.
+    pub(super) fn read(&self, from: Place, max_bytes: u64) -> Replaying {
+        self.source.replay(from, READ_BLOCKS, max_bytes)
     }
 
     /// For each label: how many subscribers there are, and the worst of them.
@@ -253,7 +271,9 @@ impl Tap for Hub {
         let applied_at = Instant::now();
         let mut before = {
             let mut state = self.shared.state();
-            if state.slots.is_empty() {
+            let is_awaited = std::mem::take(&mut state.is_awaited);
+            // The last of those that were counted may be gone.
+            if state.slots.is_empty() && !is_awaited {
                 state.told = upto;
                 return;
             }
@@ -287,7 +307,9 @@ impl Tap for Hub {
     }
 
     fn subscribers(&self) -> u64 {
-        Self::subscribers(self) as u64
+        let mut state = self.shared.state();
+        state.is_awaited = !state.slots.is_empty();
+        state.slots.len() as u64
     }
 
     fn installed(&self, upto: Told) {

@@ -16,12 +16,13 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::feed::hub::{Hub, Request};
-use crate::feed::model::subscriber::{Reader, Subscriber};
+use crate::feed::hub::{Hub, READ_BYTES, Request};
+use crate::feed::model::subscriber::{Handed, Reader, Subscriber};
 use crate::feed::source::{Replaying, Source};
+use crate::feed::turns::Turns;
 use crate::feed::{Channel, Config};
 use crate::instants::Instants;
-use crate::store::reader::replay::{Place, Replay, ReplayError, Replayed};
+use crate::store::reader::replay::{First, Place, Replay, ReplayError, Replayed};
 use crate::store::tap::{Tap, Tapped, Told};
 use crate::types::block::{Block, StoredBlock};
 use crate::types::feed::{OnFull, StartAt};
@@ -84,7 +85,7 @@ impl Log {
             stored: StoredBlock { block: block(height), term: 1, index },
             trace_id: None,
         });
-        Ok(Replay { blocks: blocks.collect(), has_more })
+        Ok(Replay { blocks: blocks.collect(), has_more, needs: None })
     }
 }
 
@@ -95,25 +96,35 @@ fn block(height: Height) -> Block {
 struct Model(Arc<Mutex<Log>>);
 
 impl Source for Model {
-    /// Takes a while, and reads the log at its beginning or at its end.
-    fn replay(&self, from: Place, _: usize, _: u64) -> Replaying {
+    /// Takes a while, and reads the log at its beginning or at its end; its first block may be larger than a page.
+    fn replay(&self, from: Place, _: usize, max_bytes: u64) -> Replaying {
         let log = self.0.clone();
-        let (n_yields, is_early, limit) = {
+        let (n_yields, is_early, limit, first_bytes) = {
             let mut log = log.lock().unwrap();
             let rng = log.rng.as_mut().unwrap();
-            (rng.random_range(0..3), rng.random_bool(0.5), rng.random_range(1..=8))
+            let first_bytes = if rng.random_bool(0.2) { READ_BYTES + 1 } else { 1 };
+            (rng.random_range(0..3), rng.random_bool(0.5), rng.random_range(1..=8), first_bytes)
+        };
+        let read = move |log: &Mutex<Log>| {
+            let replay = log.lock().unwrap().replay(from, limit)?;
+            let first = replay.blocks.first().filter(|_| max_bytes < first_bytes);
+            let needs = first.map(|first| First { index: first.stored.index, bytes: first_bytes });
+            Ok(match needs {
+                Some(_) => Replay { blocks: Vec::new(), has_more: true, needs },
+                None => replay,
+            })
         };
         let mut early = None;
         let mut n_polls = 0;
         Box::pin(futures::future::poll_fn(move |_| {
             if n_polls == 0 && is_early {
-                early = Some(log.lock().unwrap().replay(from, limit));
+                early = Some(read(&log));
             }
             n_polls += 1;
             if n_polls <= n_yields {
                 return Poll::Pending;
             }
-            Poll::Ready(early.take().unwrap_or_else(|| log.lock().unwrap().replay(from, limit)))
+            Poll::Ready(early.take().unwrap_or_else(|| read(&log)))
         }))
     }
 
@@ -226,7 +237,14 @@ impl World {
             may_be_pruned: matches!(start, StartAt::Index(_)) && self.rng.random_bool(0.5),
         };
         let hub = self.hub.clone();
-        let beginning = Box::pin(async move { hub.subscribe(request).await });
+        let is_in_turns = self.rng.random_bool(0.5);
+        let beginning = Box::pin(async move {
+            let subscription = hub.subscribe(request).await?;
+            Ok(match is_in_turns {
+                true => Handed::InTurns(Turns::new(subscription, hub.outlet(|| {}))),
+                false => Handed::OneByOne(subscription),
+            })
+        });
         self.subscribers.push(Subscriber {
             name,
             reader: Reader::Beginning(beginning),

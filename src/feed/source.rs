@@ -16,7 +16,8 @@ const READS_MAX: usize = 4;
 pub(crate) type Replaying = BoxFuture<'static, Result<Replay, ReplayError>>;
 
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Blocks from a place on, as [`Reader::replay`] gives them. Who waits for it may look seldom.
+    /// Blocks from a place on, as [`Reader::replay`] gives them: never above `max_bytes`. Who waits for it may
+    /// look seldom.
     fn replay(&self, from: Place, limit: usize, max_bytes: u64) -> Replaying;
 
     /// How far this node has applied the log.

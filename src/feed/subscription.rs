@@ -2,13 +2,14 @@
 //!
 //! It reads the store page by page until it has nearly reached the head, joins the hub there, reads what
 //! lies between, and hands over what is queued. After a gap it does the same again. So nothing is left
-//! out and nothing comes twice, and a reader that is slow costs a page.
+//! out and nothing comes twice. Inside this process a slow reader costs a page; over a connection it is handed over
+//! in turns, and costs what [`turns`](crate::feed::turns) say.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::feed::backlog::{Missed, Next};
-use crate::feed::hub::{Shared, Slot};
+use crate::feed::hub::{READ_BYTES, Shared, Slot};
 use crate::feed::live::Live;
 use crate::feed::source::Replaying;
 use crate::store::reader::replay::{Place, Replay, ReplayError, Replayed};
@@ -36,7 +37,11 @@ pub(crate) struct Subscription {
     next: Place,
     /// That read, once it was begun: whoever gives up waiting for an item finds it again.
     pending: Option<Replaying>,
+    /// Bytes that the next read may take: what a page has, or the block that it begins with.
+    read_bytes: u64,
     page: VecDeque<Replayed>,
+    /// Bytes that this turn may still take.
+    left: u64,
     /// A gap that was not told yet.
     missed: Option<Missed>,
     /// Everything up to it was handed over, or is not wanted, or was told as lost.
@@ -72,15 +77,23 @@ impl Subscription {
             reading,
             next,
             pending: None,
+            read_bytes: READ_BYTES,
             page: VecDeque::new(),
+            left: 0,
             missed: None,
             position,
             since,
             has_ended: false,
         };
         if this.reading == Reading::ToHead {
-            match this.shared.read(next).await {
-                Ok(replay) => this.take_page(replay),
+            // Whether it can begin, not what with: a page is for a turn of its own.
+            match this.shared.read(next, 0).await {
+                Ok(replay) if replay.blocks.is_empty() && !replay.has_more => this.take_page(replay),
+                // From here on it is owed what it begins with, whatever is forgotten until it is read.
+                Ok(Replay { needs: Some(first), .. }) if matches!(next, Place::Height(_)) => {
+                    this.next = Place::Index(first.index);
+                }
+                Ok(_) => {}
                 // The first read of `next` meets it again, and tells.
                 Err(ReplayError::Pruned { .. }) if may_be_pruned => {}
                 Err(ReplayError::Pruned { height, .. }) => {
@@ -142,7 +155,55 @@ impl Subscription {
         }
     }
 
-    /// The next item where it is there already.
+    /// Until there is something to hand over; answers how many bytes of blocks the next turn takes. Holds none of
+    /// them. Safe to drop.
+    pub(super) async fn wait(&mut self) -> u64 {
+        loop {
+            if self.has_ended || self.slot.end_reason().is_some() || !self.page.is_empty() {
+                return 0;
+            }
+            if self.reading != Reading::No {
+                return self.read_bytes;
+            }
+            match self.slot.turn_bytes() {
+                Some(bytes) => return bytes,
+                None => self.slot.changed().await,
+            }
+        }
+    }
+
+    /// Until the hub has ended it. Safe to drop.
+    pub(super) async fn ended(&mut self) {
+        while !self.has_ended && self.slot.end_reason().is_none() {
+            self.slot.changed().await;
+        }
+    }
+
+    /// Its last item was handed over.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// So many bytes of blocks may be handed over in the turn that begins.
+    pub(super) fn begin_turn(&mut self, bytes: u64) {
+        self.left = bytes;
+    }
+
+    /// The next item of the turn, read where it must be; `None` when the turn is over. Safe to drop: no item
+    /// is lost.
+    pub(super) async fn next_of_turn(&mut self) -> Option<FeedItem> {
+        let may_read = self.page.is_empty() && self.reading != Reading::No && self.read_bytes <= self.left;
+        if may_read && !self.has_ended && self.slot.end_reason().is_none() {
+            let item = self.read_on().await;
+            self.left = 0;
+            if item.is_some() {
+                return item;
+            }
+        }
+        self.ready()
+    }
+
+    /// The next item of the turn where it is there already.
     pub(crate) fn ready(&mut self) -> Option<FeedItem> {
         if self.has_ended {
             return None;
@@ -156,7 +217,10 @@ impl Subscription {
         if self.reading != Reading::No {
             return None;
         }
-        let next = self.slot.take();
+        let next = self.slot.take_within(self.left);
+        if let Next::Block(live) = &next {
+            self.left -= live.bytes();
+        }
         self.on(next)
     }
 
@@ -166,10 +230,14 @@ impl Subscription {
     }
 
     async fn read_on(&mut self) -> Option<FeedItem> {
-        let pending = self.pending.get_or_insert_with(|| self.shared.read(self.next));
+        let pending = self.pending.get_or_insert_with(|| self.shared.read(self.next, self.read_bytes));
         let read = pending.await;
         self.pending = None;
         match read {
+            Ok(Replay { needs: Some(first), .. }) => {
+                self.read_bytes = first.bytes;
+                return None;
+            }
             Ok(replay) => self.take_page(replay),
             Err(ReplayError::Pruned { height, index }) => return Some(self.pruned(height, index)),
             // A store that is closing is not told apart from one that fails: the hub has ended by then.
@@ -189,7 +257,8 @@ impl Subscription {
     /// Takes what was read, and joins when it reaches near enough to the head that the backlog can hold
     /// what is applied meanwhile.
     fn take_page(&mut self, replay: Replay) {
-        let Replay { mut blocks, has_more } = replay;
+        let Replay { mut blocks, has_more, needs: _ } = replay;
+        self.read_bytes = READ_BYTES;
         let upto = match self.reading {
             Reading::To(upto) => upto,
             Reading::ToHead | Reading::No => LogIndex::MAX,
@@ -217,8 +286,14 @@ impl Subscription {
 
     fn all_read(&mut self) {
         self.reading = Reading::No;
-        // What is still in the page is as good as handed over.
-        self.slot.repaired();
+        self.repaired_with_page();
+    }
+
+    /// A gap is repaired when the last block of it is handed over, not when it is read.
+    fn repaired_with_page(&self) {
+        if self.page.is_empty() && self.reading == Reading::No {
+            self.slot.repaired();
+        }
     }
 
     /// What was to be read next is forgotten, up to the oldest block that is kept.
@@ -252,6 +327,7 @@ impl Subscription {
         let Replayed { stored, trace_id } = replayed;
         self.moved(stored.index);
         self.slot.replayed(stored.index);
+        self.repaired_with_page();
         self.shared.metrics.replayed(self.slot.label);
         FeedItem::Applied(Applied {
             term: stored.term,
@@ -280,7 +356,7 @@ impl Subscription {
 
     fn end(&mut self, reason: EndReason) -> FeedItem {
         self.has_ended = true;
-        self.page.clear();
+        self.page = VecDeque::new();
         self.pending = None;
         self.shared.remove(&self.slot);
         FeedItem::End(End { reason, last_index: self.position })

@@ -7,22 +7,25 @@ use bytes::Bytes;
 use futures::FutureExt;
 use prometheus::Registry;
 use prost::Message;
+use tokio::sync::mpsc;
 
 use crate::feed::backlog::{BYTES_MAX, Backlog, Missed, Next, Pushed};
-use crate::feed::hub::{Hub, Request};
+use crate::feed::hub::{Hub, READ_BYTES, Request};
 use crate::feed::live::Live;
 use crate::feed::metrics::Worst;
 use crate::feed::source::{Replaying, Source};
+use crate::feed::turns::Turns;
 use crate::feed::{Channel, Config};
 use crate::instants::event::Event;
 use crate::instants::{Instants, Tracing};
-use crate::store::reader::replay::{Place, Replay};
+use crate::store::reader::replay::{First, Place, Replay, Replayed};
 use crate::store::tap::{Tap, Tapped, Told};
+use crate::telemetry::trace::Counts;
 use crate::telemetry::trace::sampling::{Sampler, Sampling};
 use crate::telemetry::trace::tests::{Kept, tracer};
 use crate::types::LogIndex;
-use crate::types::block::Block;
-use crate::types::feed::{Applied, BUFFER_MAX, CaughtUp, EndReason, OnFull, StartAt};
+use crate::types::block::{Block, StoredBlock};
+use crate::types::feed::{Applied, BUFFER_MAX, CaughtUp, EndReason, FeedItem, OnFull, StartAt};
 use crate::types::position::LogPos;
 use crate::types::proto::RaftBlockState;
 
@@ -192,36 +195,151 @@ impl Source for Nothing {
     }
 }
 
-#[test]
-fn a_slow_reader_with_a_large_buffer_costs_nobody_elses_spans() {
-    let (tracer, counts) = tracer(&Kept::default(), 10, Duration::from_secs(60));
-    let (instants, mut events) = Instants::new(&Registry::new()).unwrap().traced(Tracing {
-        tracer,
-        sampler: Sampler::new(Sampling::none()),
-        cluster_id: String::new(),
-        node_id: 1,
-    });
-    let config = Config { buffer: BUFFER_MAX, watched: Vec::new() };
-    let hub = Hub::new(config, Arc::new(Nothing), Arc::new(instants), &Registry::new()).unwrap();
-    let request = Request {
-        start: StartAt::Live,
+/// Five blocks, one a read, each of them larger than a page.
+struct Large;
+
+impl Source for Large {
+    fn replay(&self, from: Place, _: usize, max_bytes: u64) -> Replaying {
+        let (Place::Index(first) | Place::Height(first)) = from;
+        let stored = (first.max(1)..=5).next().map(stored);
+        let size = stored.as_ref().map(|s| First { index: s.index, bytes: s.block.payload_bytes() });
+        let needs = size.filter(|first| max_bytes < first.bytes);
+        let has_more = first < 5 || needs.is_some();
+        let blocks = stored.filter(|_| needs.is_none()).map(|stored| Replayed { stored, trace_id: None });
+        let replay = Replay { blocks: blocks.into_iter().collect(), has_more, needs };
+        Box::pin(async { Ok(replay) })
+    }
+
+    fn applied(&self) -> Told {
+        told(5)
+    }
+}
+
+fn stored(index: LogIndex) -> StoredBlock {
+    let data = Bytes::from(vec![0; 2 * READ_BYTES as usize]);
+    StoredBlock { block: Block { height: index, data, ..Block::default() }, term: 1, index }
+}
+
+fn hub_of(source: impl Source, registry: &Registry) -> Hub {
+    let config = Config { buffer: 3, watched: Vec::new() };
+    let instants = Arc::new(Instants::new(registry).unwrap());
+    Hub::new(config, Arc::new(source), instants, registry).unwrap()
+}
+
+fn request(start: StartAt) -> Request {
+    Request {
+        start,
         buffer: None,
         on_full: OnFull::Drop,
         channel: Channel::Internal,
         name: None,
         may_be_pruned: false,
+    }
+}
+
+#[tokio::test]
+async fn a_reader_in_turns_holds_one_large_block_and_gets_them_all() {
+    let hub = hub_of(Large, &Registry::new());
+    let subscription = hub.subscribe(request(StartAt::Height(1))).await.unwrap();
+    let mut turns = Turns::new(subscription, hub.outlet(|| {}));
+    for height in 1..=5 {
+        let item = turns.first().await;
+        assert!(matches!(&item, Some(FeedItem::Applied(a)) if a.block.height == height), "{item:?}");
+        assert!(turns.charge().is_some(), "its bytes are counted");
+        let more = turns.more();
+        assert!(!matches!(more, Some(FeedItem::Applied(_))), "the next one is for the next turn");
+        assert_eq!(more.is_some(), height == 5, "behind the last one it has caught up");
+        let charge = turns.end_turn();
+        assert!(turns.first().now_or_never().is_none(), "nothing is read before this one was written");
+        drop(charge);
+    }
+    hub.stop();
+    assert!(matches!(turns.first().await, Some(FeedItem::End(_))));
+    assert_eq!(turns.first().await, None);
+}
+
+#[tokio::test]
+async fn the_end_is_told_to_who_waits_for_room() {
+    let hub = hub_of(Large, &Registry::new());
+    let outlet = hub.outlet(|| {});
+    let _turn = outlet.clone().take(1).await;
+    let mut turns = Turns::new(hub.subscribe(request(StartAt::Height(1))).await.unwrap(), outlet);
+    assert!(turns.first().now_or_never().is_none());
+    hub.stop();
+    assert!(matches!(turns.first().await, Some(FeedItem::End(_))));
+}
+
+#[test]
+fn a_gap_is_open_until_its_last_block_is_handed_over() {
+    /// Four of them in one page.
+    struct Page;
+    impl Source for Page {
+        fn replay(&self, from: Place, _: usize, max_bytes: u64) -> Replaying {
+            let Place::Index(first) = from else { panic!("by height") };
+            let small =
+                |index| StoredBlock { block: Block { height: index, ..Block::default() }, ..stored(index) };
+            let blocks = (first..=4).map(|index| Replayed { stored: small(index), trace_id: None });
+            assert_ne!(max_bytes, 0);
+            let replay = Replay { blocks: blocks.collect(), ..Replay::default() };
+            Box::pin(async { Ok(replay) })
+        }
+
+        fn applied(&self) -> Told {
+            Told::default()
+        }
+    }
+    let registry = Registry::new();
+    let hub = hub_of(Page, &registry);
+    let mut slow = hub.subscribe(request(StartAt::Live)).now_or_never().unwrap().unwrap();
+    hub.applied(told(4), &tapped(1..=4));
+    let gap = || {
+        let all = registry.gather();
+        let family = all.iter().find(|f| f.name().ends_with("subscriber_gap_entries")).unwrap();
+        family.get_metric().iter().map(|m| m.get_gauge().get_value() as u64).sum::<u64>()
     };
-    let subscribe = || hub.subscribe(request.clone()).now_or_never().unwrap().unwrap();
+    let mut next = || slow.next().now_or_never().unwrap().unwrap();
+    assert_eq!(gap(), 4);
+    assert!(matches!(next(), FeedItem::Gap(_)));
+    for left in [3, 2, 1, 0] {
+        assert!(0 < gap(), "the page is read, not handed over");
+        assert!(matches!(next(), FeedItem::Applied(_)));
+        assert_eq!(gap(), left);
+    }
+}
+
+fn tapped(indexes: std::ops::RangeInclusive<LogIndex>) -> Vec<Tapped> {
+    let one = |index| Tapped {
+        pos: LogPos { term: 1, index },
+        height: index,
+        block: RaftBlockState::from(Block { height: index, ..Block::default() }).encode_to_vec().into(),
+        command: Bytes::new(),
+    };
+    indexes.map(one).collect()
+}
+
+#[test]
+fn blocks_that_somebody_was_counted_for_are_told_of_though_nobody_is_left() {
+    let (hub, mut events, _) = traced_hub();
+    let gone = hub.subscribe(request(StartAt::Live)).now_or_never().unwrap().unwrap();
+    assert_eq!(Tap::subscribers(&hub), 1);
+    drop(gone);
+    hub.applied(told(2), &tapped(1..=2));
+    let Ok(Event::Delivered(delivered)) = events.try_recv() else { panic!("their spans would be pending") };
+    let seen: Vec<_> = delivered.iter().map(|d| (d.pos.index, d.subscribers)).collect();
+    assert_eq!(seen, [(1, 0), (2, 0)]);
+    assert_eq!(Tap::subscribers(&hub), 0);
+    hub.applied(told(3), &tapped(3..=3));
+    assert!(events.try_recv().is_err(), "nobody waits for it");
+}
+
+#[test]
+fn a_slow_reader_with_a_large_buffer_costs_nobody_elses_spans() {
+    let (hub, mut events, counts) = traced_hub();
+    let subscribe = || hub.subscribe(request(StartAt::Live)).now_or_never().unwrap().unwrap();
     let (slow, gone) = (subscribe(), subscribe());
     let mut n_told = 0;
     let mut tell = |n: u64| {
-        let tapped = |index| Tapped {
-            pos: LogPos { term: 1, index },
-            height: index,
-            block: RaftBlockState::from(Block { height: index, ..Block::default() }).encode_to_vec().into(),
-            command: Bytes::new(),
-        };
-        let blocks: Vec<_> = (n_told + 1..=n_told + n).map(tapped).collect();
+        let blocks = tapped(n_told + 1..=n_told + n);
         n_told += n;
         hub.applied(told(n_told), &blocks);
     };
@@ -244,4 +362,17 @@ fn a_slow_reader_with_a_large_buffer_costs_nobody_elses_spans() {
     assert_eq!(n_events(), [3], "a batch at a time");
     drop(slow);
     assert_eq!(counts.dropped_queue.get(), 0);
+}
+
+fn traced_hub() -> (Hub, mpsc::Receiver<Event>, Counts) {
+    let (tracer, counts) = tracer(&Kept::default(), 10, Duration::from_secs(60));
+    let (instants, events) = Instants::new(&Registry::new()).unwrap().traced(Tracing {
+        tracer,
+        sampler: Sampler::new(Sampling::none()),
+        cluster_id: String::new(),
+        node_id: 1,
+    });
+    let config = Config { buffer: BUFFER_MAX, watched: Vec::new() };
+    let hub = Hub::new(config, Arc::new(Nothing), Arc::new(instants), &Registry::new()).unwrap();
+    (hub, events, counts)
 }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use crate::leadership::handle::Handle;
 use crate::machine::apply::Leadership;
 use crate::store;
-use crate::types::Term;
+use crate::types::position::LogPos;
+use crate::types::{LogIndex, Term};
 
 /// A leadership as it was applied.
 pub(crate) type Led = Leadership;
@@ -73,6 +74,12 @@ impl Numbers {
     }
 }
 
+/// Whether a leadership is a change that this process saw: neither older than the first leader it heard, nor come
+/// with a state that was loaded or installed. `history_upto`: the last entry of that.
+pub(super) fn is_change(pos: LogPos, first_led: Option<Term>, history_upto: LogIndex) -> bool {
+    first_led.is_some_and(|first| first <= pos.term) && history_upto < pos.index
+}
+
 /// Why no leaderships are given from an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("leaderships before id {oldest} are not kept")]
@@ -120,7 +127,6 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::position::LogPos;
     use crate::types::proto::LeadershipCause;
 
     fn led(term: Term) -> Leadership {
@@ -146,6 +152,16 @@ mod tests {
         // Old ones are forgotten, and one is not counted yet: the others keep their ids.
         assert_eq!(ids(&numbers, &[5, 9, 12]), [(3, 5), (4, 9)]);
         assert_eq!(Numbers::decode(&numbers.encode()), Some(numbers));
+    }
+
+    #[test]
+    fn what_a_node_that_joins_or_catches_up_learns_of_is_no_change() {
+        let pos = |term, index| LogPos { term, index };
+        assert!(!is_change(pos(3, 30), None, 0), "replayed before anybody was heard");
+        assert!(!is_change(pos(3, 30), Some(4), 0), "older than the first leader that was heard");
+        assert!(is_change(pos(4, 40), Some(4), 0));
+        assert!(!is_change(pos(6, 60), Some(4), 60), "it came in a snapshot");
+        assert!(is_change(pos(7, 61), Some(4), 60));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::leadership::handle::Handle;
 use crate::leadership::handover::{self, Asked, By, Refused, Request};
 use crate::leadership::keeper::{Action, Keeper, Look};
 use crate::leadership::metrics::{Counters, reason};
+use crate::leadership::numbers;
 use crate::leadership::policy::Intent;
 use crate::leadership::record;
 use crate::leadership::target::Candidate;
@@ -49,6 +50,7 @@ pub(crate) async fn run(
         led: None,
         seen: None,
         known: None,
+        first_led: None,
         started: Instant::now(),
     };
     task.run(requests).await
@@ -80,6 +82,8 @@ struct Task {
     led: Option<Term>,
     seen: Option<Term>,
     known: Option<(Term, Option<NodeId>)>,
+    /// Term of the first leader that this process heard, or was.
+    first_led: Option<Term>,
     started: Instant,
 }
 
@@ -176,9 +180,18 @@ impl Task {
     /// Counts and records every leadership applied since the last time.
     fn count(&mut self) {
         self.recorded = record::leaderships(&self.handle, self.handle.history(), self.recorded);
-        let changes = &self.counters.leader_changes;
-        self.handle
-            .count_leaderships(|_, leadership| changes.with_label_values(&[reason(leadership.cause)]).inc());
+        if self.first_led.is_none() {
+            let status = self.handle.raft().status();
+            self.first_led = status.leader_id.map(|_| status.term);
+        }
+        let (handle, changes) = (&self.handle, &self.counters.leader_changes);
+        let first_led = self.first_led;
+        handle.count_leaderships(|_, leadership| {
+            // All have ids; a node that joins or catches up sees none of the old ones happen.
+            if numbers::is_change(leadership.pos, first_led, handle.reader().history_upto()) {
+                changes.with_label_values(&[reason(leadership.cause)]).inc();
+            }
+        });
     }
 
     fn keep(&mut self, status: &Status) {

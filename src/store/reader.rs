@@ -80,6 +80,11 @@ impl Reader {
         self.state.watch_leadership()
     }
 
+    /// Entries up to it came with the state: loaded, replayed, or in a snapshot.
+    pub(crate) fn history_upto(&self) -> LogIndex {
+        self.state.history_upto()
+    }
+
     /// Blocking, short.
     pub(crate) fn block(&self, height: Height) -> Result<StoredBlock, ReadError> {
         self.one(height, |db, row| {

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwapOption;
@@ -63,6 +64,9 @@ pub(crate) struct Shared {
     /// Hashes of the state at indexes divisible by 500, oldest first. Guards a look per batch; read
     /// when nodes are compared.
     hash_marks: Mutex<VecDeque<(LogIndex, [u8; 32])>>,
+    /// Entries up to it came with the state, or were applied before this process began: none of them happened here
+    /// and now. Never falls.
+    history_upto: AtomicU64,
 }
 
 /// The state machine, as openraft sees it.
@@ -107,6 +111,12 @@ impl Shared {
     /// Changes with every leadership: the term of the newest one.
     pub(crate) fn watch_leadership(&self) -> watch::Receiver<Term> {
         self.leadership.subscribe()
+    }
+
+    /// Of what is read of the view, entries up to it did not happen in this process' time. Asked after the view, it
+    /// is no older.
+    pub(crate) fn history_upto(&self) -> LogIndex {
+        self.history_upto.load(Ordering::Acquire)
     }
 
     /// `None` once the store is closed.
@@ -180,6 +190,7 @@ impl StateMachine {
             applied_at: Mutex::new(VecDeque::new()),
             recent: Mutex::default(),
             hash_marks: Mutex::default(),
+            history_upto: AtomicU64::new(view.applied.index.max(parts.replay_upto)),
         });
         shared.publish(&db, view);
         let machine = Self {

@@ -16,7 +16,8 @@ pub(crate) trait Tap: Send + Sync {
     /// A batch was applied. `blocks` are those that are new, in log order.
     fn applied(&self, upto: Told, blocks: &[Tapped]);
 
-    /// Those that are told of what is applied at this moment.
+    /// Those that are told of what is applied at this moment: of the batch that is told next, whoever comes or
+    /// goes until then.
     fn subscribers(&self) -> u64;
 
     /// A snapshot took the place of the state: the entries up to it were not applied one by one.

@@ -17,6 +17,7 @@ mod faults;
 mod feed;
 mod feed_changes;
 mod feed_load;
+mod feed_memory;
 mod full_disk;
 mod inspect;
 mod install;

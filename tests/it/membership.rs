@@ -3,6 +3,7 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | a_node_joins_leaves_and_joins_again… | design 5: each change without a restart, recorded once |
+//! | leaderships_of_before_a_node_joined… | observability: churn is what a node saw |
 //! | a_node_removed_while_it_was_down… | safety 21d: told by the others, kept, taken back |
 //! | who_is_not_meant_is_not_added | safety 8, 21b: dialled first, never two answers for one id |
 //! | a_wiped_node_comes_back_by_remove_and_add | safety 8: the record's incarnation overrules |
@@ -113,6 +114,36 @@ fn a_node_joins_leaves_and_joins_again_without_a_restart() {
     let made = |r: &&Value| r["operationId"] == "join-4" && r["outcome"] == "ok";
     let made: Vec<&Value> = records.as_array().into_iter().flatten().filter(made).collect();
     assert_eq!(made.iter().map(|r| &r["index"]).collect::<Vec<_>>(), [&members["version"]], "once: {made:?}");
+    cluster.end();
+}
+
+#[test]
+fn leaderships_of_before_a_node_joined_are_no_changes_to_it() {
+    let mut cluster = Cluster::three(Settings::new());
+    for _ in 0..4 {
+        let leader = cluster.leader();
+        let term = cluster.node(leader).status().expect("it answers")["term"].as_u64().expect("a number");
+        let moved = call(&cluster, leader, "raft_transferLeader", json!({}));
+        assert_eq!(moved["outcome"], "transferred");
+        cluster.leader_above(term);
+    }
+    let leader = cluster.leader();
+    one_more_block(&cluster, leader);
+    let id = start_joiner(&mut cluster);
+    let mut params = add(cluster.node(id));
+    params["wait"] = true.into();
+    call(&cluster, leader, "raft_addLearner", params);
+    cluster.settled();
+    wait_for("it knows of every leadership", SOON, || {
+        let events = cluster.node(id).call("raft_history", &json!({"limit": 1000}))?["events"].clone();
+        let n = events.as_array().into_iter().flatten().filter(|e| e["kind"] == "leadership").count();
+        ensure!(5 <= n, "{n} so far");
+        Ok(())
+    });
+    let text = cluster.node(id).get("/metrics", &[]).expect("it answers").text();
+    let changes = Scrape::parse(&text).get("blockraft_raft_leader_changes_total", &[("reason", "transfer")]);
+    // The one that leads as it joins may be one.
+    assert!(changes.expect("a series") <= 1.0, "{changes:?}");
     cluster.end();
 }
 

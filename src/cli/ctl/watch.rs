@@ -143,8 +143,12 @@ async fn go_on(
             Err(ClusterError::Call(CallError::Rpc { error, .. })) if error.code == METHOD_NOT_FOUND => {
                 return Err(Failure::failed(format!("the node's version does not have {}", topic.subscribe)));
             }
-            Err(e @ ClusterError::Call(CallError::Rpc { .. })) => return Err(e.into()),
-            Err(e) if !has_begun => return Err(Failure::failed(e.to_string())),
+            Err(e) if !is_passing(&e, has_begun) => {
+                return Err(match e {
+                    ClusterError::Call(CallError::Rpc { .. }) => e.into(),
+                    e => Failure::failed(e.to_string()),
+                });
+            }
             Err(_) => {
                 tokio::time::sleep(AGAIN).await;
                 continue;
@@ -165,7 +169,21 @@ async fn go_on(
     }
 }
 
+/// Whether what once was a subscription may be one again: whatever a node refuses it for while it stops, starts or
+/// is overloaded, but not a place that is forgotten, nor a call that is wrong.
+fn is_passing(error: &ClusterError, has_begun: bool) -> bool {
+    has_begun
+        && match error {
+            ClusterError::Call(CallError::Rpc { error, .. }) => {
+                !error.is("pruned") && !WRONG_CALL.contains(&error.code)
+            }
+            _ => true,
+        }
+}
+
 const METHOD_NOT_FOUND: i64 = -32601;
+/// Invalid request, no such method, invalid parameters.
+const WRONG_CALL: [i64; 3] = [-32600, METHOD_NOT_FOUND, -32602];
 
 #[cfg(test)]
 mod tests {
@@ -185,6 +203,21 @@ mod tests {
         assert_eq!(Value::Object(at.params()), json!({"fromIndex": 13}));
         at.moved(&json!({"caughtUp": {"height": 9, "index": 20}}));
         assert_eq!(Value::Object(at.params()), json!({"fromIndex": 21}));
+    }
+
+    #[test]
+    fn what_passes_does_not_end_a_tail_that_has_begun() {
+        let refused = |code: i64, reason: &str| {
+            let error = serde_json::from_value(json!({"code": code, "data": {"reason": reason}})).unwrap();
+            ClusterError::Call(CallError::Rpc { endpoint: "http://127.0.0.1:1".parse().unwrap(), error })
+        };
+        for (code, reason) in [(-32040, "shuttingDown"), (-32005, "overloaded"), (-32041, "storage")] {
+            assert!(is_passing(&refused(code, reason), true), "{reason}");
+            assert!(!is_passing(&refused(code, reason), false), "{reason} before it began");
+        }
+        for (code, reason) in [(-32004, "pruned"), (-32602, "-"), (-32601, "-"), (-32600, "-")] {
+            assert!(!is_passing(&refused(code, reason), true), "{code} {reason}");
+        }
     }
 
     #[test]

@@ -4,17 +4,46 @@ use futures::future::BoxFuture;
 
 use crate::feed::Subscription;
 use crate::feed::model::Log;
+use crate::feed::turns::Turns;
 use crate::types::feed::{EndReason, FeedItem, OnFull, Repair, StartAt, SubscribeError};
 use crate::types::{Height, LogIndex};
 
-pub(super) type Beginning = BoxFuture<'static, Result<Subscription, SubscribeError>>;
-pub(super) type Nexting = BoxFuture<'static, (Subscription, Option<FeedItem>)>;
+pub(super) type Beginning = BoxFuture<'static, Result<Handed, SubscribeError>>;
+pub(super) type Nexting = BoxFuture<'static, (Handed, Option<FeedItem>)>;
 
 pub(super) enum Reader {
     Gone,
     Beginning(Beginning),
-    Idle(Subscription),
+    Idle(Handed),
     Nexting(Nexting),
+}
+
+/// How it is handed over.
+pub(super) enum Handed {
+    OneByOne(Subscription),
+    InTurns(Turns),
+}
+
+impl Handed {
+    pub(super) fn position(&self) -> Option<LogIndex> {
+        match self {
+            Self::OneByOne(subscription) => subscription.position(),
+            Self::InTurns(turns) => turns.position(),
+        }
+    }
+
+    pub(super) async fn next(&mut self) -> Option<FeedItem> {
+        match self {
+            Self::OneByOne(subscription) => subscription.next().await,
+            Self::InTurns(turns) => match turns.more() {
+                None => {
+                    turns.end_turn();
+                    turns.first().await
+                }
+                item => item,
+            },
+        }
+    }
 }
 
 /// A subscriber, and what it makes of what it is handed over.

@@ -24,6 +24,15 @@ pub(crate) struct Replay {
     pub(crate) blocks: Vec<Replayed>,
     /// Whether a bound cut it short.
     pub(crate) has_more: bool,
+    /// There are none, for the first is larger than was allowed.
+    pub(crate) needs: Option<First>,
+}
+
+/// A block that was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct First {
+    pub(crate) index: LogIndex,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +64,8 @@ impl From<rocksdb::Error> for ReplayError {
 }
 
 impl Reader {
-    /// Blocks from a place on: at least one of them, else at most `limit` and about `max_bytes`; none
-    /// when the place lies behind the head. Blocking.
+    /// Blocks from a place on, at most `limit` and `max_bytes`; none when the place lies behind the head, or
+    /// the first is larger: it is not read then. Blocking.
     pub(crate) fn replay(&self, from: Place, limit: usize, max_bytes: u64) -> Result<Replay, ReplayError> {
         loop {
             let published = self.published()?;
@@ -90,13 +99,20 @@ impl Reader {
                 Some(_) | None => Ok(oldest),
             };
             let replay = start.and_then(|start| {
+                if let Some((height, row)) = seek(db, start)?
+                    && height <= head.height
+                    && max_bytes < row.stored_bytes
+                {
+                    let needs = Some(First { index: row.index, bytes: row.stored_bytes });
+                    return Ok((start, Replay { blocks: Vec::new(), has_more: true, needs }));
+                }
                 let mut blocks = Vec::new();
                 let next = each_row(db, start, head.height, limit, max_bytes, |_, row, block| {
                     let trace_id = <[u8; 16]>::try_from(row.trace_id.as_ref()).ok();
                     blocks.push(Replayed { stored: stored_block(&row, block)?, trace_id });
                     Ok(())
                 })?;
-                Ok((start, Replay { blocks, has_more: next.is_some() }))
+                Ok((start, Replay { blocks, has_more: next.is_some(), needs: None }))
             });
             // The files of blocks that were pruned meanwhile may be gone: then begin anew.
             let floor = self.view().oldest_height;

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -103,6 +104,8 @@ impl StateMachine {
         self.floor = loaded.floor;
         self.pruner = Pruner::new(loaded.floor);
         self.shared.recent().clear();
+        // Before it can be read: whoever finds something in it knows that it is history.
+        self.shared.history_upto.fetch_max(self.told().index, Ordering::AcqRel);
         self.shared.publish(&self.db, Arc::new(self.machine.view().clone()));
         self.show_blocks();
         if let Some(tap) = &self.tap {

@@ -139,6 +139,19 @@ impl WebSocket {
         self.try_raw_call(request, is_answer).unwrap_or_else(|e| panic!("{e}"))
     }
 
+    /// Reads no answer.
+    pub(crate) fn ask(&mut self, method: &str, params: &Value) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.send(1, request.to_string().as_bytes());
+    }
+
+    /// The item of a notification that came while an answer was waited for.
+    pub(crate) fn waiting_item(&mut self) -> Option<Value> {
+        self.waiting.pop_front().map(|mut notification| notification["params"]["result"].take())
+    }
+
     /// As [`WebSocket::call`], where the connection may end.
     pub(crate) fn try_call(&mut self, method: &str, params: &Value) -> anyhow::Result<Value> {
         let id = self.next_id;
