@@ -108,7 +108,9 @@ fn first_within(mut from: LogIndex, upto: LogIndex, is_within: impl Fn(LogIndex)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Build {
     /// Asked of raft, and not over. One that raft declined never ends: it is given up then.
-    Runs { give_up: Instant },
+    Runs {
+        give_up: Instant,
+    },
     /// Over; raft declines another until it has taken this index over.
     Ended(LogIndex),
     Idle,
