@@ -274,19 +274,28 @@ where
         if let Poll::Ready(Err(e)) = log.connection.outbox.poll_flush(cx) {
             return Poll::Ready(Err(e.into()));
         }
-        match log.connection.reader.poll_next(cx) {
-            Poll::Ready(Ok(frame)) => Poll::Ready(self.on_frame(frame).map(Some)),
-            // Closed while nothing was asked: the next request dials anew.
-            Poll::Ready(Err(_)) if self.pending.is_empty() => {
-                self.log = None;
-                Poll::Ready(Ok(None))
+        loop {
+            let Some(log) = &mut self.log else {
+                return Poll::Ready(Ok(None));
+            };
+            match log.connection.reader.poll_next(cx) {
+                Poll::Ready(Ok(frame)) => match self.on_frame(frame) {
+                    Ok(None) => {}
+                    outcome => return Poll::Ready(outcome),
+                },
+                // Closed while nothing was asked: the next request dials anew.
+                Poll::Ready(Err(_)) if self.pending.is_empty() => {
+                    self.log = None;
+                    return Poll::Ready(Ok(None));
+                }
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
+                Poll::Pending => return Poll::Pending,
             }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e.into())),
-            Poll::Pending => Poll::Pending,
         }
     }
 
-    fn on_frame(&mut self, frame: Frame) -> Result<AppendOutcome, AppendError> {
+    /// `None`: it says nothing that openraft may be told.
+    fn on_frame(&mut self, frame: Frame) -> Result<Option<AppendOutcome>, AppendError> {
         if frame.kind() == Some(FrameKind::Error) {
             return Err(AppendError::Refused(frame.decode()?));
         }
@@ -315,7 +324,20 @@ where
             };
             self.shared.notices.replicated(self.target, replicated);
         }
-        Ok(outcome)
+        Ok(Some(outcome).filter(|_| !self.would_extend_lease(&pending)))
+    }
+
+    /// openraft takes an acknowledgement for all requests up to the entry it names, and counts its lease from when
+    /// the newest of them was polled: a late answer to an old request would count for one of this moment, which a
+    /// leader that stood still polls before it reads. So where such a request follows, its own answer is waited
+    /// for. An answer this young may pass: a lease that is longer by its age still ends before anybody else
+    /// stands, since it is at most half of `heartbeat_timeout` (safety rules 11, 17 and 24).
+    fn would_extend_lease(&self, answered: &Pending) -> bool {
+        let is_late = self.shared.config.heartbeat_timeout / 4 <= answered.sent.elapsed();
+        let is_covered = |last: Option<LogId>| last <= answered.last;
+        is_late
+            && (self.pending.iter().any(|p| is_covered(p.last))
+                || self.held.as_ref().is_some_and(|held| is_covered(held.last)))
     }
 
     /// Looks whether an idle connection is still there before a request is given to it.

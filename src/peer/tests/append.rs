@@ -348,6 +348,33 @@ async fn an_empty_input_is_an_empty_answer_and_dials_nobody() {
     }
 }
 
+/// A leader that stood still polls a commit index, and then reads what was answered before.
+#[tokio::test]
+async fn a_late_answer_does_not_count_for_a_request_of_this_moment() {
+    let (addr, mut rx) = receiver().await;
+    let (_bare, mut client) = sender(config(), addr).await;
+    let mut connection = prove(&mut client, &mut rx).await;
+    let commit = AppendEntriesRequest { entries: vec![], ..request(3, 0) };
+    let (input, _) = counted([request(2, 10), commit]);
+    let mut answers = client.stream_append(input, option()).await.unwrap();
+    let late = config().heartbeat_timeout / 3;
+    let receiving = async {
+        let (first, entry) = receive(&mut connection).await;
+        let second = receive(&mut connection).await;
+        tokio::time::sleep(late).await;
+        acknowledge(&mut connection, first, &entry).await;
+        tokio::time::sleep(late).await;
+        second
+    };
+    let (second, commit) = tokio::select! {
+        _ = answers.next() => panic!("the first answer would be taken for one to the second request"),
+        second = receiving => second,
+    };
+    acknowledge(&mut connection, second, &commit).await;
+    let answer = in_time("the second answer", answers.next()).await.unwrap().unwrap();
+    assert_eq!(answer, Ok(Some(log_id(2))));
+}
+
 #[tokio::test]
 async fn a_missing_answer_times_out() {
     let (addr, mut rx) = receiver().await;
