@@ -1,5 +1,5 @@
 # Everything a clone is for. Each target sets up what it needs: a compiler, libclang, and RocksDB compiled
-# once per machine (three minutes) into ${XDG_CACHE_HOME:-~/.cache}/blockraft. There is one profile, release.
+# once per machine (three to six minutes) into ${XDG_CACHE_HOME:-~/.cache}/blockraft. There is one profile, release.
 
 SHELL := /bin/bash
 CARGO := scripts/cargo.sh
@@ -18,7 +18,7 @@ help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the binary, in $(TARGET)/release
-	@[ -x "$(BINARY)" ] || echo "blockraft: building the binary; the first time some six minutes on two cores, RocksDB included"
+	@[ -x "$(BINARY)" ] || echo "blockraft: building the binary; the first time six to fourteen minutes on two cores, RocksDB included"
 	@$(CARGO) build --release --locked --bin blockraft
 
 demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends it

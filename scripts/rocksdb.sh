@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles RocksDB once per machine, from the sources that the librocksdb-sys crate brings, as a unity
-# build: three minutes on two cores, where the crate's own way takes some fifteen. Prints the folder with
+# build: three to six minutes on two cores, where the crate's own way takes some fifteen. Prints the folder with
 # librocksdb.a, for ROCKSDB_LIB_DIR; prints nothing where the crate is to go its own way.
 # Usage: scripts/rocksdb.sh [--dir]    --dir: print the folder, build nothing
 set -euo pipefail
@@ -39,7 +39,7 @@ flock 9
 # Somebody else may have built it while this one waited.
 is_there && { echo "$dir"; exit 0; }
 
-echo "blockraft: compiling RocksDB $version, once for this machine: about three minutes on two cores" >&2
+echo "blockraft: compiling RocksDB $version, once for this machine: three to six minutes on two cores" >&2
 cargo fetch --locked --quiet
 source=$(cargo metadata --format-version 1 --locked --offline |
   grep -o '"manifest_path":"[^"]*/librocksdb-sys-[^"]*/Cargo.toml"' | head -n 1 |
