@@ -127,7 +127,14 @@ impl Outlet {
         held.next_id += 1;
         held.by_id.insert(id, Turn { until, outlet: self.clone() });
         drop(held);
-        Charge { outlet: self.clone(), id, since, _permit: permit, _turn: turn }
+        Charge {
+            outlet: self.clone(),
+            id,
+            since,
+            is_used: AtomicBool::new(false),
+            _permit: permit,
+            _turn: turn,
+        }
     }
 
     /// With room of its own.
@@ -160,13 +167,24 @@ pub(crate) struct Charge {
     outlet: Arc<Outlet>,
     id: u64,
     since: Instant,
+    /// Something was handed over in it.
+    is_used: AtomicBool,
     _permit: OwnedSemaphorePermit,
     _turn: OwnedSemaphorePermit,
 }
 
+impl Charge {
+    pub(super) fn set_used(&self) {
+        self.is_used.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.outlet.is_quick.store(self.since.elapsed() <= QUICK, Ordering::Relaxed);
+        // A turn that came to nothing shows nothing.
+        if self.is_used.load(Ordering::Relaxed) {
+            self.outlet.is_quick.store(self.since.elapsed() <= QUICK, Ordering::Relaxed);
+        }
         self.outlet.room.held().by_id.remove(&self.id);
     }
 }
@@ -214,7 +232,6 @@ mod tests {
         quick.is_quick.store(true, Ordering::Relaxed);
         for _ in 0..100 {
             drop(quick.try_take(WHOLE).expect("there is room for it"));
-            quick.is_quick.store(true, Ordering::Relaxed);
         }
         // Slow once, it waits with the others, behind those that came before.
         quick.is_quick.store(false, Ordering::Relaxed);
@@ -225,6 +242,18 @@ mod tests {
         assert!(slow.as_mut().now_or_never().is_none());
         drop(charge);
         slow.await;
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_comes_to_nothing_makes_nobody_quick() {
+        let room = Room::new();
+        let (one, _) = outlet(&room);
+        drop(one.try_take(1));
+        assert!(!one.is_quick.load(Ordering::Relaxed));
+        let charge = one.try_take(1).expect("there is room");
+        charge.set_used();
+        drop(charge);
+        assert!(one.is_quick.load(Ordering::Relaxed));
     }
 
     #[tokio::test]

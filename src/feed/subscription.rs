@@ -18,6 +18,9 @@ use crate::types::feed::{
 };
 use crate::types::{Height, LogIndex};
 
+/// What is stored of a block beside its payload. By eye: hashes, keys and a row.
+const ROW_BYTES: u64 = 1 << 10;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
     /// Nothing: what comes is queued.
@@ -90,8 +93,11 @@ impl Subscription {
             match this.shared.read(next, 0).await {
                 Ok(replay) if replay.blocks.is_empty() && !replay.has_more => this.take_page(replay),
                 // From here on it is owed what it begins with, whatever is forgotten until it is read.
-                Ok(Replay { needs: Some(first), .. }) if matches!(next, Place::Height(_)) => {
-                    this.next = Place::Index(first.index);
+                Ok(Replay { needs: Some(first), .. }) => {
+                    this.read_bytes = READ_BYTES.max(first.bytes);
+                    if matches!(next, Place::Height(_)) {
+                        this.next = Place::Index(first.index);
+                    }
                 }
                 Ok(_) => {}
                 // The first read of `next` meets it again, and tells.
@@ -258,7 +264,9 @@ impl Subscription {
     /// what is applied meanwhile.
     fn take_page(&mut self, replay: Replay) {
         let Replay { mut blocks, has_more, needs: _ } = replay;
-        self.read_bytes = READ_BYTES;
+        // The next block is likely no larger: so one that is large is asked for once.
+        let largest = blocks.iter().map(|b| b.stored.block.payload_bytes() + ROW_BYTES).max();
+        self.read_bytes = READ_BYTES.max(largest.unwrap_or(0));
         let upto = match self.reading {
             Reading::To(upto) => upto,
             Reading::ToHead | Reading::No => LogIndex::MAX,

@@ -37,6 +37,9 @@ impl Turns {
                 self.subscription.begin_turn(self.bytes);
             }
             if let Some(item) = self.subscription.next_of_turn().await {
+                if let Some(charge) = &self.charge {
+                    charge.set_used();
+                }
                 return Some(item);
             }
             self.charge = None;

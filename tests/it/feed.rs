@@ -19,7 +19,7 @@ use crate::support::{
     config::{Settings, settings},
     exposition::Scrape,
     feed::{Events, Message, WebSocket},
-    stream::fill,
+    stream::{fill, fill_patiently},
     wait::{SOON, wait_for},
 };
 
@@ -52,15 +52,15 @@ fn a_reader_that_stands_still_is_told_its_gaps_and_gets_every_block() {
     // As much as no socket's buffers hold.
     let top = 400;
     let large: Vec<Block> = (1..=top).map(|h| Block::sized(h, "feed", 32 << 10)).collect();
-    let leader_api = cluster.node(leader).api.clone();
-    let filling = thread::spawn(move || fill(&leader_api, &large));
     let mut heights = Vec::new();
-    while heights.last() != Some(&top) {
-        let item = quick.item();
-        assert!(item.get("gap").is_none(), "a quick reader misses nothing: {item}");
-        heights.extend(height(&item));
-    }
-    filling.join().expect("every block is accepted");
+    thread::scope(|scope| {
+        scope.spawn(|| fill_patiently(&mut cluster, &large));
+        while heights.last() != Some(&top) {
+            let item = quick.item();
+            assert!(item.get("gap").is_none(), "a quick reader misses nothing: {item}");
+            heights.extend(height(&item));
+        }
+    });
     assert_eq!(heights, (1..=top).collect::<Vec<_>>());
 
     let (mut heights, mut told, mut n_gaps, mut n_caught_up) = (Vec::new(), 0, 0, 0);
