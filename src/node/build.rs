@@ -70,7 +70,7 @@ impl Running {
         };
         tokio::select! {
             fatal = store_failed => match fatal {
-                Some(fatal) => StartError { exit_code: fatal.exit_code(), message: fatal.to_string() },
+                Some(fatal) => fatal.into(),
                 None => StartError { exit_code: 1, message: "the store ended".into() },
             },
             ended = self.servers.ended_early() => StartError { exit_code: 1, message: ended.to_string() },
@@ -85,6 +85,13 @@ impl Running {
         if tokio::task::spawn_blocking(move || closer.close()).await.is_err() {
             tracing::error!("closing the store panicked");
         }
+    }
+}
+
+/// The store cannot go on, nor can the node.
+impl From<store::health::Fatal> for StartError {
+    fn from(fatal: store::health::Fatal) -> Self {
+        Self { exit_code: fatal.exit_code(), message: fatal.to_string() }
     }
 }
 

@@ -82,10 +82,7 @@ async fn live(settings: config::Settings, process: Process, until: impl Future<O
             tracing::info!(signal = name, "stopping as soon as the node has started");
             let started = tokio::select! {
                 started = tokio::time::timeout(within, &mut starting) => started,
-                name = signals.stop() => {
-                    tracing::warn!(signal = name, "a second signal: leaving at once");
-                    return leave_now(1);
-                }
+                name = signals.stop() => return leave_on(name),
             };
             match started {
                 Ok(Ok(running)) => return end_orderly(data_dir, running, signals, within).await,
@@ -135,8 +132,7 @@ async fn end_orderly(
         stopped = tokio::time::timeout(within, stop::stop(running)) => {
             // A sync that failed on the way out, or one that never returned.
             if let Some(fatal) = health.get().fatal {
-                let failure = StartError { exit_code: fatal.exit_code(), message: fatal.to_string() };
-                return end_fatally(data_dir, failure).await;
+                return end_fatally(data_dir, fatal.into()).await;
             }
             if stopped.is_err() {
                 let message = format!("the stop did not end within {within:?}: the disk hangs or is too slow");
@@ -148,10 +144,7 @@ async fn end_orderly(
             }
             0
         }
-        name = signals.stop() => {
-            tracing::warn!(signal = name, "a second signal: leaving at once");
-            leave_now(1)
-        }
+        name = signals.stop() => leave_on(name),
     }
 }
 
@@ -165,6 +158,11 @@ async fn end_fatally(data_dir: PathBuf, failure: StartError) -> u8 {
         tracing::warn!("LAST_EXIT is not written: the disk hangs");
     }
     leave_now(code)
+}
+
+fn leave_on(second_signal: &str) -> u8 {
+    tracing::warn!(signal = second_signal, "a second signal: leaving at once");
+    leave_now(1)
 }
 
 /// Without closing anything: what is not durable was never acknowledged.

@@ -18,6 +18,7 @@ use rustix::{
 };
 
 use crate::support::{
+    bench::number,
     block::{Block, Way},
     checker,
     cluster::Cluster,
@@ -77,7 +78,8 @@ fn a_stop_under_load_answers_what_is_in_flight() {
     let history = Arc::new(History::default());
     let writers = [("a", Way::Protobuf), ("b", Way::JsonRpc)]
         .map(|(name, way)| Writer::start(name, way, cluster.endpoints(), history.clone()));
-    for _ in 0..5 {
+    // A long run asks for 50.
+    for _ in 0..number("BLOCKRAFT_STOPS", 5) {
         let enough = history.n_acknowledged() + 20;
         wait_for("blocks are acknowledged", SOON, || {
             ensure!(enough <= history.n_acknowledged(), "{}", history.n_acknowledged());
