@@ -12,6 +12,7 @@ normal life none. Root: the nodes have network namespaces and small disks of the
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -96,40 +97,50 @@ class Outcome:
     took: int = 0
 
 
+@contextlib.contextmanager
+def staged(name, number, settings, fired, unscraped=(), load=None, **nodes):
+    """A cluster of its own under load, watched by a Prometheus. What fired is in `fired` in the end, however it ended."""
+    settings = live.CALM | SETTINGS | settings
+    with live.Cluster(name, apart=True, settings=settings, subnet=f"10.213.{number}", tag=number, **nodes) as cluster:
+        targets = [n.api for n in cluster.nodes if n.id not in unscraped]
+        cluster.leader()
+        with live.Prometheus({"blockraft": targets}, rules=shorten(RULES.read_text())) as prometheus:
+            producer = live.Producer(cluster, **(load or {}))
+            producer.start()
+            watch = Watch(prometheus)
+            watch.start()
+            scene = faults.Scene(cluster, producer, prometheus, watch)
+            try:
+                yield scene
+            finally:
+                scene.close()
+                producer.end()
+                fired.update(watch.end())
+
+
 def attack(fault, number):
     """One fault on a cluster of its own."""
     if live.STOP.is_set():
         return Outcome(fault, {}, ["stopped before it began"])
     begun, wrong, fired = time.monotonic(), [], {}
-    settings = live.CALM | SETTINGS | fault.settings
     try:
         programs = {ident: another_version.binary() for ident in fault.upgraded}
-        with live.Cluster(f"matrix-{number}", apart=True, settings=settings, per_node=fault.per_node, programs=programs, subnet=f"10.213.{number}", tag=number) as cluster:
-            targets = [n.api for n in cluster.nodes if n.id not in fault.unscraped]
-            cluster.leader()
-            with live.Prometheus({"blockraft": targets}, rules=shorten(RULES.read_text())) as prometheus:
-                producer = live.Producer(cluster, rate=fault.rate, size=fault.size)
-                producer.start()
-                watch = Watch(prometheus)
-                watch.start()
-                scene = faults.Scene(cluster, producer, prometheus, watch)
-                try:
-                    scene.wait(CALM_FOR)
-                    if watch.fired:
-                        wrong.append(f"before the fault: {watch.fired}")
-                    watch.begun = time.monotonic()
-                    fault.act(scene)
-                    # What must fire may take its time; what must not has as long as the longest `for`, and more.
-                    done = time.monotonic()
-                    while True:
-                        since = time.monotonic() - done
-                        if fault.hold < since or fault.least < since and fault.must <= set(watch.fired):
-                            break
-                        scene.tick()
-                finally:
-                    scene.close()
-                    producer.end()
-                    fired = watch.end()
+        nodes = {"per_node": fault.per_node, "programs": programs}
+        load = {"rate": fault.rate, "size": fault.size}
+        with staged(f"matrix-{number}", number, fault.settings, fired, unscraped=fault.unscraped, load=load, **nodes) as scene:
+            watch = scene.watch
+            scene.wait(CALM_FOR)
+            if watch.fired:
+                wrong.append(f"before the fault: {watch.fired}")
+            watch.begun = time.monotonic()
+            fault.act(scene)
+            # What must fire may take its time; what must not has as long as the longest `for`, and more.
+            done = time.monotonic()
+            while True:
+                since = time.monotonic() - done
+                if fault.hold < since or fault.least < since and fault.must <= set(watch.fired):
+                    break
+                scene.tick()
     except Exception as e:
         # Of this fault alone: the others go on.
         wrong.append(str(e) if isinstance(e, live.Failed) else traceback.format_exc())
@@ -149,21 +160,8 @@ def live_normally(text, number):
     life = faults.Fault("normal life", f"{text} of normal life: load and idle times, readers, rolling restarts, transfers, pauses", None)
     told = "nothing"
     try:
-        settings = live.CALM | SETTINGS | faults.WATCHED
-        with live.Cluster("matrix-normal", apart=True, settings=settings, subnet=f"10.213.{number}", tag=number) as cluster:
-            cluster.leader()
-            with live.Prometheus({"blockraft": [n.api for n in cluster.nodes]}, rules=shorten(RULES.read_text())) as prometheus:
-                producer = live.Producer(cluster)
-                producer.start()
-                watch = Watch(prometheus)
-                watch.start()
-                scene = faults.Scene(cluster, producer, prometheus, watch)
-                try:
-                    told = normal.life(scene, seconds(text) / SCALE, SCALE)
-                finally:
-                    scene.close()
-                    producer.end()
-                    fired = watch.end()
+        with staged("matrix-normal", number, faults.WATCHED, fired) as scene:
+            told = normal.life(scene, seconds(text) / SCALE, SCALE)
     except Exception as e:
         wrong.append(str(e) if isinstance(e, live.Failed) else traceback.format_exc())
     if fired:
