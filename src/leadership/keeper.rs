@@ -39,6 +39,8 @@ pub(crate) struct Look<'a> {
     pub(crate) is_barred: bool,
     /// For how long no leader was heard; zero while one is.
     pub(crate) leaderless_for: Duration,
+    /// Its log's sync is late. Raft cannot save a vote then, waits for it, and hears nobody meanwhile.
+    pub(crate) is_deaf: bool,
     /// The fittest other voter that answers; `None`: there is none that could take over.
     pub(crate) fittest: Option<FitnessGrade>,
     /// It leads by a transfer that was forced upon it: to be merely unwilling is no reason then.
@@ -69,6 +71,8 @@ pub(crate) struct Keeper {
     config: Config,
     may_stand: Option<bool>,
     is_last_resort: bool,
+    /// When it was deaf last.
+    deaf_at: Option<Instant>,
     is_silent: bool,
     /// Stuck, it tried to hand over.
     has_tried: bool,
@@ -81,6 +85,7 @@ impl Keeper {
             config,
             may_stand: None,
             is_last_resort: false,
+            deaf_at: None,
             is_silent: false,
             has_tried: false,
             handed_over: VecDeque::new(),
@@ -101,8 +106,13 @@ impl Keeper {
     }
 
     fn stand(&mut self, look: &Look<'_>) -> Vec<Action> {
-        let is_last_resort =
-            !look.is_fit_to_stand && !look.is_leader && self.config.last_resort_after <= look.leaderless_for;
+        if look.is_deaf {
+            self.deaf_at = Some(look.now);
+        }
+        // Silence that it could not have heard through says nothing of the others.
+        let listened_for = self.deaf_at.map_or(Duration::MAX, |at| look.now.saturating_duration_since(at));
+        let is_alone = self.config.last_resort_after <= look.leaderless_for.min(listened_for);
+        let is_last_resort = is_alone && !look.is_fit_to_stand && !look.is_leader;
         let may = !look.is_barred && (look.is_fit_to_stand || is_last_resort);
         let is_news = is_last_resort && !look.is_barred && !self.is_last_resort;
         self.is_last_resort = is_last_resort && !look.is_barred;

@@ -205,6 +205,7 @@ impl Task {
         let heard_age = self.handle.raft().heard_age().unwrap_or_else(|| self.started.elapsed());
         let keeper = &mut self.keeper;
         let barred_until = self.handle.config().barred_until;
+        let patience = self.handle.raft().config().heartbeat_timeout;
         let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
             let look = Look {
                 now: inputs.now,
@@ -218,6 +219,7 @@ impl Task {
                     || status.members.nodes.is_empty()
                     || !inputs.is_itself,
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
+                is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),
                 is_busy: memory.handover.is_some(),

@@ -15,7 +15,7 @@ use crate::machine::apply::{Leadership, View, same_block};
 use crate::store::health::Fatal;
 use crate::store::log::{self, LogStats};
 use crate::store::state::db::{self, Family, StateDb, height_key, height_of};
-use crate::store::state::{Published, Shared};
+use crate::store::state::{Published, Shared, merge};
 use crate::store::{files, rocks};
 use crate::types::block::{Block, Provenance, StoredBlock};
 use crate::types::error::Accepted;
@@ -163,8 +163,16 @@ impl Reader {
     /// asked for next finds little to flush. A failure is counted, and left to the snapshot.
     pub(crate) async fn flush_ahead(&self) {
         let Some(published) = self.state.published() else { return };
+        let db = published.db.clone();
         let task = tokio::task::spawn_blocking(move || published.db.flush());
-        if let Ok(Err(error)) = task.await {
+        let flushed = task.await;
+        // Without room a merge fails, and RocksDB then takes no write for a while.
+        if let Ok(Ok(())) = flushed
+            && !self.log.health.is_full()
+        {
+            merge::start(db);
+        }
+        if let Ok(Err(error)) = flushed {
             self.log.metrics.error("state", "flush");
             // A full disk is told of by itself; this is tried again and again meanwhile.
             match self.log.health.is_full() && rocks::is_no_space(&error) {

@@ -31,6 +31,7 @@ use crate::types::{Height, LogIndex, Term, position::LogPos};
 pub(crate) mod apply;
 pub(crate) mod db;
 pub(crate) mod install;
+pub(crate) mod merge;
 pub(crate) mod prune;
 pub(crate) mod recent;
 pub(crate) mod table;

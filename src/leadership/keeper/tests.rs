@@ -16,6 +16,7 @@ fn look(now: Instant, unfit: &[Check]) -> Look<'_> {
         is_fit_to_stand: unfit.is_empty(),
         is_barred: false,
         leaderless_for: Duration::ZERO,
+        is_deaf: false,
         fittest: Some(FitnessGrade::Fit),
         is_forced: false,
         is_busy: false,
@@ -59,6 +60,21 @@ fn an_unfit_node_does_not_stand_until_nobody_led_for_long() {
     assert_eq!(keeper.step(&alone), [], "said once");
     // Somebody leads again.
     assert_eq!(keeper.step(&paused), [Action::SetMayStand(false)]);
+    assert_eq!(keeper.step(&alone), [Action::SetMayStand(true), Action::TellLastResort]);
+}
+
+#[test]
+fn a_node_whose_disk_hangs_does_not_take_its_own_deafness_for_a_missing_leader() {
+    let start = Instant::now();
+    let at = |now: Instant| Look { leaderless_for: now - start, ..follower(now, &[Check::Sync]) };
+    let mut keeper = settled(&at(start));
+    let hung = start + 2 * CONFIG.last_resort_after;
+    assert_eq!(keeper.step(&Look { is_deaf: true, ..at(hung) }), []);
+    // The disk is back: raft has not heard yet what came meanwhile.
+    let back = hung + Duration::from_millis(1);
+    assert_eq!(keeper.step(&at(back)), []);
+    assert_eq!(keeper.step(&at(hung + CONFIG.last_resort_after - Duration::from_millis(1))), []);
+    let alone = at(hung + CONFIG.last_resort_after);
     assert_eq!(keeper.step(&alone), [Action::SetMayStand(true), Action::TellLastResort]);
 }
 

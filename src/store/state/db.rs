@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -54,6 +55,17 @@ pub(crate) enum Family {
     Meta,
 }
 
+impl Family {
+    /// As RocksDB knows it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Blocks => "blocks",
+            Self::Rows => "rows",
+            Self::Meta => "meta",
+        }
+    }
+}
+
 /// What the machine and raft need of a stored state.
 pub(crate) struct Loaded {
     pub(crate) machine: Machine,
@@ -68,6 +80,7 @@ pub(crate) struct StateDb {
     db: Db,
     /// The floor that a crash leaves at least: files below a higher one are still needed.
     durable_floor: AtomicU64,
+    is_merging: Arc<AtomicBool>,
     // Behind `db`, so that the folder goes after the database is closed.
     folder: Folder,
 }
@@ -84,6 +97,15 @@ impl Drop for Folder {
         {
             tracing::warn!(error = %e, path = %self.path.display(), "a replaced state stays until the next start");
         }
+    }
+}
+
+/// The one merge of a state's small files.
+pub(crate) struct Merging(Arc<AtomicBool>);
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -114,6 +136,7 @@ impl StateDb {
         Self {
             db,
             durable_floor,
+            is_merging: Arc::default(),
             folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) },
         }
     }
@@ -132,12 +155,7 @@ impl StateDb {
     }
 
     pub(crate) fn family(&self, family: Family) -> &ColumnFamily {
-        let name = match family {
-            Family::Blocks => "blocks",
-            Family::Rows => "rows",
-            Family::Meta => "meta",
-        };
-        self.db.cf_handle(name).expect("every family was opened")
+        self.db.cf_handle(family.name()).expect("every family was opened")
     }
 
     pub(crate) fn get(
@@ -174,6 +192,12 @@ impl StateDb {
         self.db.flush_cfs_opt(&families, &FlushOptions::default())?;
         self.durable_floor.fetch_max(floor.unwrap_or(0), Ordering::AcqRel);
         Ok(())
+    }
+
+    /// `None`: its small files are being merged already. Dropped, another merge may begin.
+    pub(crate) fn begin_merging(&self) -> Option<Merging> {
+        let was_merging = self.is_merging.swap(true, Ordering::AcqRel);
+        (!was_merging).then(|| Merging(self.is_merging.clone()))
     }
 
     pub(crate) fn durable_floor(&self) -> Height {

@@ -1,5 +1,7 @@
 //! Applying, and what a kill leaves of it.
 
+use std::time::Duration;
+
 use openraft::storage::{RaftLogStorage, RaftStateMachine};
 
 use crate::machine::command::{Command, Kind};
@@ -199,6 +201,39 @@ async fn forgotten_blocks_are_not_read_and_their_files_go() {
     let opened = open(&dir);
     let again = opened.reader.view();
     assert_eq!((again.oldest_height, again.history_blocks), (Some(oldest), 100));
+    close(opened);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_history_does_not_lie_in_as_many_files_as_there_were_snapshots() {
+    let (_guard, dir) = folder();
+    let mut opened = open(&dir);
+    commit(&mut opened, vec![blank(1, 0), configured(1, 1, 100_000)]).await;
+    for start in (2..2000).step_by(10) {
+        commit(&mut opened, blocks(1, start..=start + 9, 200)).await;
+        opened.reader.flush_ahead().await;
+    }
+    let published = opened.machine.shared.published().unwrap();
+    let files = || published.db.db().live_files().unwrap();
+    let n_of = |name| files().iter().filter(|f| f.column_family_name == name).count();
+    // Each flush begins a merge, unless one runs.
+    let merged = async {
+        while 100 < n_of("blocks") || 100 < n_of("rows") {
+            opened.reader.flush_ahead().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), merged).await.expect("200 files of each are merged");
+    let view = opened.reader.view();
+    let head = view.head.as_ref().unwrap().height;
+    assert_eq!((view.oldest_height, view.history_blocks), (Some(2), head - 1));
+    for height in 2..=head {
+        assert!(opened.reader.block(height).is_ok(), "{height}");
+    }
+    drop(published);
+    close(opened);
+    let opened = open(&dir);
+    assert_eq!(opened.reader.view().history_blocks, head - 1);
     close(opened);
 }
 
