@@ -6,6 +6,7 @@
 # files that do not overlap are "trivially moved": they change their level and stay as small as they are. A key
 # at either end that every batch rewrites is enough to have all merged. Output seen with Python 3.11:
 #
+#   rocksdb_version=9.8.4
 #   rising keys: 200 files, 1000000 bytes of values
 #   rising keys and a hot one at either end: 1 files
 #
