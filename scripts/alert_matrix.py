@@ -236,6 +236,8 @@ def main(args):
     names = [a for a in args if a != "--again"]
     if os.geteuid() != 0:
         raise live.Failed("namespaces and disks want root")
+    if not os.path.exists(faults.LIBFAKETIME):
+        raise live.Failed("a clock that is wrong wants libfaketime: apt-get install faketime")
     if unknown := set(names) - {f.name for f in faults.FAULTS}:
         raise live.Failed(f"no fault {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in faults.FAULTS)}")
     alerts = re.findall(r"alert: Blockraft(\w+)", RULES.read_text())
