@@ -10,13 +10,12 @@ use prometheus::{
 use crate::machine::apply::Outcome;
 use crate::telemetry::trace::{Clock, Span, Tracer, int, text};
 use crate::telemetry::{buckets, names};
-use crate::types::Height;
 use crate::types::block::BlockRef;
 use crate::types::error::Refusal;
 use crate::types::position::LogPos;
 
-/// The intervals at which a block's fingerprint is exported.
-pub(crate) const CHECKPOINTS: [u64; 3] = [64, 4096, 262_144];
+mod checkpoints;
+pub(crate) use checkpoints::{CHECKPOINTS, Checkpoints};
 
 /// Label values of `raft_apply_seconds`.
 const KINDS: [&str; 4] = ["block", "membership", "blank", "control"];
@@ -58,8 +57,7 @@ pub(crate) struct BlockMetrics {
     head_height: IntGauge,
     head_timestamp: Gauge,
     applied_timestamp: Gauge,
-    checkpoint_height: [IntGauge; CHECKPOINTS.len()],
-    checkpoint_fingerprint: [IntGauge; CHECKPOINTS.len()],
+    pub(crate) checkpoints: Checkpoints,
 }
 
 /// Building, sending, installing and what is kept.
@@ -205,17 +203,6 @@ impl BlockMetrics {
             "Blocks refused when applied, by reason.",
             &["reason"],
         )?;
-        let checkpoint_height = b.gauges(
-            "blockraft_block_checkpoint_height",
-            "Highest applied height divisible by the interval; 0 before the first.",
-            "every",
-        )?;
-        let checkpoint_fingerprint = b.gauges(
-            "blockraft_block_checkpoint_fingerprint",
-            "First 48 bits of the hash of the block at the checkpoint height.",
-            "every",
-        )?;
-        let every = |v: &IntGaugeVec| CHECKPOINTS.map(|e| v.with_label_values(&[&e.to_string()]));
         Ok(Self {
             applied: b.counter("blockraft_blocks_applied_total", "Blocks applied for the first time.")?,
             bytes: b
@@ -229,8 +216,7 @@ impl BlockMetrics {
                 "blockraft_block_applied_timestamp_seconds",
                 "When this node last applied a block; 0 before the first since the start.",
             )?,
-            checkpoint_height: every(&checkpoint_height),
-            checkpoint_fingerprint: every(&checkpoint_fingerprint),
+            checkpoints: b.add(Checkpoints::new())?,
         })
     }
 
@@ -263,15 +249,6 @@ impl BlockMetrics {
 
     pub(crate) fn set_applied_at(&self, unix_ms: u64) {
         self.applied_timestamp.set(unix_ms as f64 / 1e3);
-    }
-
-    /// `hash` is that of the block at `height`, which the interval at `slot` divides.
-    pub(crate) fn set_checkpoint(&self, slot: usize, height: Height, hash: &[u8]) {
-        let mut first = [0u8; 8];
-        let n = hash.len().min(6);
-        first[2..2 + n].copy_from_slice(&hash[..n]);
-        self.checkpoint_height[slot].set(height as i64);
-        self.checkpoint_fingerprint[slot].set(i64::from_be_bytes(first));
     }
 }
 

@@ -206,7 +206,7 @@ impl StateMachine {
             }
             for (slot, every) in CHECKPOINTS.iter().enumerate() {
                 if height.is_multiple_of(*every) {
-                    self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
+                    self.metrics.blocks.checkpoints.set(slot, height, &row.hash);
                 }
             }
             let pos = LogPos { term: row.term, index: row.index };
@@ -256,7 +256,7 @@ impl StateMachine {
             if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
                 && let Ok(row) = proto::BlockRow::decode(row)
             {
-                self.metrics.blocks.set_checkpoint(slot, height, &row.hash);
+                self.metrics.blocks.checkpoints.set(slot, height, &row.hash);
             }
         }
     }
