@@ -165,20 +165,20 @@ impl Reader {
         let Some(published) = self.state.published() else { return };
         let db = published.db.clone();
         let task = tokio::task::spawn_blocking(move || published.db.flush());
-        let flushed = task.await;
-        // Without room a merge fails, and RocksDB then takes no write for a while.
-        if let Ok(Ok(())) = flushed
-            && !self.log.health.is_full()
-        {
-            merge::start(db);
-        }
-        if let Ok(Err(error)) = flushed {
-            self.log.metrics.error("state", "flush");
-            // A full disk is told of by itself; this is tried again and again meanwhile.
-            match self.log.health.is_full() && rocks::is_no_space(&error) {
-                true => tracing::debug!(%error, "the state was not flushed ahead of a snapshot: disk full"),
-                false => tracing::warn!(%error, "the state was not flushed ahead of a snapshot"),
+        match task.await {
+            // Without room a merge fails, and RocksDB then takes no write for a while.
+            Ok(Ok(())) if !self.log.health.is_full() => merge::start(db),
+            Ok(Err(error)) => {
+                self.log.metrics.error("state", "flush");
+                // A full disk is told of by itself; this is tried again and again meanwhile.
+                match self.log.health.is_full() && rocks::is_no_space(&error) {
+                    true => {
+                        tracing::debug!(%error, "the state was not flushed ahead of a snapshot: disk full")
+                    }
+                    false => tracing::warn!(%error, "the state was not flushed ahead of a snapshot"),
+                }
             }
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -80,7 +80,8 @@ pub(crate) struct StateDb {
     db: Db,
     /// The floor that a crash leaves at least: files below a higher one are still needed.
     durable_floor: AtomicU64,
-    is_merging: Arc<AtomicBool>,
+    /// Held by the one merge of small files that runs.
+    pub(crate) merging: Mutex<()>,
     // Behind `db`, so that the folder goes after the database is closed.
     folder: Folder,
 }
@@ -97,15 +98,6 @@ impl Drop for Folder {
         {
             tracing::warn!(error = %e, path = %self.path.display(), "a replaced state stays until the next start");
         }
-    }
-}
-
-/// The one merge of a state's small files.
-pub(crate) struct Merging(Arc<AtomicBool>);
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -136,7 +128,7 @@ impl StateDb {
         Self {
             db,
             durable_floor,
-            is_merging: Arc::default(),
+            merging: Mutex::default(),
             folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) },
         }
     }
@@ -192,12 +184,6 @@ impl StateDb {
         self.db.flush_cfs_opt(&families, &FlushOptions::default())?;
         self.durable_floor.fetch_max(floor.unwrap_or(0), Ordering::AcqRel);
         Ok(())
-    }
-
-    /// `None`: its small files are being merged already. Dropped, another merge may begin.
-    pub(crate) fn begin_merging(&self) -> Option<Merging> {
-        let was_merging = self.is_merging.swap(true, Ordering::AcqRel);
-        (!was_merging).then(|| Merging(self.is_merging.clone()))
     }
 
     pub(crate) fn durable_floor(&self) -> Height {

@@ -20,19 +20,17 @@ const MERGED_BYTES: usize = 64 << 20;
 
 /// Merges what there is, on a blocking thread, one merge of a state at a time.
 pub(crate) fn start(db: Arc<StateDb>) {
-    let Some(merging) = db.begin_merging() else { return };
     tokio::task::spawn_blocking(move || {
-        let merged = merge_small_files(&db);
+        let Ok(_merging) = db.merging.try_lock() else { return };
         // A file that is moved or dropped meanwhile is RocksDB's to sort out; the list is all that can fail.
-        if let Err(error) = merged {
+        if let Err(error) = merge_small_files(&db) {
             tracing::debug!(%error, "small files stay for now");
         }
-        drop(merging);
     });
 }
 
 /// One merge in each family that has enough small files. Blocking.
-pub(crate) fn merge_small_files(db: &StateDb) -> Result<(), rocksdb::Error> {
+fn merge_small_files(db: &StateDb) -> Result<(), rocksdb::Error> {
     let files = db.db().live_files()?;
     for family in [Family::Blocks, Family::Rows] {
         let of_family = files.iter().filter(|f| f.column_family_name == family.name());
