@@ -19,11 +19,11 @@ use prometheus::{IntCounter, Registry};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines waiting: some seconds of a busy node at DEBUG, by eye.
-const LINES_MAX: usize = 8192;
+pub(super) const LINES_MAX: usize = 8192;
 /// Bytes waiting: 1 KiB a line.
 const BYTES_MAX: usize = 8 << 20;
 /// What is written at once.
-const WRITE_BYTES: usize = 64 << 10;
+pub(super) const WRITE_BYTES: usize = 64 << 10;
 /// A flush that finds the queue full asks again after this.
 const FULL_RETRY: Duration = Duration::from_millis(1);
 /// An output that takes nothing is asked again after this.

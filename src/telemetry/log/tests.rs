@@ -144,9 +144,11 @@ fn a_blocked_and_a_closed_output_cost_lines_and_nothing_else() {
     let output = Shared::default();
     let (mut sender, lines) = lines::start(Blocked(go_rx, output.clone()), &registry).expect("a thread");
     let dropped = || registry.gather()[0].get_metric()[0].get_counter().get_value();
-    let n = 20_000;
+    let line = b"{}\n";
+    // More than the queue and the first write hold together: the thread may empty the queue while it is filled.
+    let n = 2 * (lines::LINES_MAX + lines::WRITE_BYTES / line.len());
     for _ in 0..n {
-        sender.write_all(b"{}\n").expect("a line never fails");
+        sender.write_all(line).expect("a line never fails");
     }
     let full = dropped();
     assert!(0.0 < full, "the queue has no bound");
