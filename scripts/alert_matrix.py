@@ -190,7 +190,7 @@ def table(outcomes, alerts, version):
     for o in outcomes:
         marks = ["●" if a in o.fired and a in o.fault.must else "○" if a in o.fired else "" for a in columns]
         lines.append(f"| {o.fault.name} | " + " | ".join(marks) + " |")
-    lines += ["", "## Not raised here", "", "Tested by `promtool test rules alerts_test.yml` alone.", "", "| alert | why |", "| --- | --- |"]
+    lines += ["", "## Not raised here", "", "Tested by `promtool test rules` (`alerts_*test.yml`) alone.", "", "| alert | why |", "| --- | --- |"]
     lines += [f"| {a} | {ELSEWHERE[a]} |" for a in alerts if a not in columns]
     return "\n".join(lines) + "\n"
 
