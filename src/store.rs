@@ -159,7 +159,7 @@ impl Closer {
         let _ = self.marker.join();
         self.disk.stop();
         if let Some(published) = self.state.published()
-            && let Err(error) = published.db.flush()
+            && let Err(error) = published.db.flush(published.view.applied.index)
         {
             // Nothing is lost: the log replays it.
             tracing::warn!(error = %error, "the state was not flushed at close");

@@ -159,12 +159,12 @@ impl Reader {
         self.log.tail().bytes_after(Some(index))
     }
 
-    /// Flushes the state while applies go on, so that the checkpoint of the snapshot that is to be
-    /// asked for next finds little to flush. A failure is counted, and left to the snapshot.
+    /// Flushes the state while applies go on, so that the snapshot that is to be asked for next is made of
+    /// what was flushed. A failure is counted, and left to the snapshot.
     pub(crate) async fn flush_ahead(&self) {
         let Some(published) = self.state.published() else { return };
         let db = published.db.clone();
-        let task = tokio::task::spawn_blocking(move || published.db.flush());
+        let task = tokio::task::spawn_blocking(move || published.db.flush(published.view.applied.index));
         match task.await {
             // Without room a merge fails, and RocksDB then takes no write for a while.
             Ok(Ok(())) if !self.log.health.is_full() => merge::start(db),

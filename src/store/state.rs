@@ -253,10 +253,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Some(self.get_snapshot_builder().await)
     }
 
-    /// Between two applies: what the checkpoint holds is what was applied.
+    /// Between two applies.
     async fn get_snapshot_builder(&mut self) -> Builder {
         let applied = self.applied.map(log_id_of);
-        Builder::begin(self.snapshots.clone(), self.db.clone(), applied).await
+        Builder::begin(self.snapshots.clone(), self.db.clone(), applied, self.shared.view.subscribe()).await
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {

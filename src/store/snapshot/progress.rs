@@ -49,18 +49,21 @@ impl Snapshots {
     }
 
     /// A build begins, unless the newest snapshot will do (`is_covered`) and nobody was promised one.
-    pub(super) fn begin(&self, is_covered: bool) -> Option<Running> {
+    /// Also says whether somebody was.
+    pub(super) fn begin(&self, is_covered: bool) -> Option<(Running, bool)> {
         let mut begun = None;
         self.inner.progress.send_modify(|p| {
-            if is_covered && p.reserved.is_none() {
+            let promised = p.reserved.take();
+            if is_covered && promised.is_none() {
                 return;
             }
-            let id = p.reserved.take().unwrap_or_else(|| self.new_id());
+            let is_promised = promised.is_some();
+            let id = promised.unwrap_or_else(|| self.new_id());
             p.building = Some(id.clone());
-            begun = Some(id);
+            begun = Some((id, is_promised));
         });
         let progress = self.inner.progress.clone();
-        begun.map(|id| Running { progress, id, is_over: false })
+        begun.map(|(id, is_promised)| (Running { progress, id, is_over: false }, is_promised))
     }
 
     /// A build was asked for and there was nothing to build.

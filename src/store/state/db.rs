@@ -18,7 +18,7 @@ use crate::raft::StoredMembership;
 use crate::raft::convert::stored_membership_from_proto;
 use crate::store::files;
 use crate::store::rocks::{self, Db, STATE_FAMILIES};
-use crate::types::{Height, Term, position::LogPos, proto};
+use crate::types::{Height, LogIndex, Term, position::LogPos, proto};
 
 pub(crate) const KEY_MACHINE: &[u8] = b"machine";
 pub(crate) const KEY_MEMBERSHIP: &[u8] = b"membership";
@@ -80,6 +80,8 @@ pub(crate) struct StateDb {
     db: Db,
     /// The floor that a crash leaves at least: files below a higher one are still needed.
     durable_floor: AtomicU64,
+    /// Index of the last entry that a flush of ours is known to have made durable.
+    flushed: AtomicU64,
     /// Held by the one merge of small files that runs.
     pub(crate) merging: Mutex<()>,
     // Behind `db`, so that the folder goes after the database is closed.
@@ -124,10 +126,10 @@ impl StateDb {
     }
 
     fn new(db: Db, path: &Path) -> Self {
-        let durable_floor = AtomicU64::new(0);
         Self {
             db,
-            durable_floor,
+            durable_floor: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
             merging: Mutex::default(),
             folder: Folder { path: path.to_owned(), is_doomed: AtomicBool::new(false) },
         }
@@ -174,8 +176,9 @@ impl StateDb {
     }
 
     /// Makes everything written so far durable, all families at once: with atomic flush a manual
-    /// one takes only those that are named, and one left out loses what belongs together.
-    pub(crate) fn flush(&self) -> Result<(), rocksdb::Error> {
+    /// one takes only those that are named, and one left out loses what belongs together. `applied` is
+    /// an entry that was written before this is called.
+    pub(crate) fn flush(&self, applied: LogIndex) -> Result<(), rocksdb::Error> {
         let families: Vec<&ColumnFamily> =
             STATE_FAMILIES.iter().map(|f| self.db.cf_handle(f).expect("every family was opened")).collect();
         let families: Vec<&&ColumnFamily> = families.iter().collect();
@@ -183,7 +186,13 @@ impl StateDb {
         let floor = self.get(Family::Meta, KEY_FLOOR)?.and_then(|v| height_of(&v));
         self.db.flush_cfs_opt(&families, &FlushOptions::default())?;
         self.durable_floor.fetch_max(floor.unwrap_or(0), Ordering::AcqRel);
+        self.flushed.fetch_max(applied, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Up to here at least everything is durable.
+    pub(crate) fn flushed(&self) -> LogIndex {
+        self.flushed.load(Ordering::Acquire)
     }
 
     pub(crate) fn durable_floor(&self) -> Height {
