@@ -1,5 +1,6 @@
 //! The store on real folders.
 
+mod build;
 mod damage;
 mod folder;
 mod log;
