@@ -12,7 +12,7 @@ CLIENTS_ARGS ?=
 IDLE_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture snapshots-bench runbooks-test clients clients-quick proxies idle
+.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix alert-pages pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture changes snapshots-bench runbooks-test clients clients-quick proxies idle
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ runbooks-test: build ## every command of the runbooks on a live cluster
 alert-matrix: build ## every alert against real faults on real nodes, and an hour of normal life; writes dashboards/alert-matrix.md; root, some 20 minutes
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/alert_matrix.py
 
+alert-pages: build ## critical faults on real nodes, a Prometheus started cold, a real Alertmanager: who is paged, and how soon; writes dashboards/alert-pages.md; root, some 15 minutes
+	@BLOCKRAFT_BIN="$(BINARY)" scripts/pages.py
+
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on
 	@scripts/bench.sh "$(BINARY)" $(BENCH_ARGS)
 
@@ -96,6 +99,10 @@ catch-up: ## a follower away for 50 000 blocks, and one 10 000 behind at 5 000 b
 
 torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
 	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during
+
+changes: ## a thousand changes of leader, a hundred callers that leave each membership method; CHANGES=n LEAVERS=n
+	BLOCKRAFT_CHANGES=$(or $(CHANGES),1000) BLOCKRAFT_LEAVERS=$(or $(LEAVERS),100) \
+	$(CARGO) test --release --locked --test it many:: -- --test-threads 1
 
 feed-runs: ## a hundred subscriptions from the first block while blocks arrive, on a hundred clusters
 	FEED_RUNS=$${FEED_RUNS:-100} $(CARGO) test --release --locked --test it a_start_from_the_first_block

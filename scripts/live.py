@@ -356,6 +356,8 @@ class Producer(threading.Thread):
     def __init__(self, cluster, rate=10, size=256):
         super().__init__(daemon=True)
         self.cluster, self.rate, self.size, self.is_over, self.agreed = cluster, rate, size, threading.Event(), 0
+        # Height and hash of each block that was acknowledged.
+        self.acknowledged = {}
         self.is_paused = threading.Event()
 
     def run(self):
@@ -376,12 +378,14 @@ class Producer(threading.Thread):
                     head = call(api, "block_head", timeout=2)
                     height = head["block"]["height"] + 1 if head else 1
                     now = max(time.time_ns(), int(head["block"]["timestamp"]) + 1 if head else 0)
-                    pending = height, encode(height, os.urandom(32), now, os.urandom(self.size))
+                    block_hash = os.urandom(32)
+                    pending = height, encode(height, block_hash, now, os.urandom(self.size)), block_hash
                 headers = {"Content-Type": "application/x-protobuf", "Blockraft-Fence": str(leader["fence"])}
                 code, body = ask(api, "POST", "/v1/blocks", pending[1], headers, timeout=4)
                 # Unknown: the same block again, which is always safe.
                 if code == 200:
                     self.agreed += 1
+                    self.acknowledged[pending[0]] = pending[2]
                 if code != 504:
                     pending = None
             except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, Refused):

@@ -73,7 +73,9 @@ pub(crate) async fn run(raft: Handle, list: FoundingList, cluster_id: String) ->
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
-        if raft.core().is_initialized().await? {
+        // Out of the metrics: a core that stops just then would log that it cannot be asked.
+        let status = raft.status();
+        if !status.is_running || !status.members.voters.is_empty() {
             return Ok(());
         }
         let asked = others.iter().map(|id| async {

@@ -112,7 +112,9 @@ impl Keeper {
         // Silence that it could not have heard through says nothing of the others.
         let listened_for = self.deaf_at.map_or(Duration::MAX, |at| look.now.saturating_duration_since(at));
         let is_alone = self.config.last_resort_after <= look.leaderless_for.min(listened_for);
-        let is_last_resort = is_alone && !look.is_fit_to_stand && !look.is_leader;
+        // Who was removed hears no leader for good, and nobody would vote for it.
+        let is_member = !look.unfit.contains(&Check::Member);
+        let is_last_resort = is_alone && is_member && !look.is_fit_to_stand && !look.is_leader;
         let may = !look.is_barred && (look.is_fit_to_stand || is_last_resort);
         let is_news = is_last_resort && !look.is_barred && !self.is_last_resort;
         self.is_last_resort = is_last_resort && !look.is_barred;

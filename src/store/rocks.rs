@@ -19,6 +19,10 @@ const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// What RocksDB reserves for a new WAL: the write buffer and a tenth.
 pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10) as u64;
+/// Files of the log that are merged at once: 512 MiB at most, at 1 MiB a block twice what the log holds then; with small
+/// blocks a file is as small as what is not purged yet.
+const LOG_FILES: i32 = 32;
+const LOG_LEVEL_BYTES: u64 = 1 << 30;
 const CACHE_BYTES: usize = 16 << 20;
 /// `log/` and `state/`.
 const DATABASES: i32 = 2;
@@ -106,6 +110,21 @@ impl Shared {
         families.iter().map(|name| ColumnFamilyDescriptor::new(*name, self.family_options())).collect()
     }
 
+    /// Of the log most is purged before long: whatever is merged early is written again for nothing. A
+    /// merge of many files drops what was purged and writes what is left.
+    fn log_descriptors(&self) -> Vec<ColumnFamilyDescriptor> {
+        let options = || {
+            let mut o = self.family_options();
+            o.set_level_zero_file_num_compaction_trigger(LOG_FILES);
+            o.set_level_zero_slowdown_writes_trigger(2 * LOG_FILES);
+            o.set_level_zero_stop_writes_trigger(3 * LOG_FILES);
+            // More than a log holds: it goes no further down.
+            o.set_max_bytes_for_level_base(LOG_LEVEL_BYTES);
+            o
+        };
+        LOG_FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, options())).collect()
+    }
+
     pub(crate) fn log_options(&self, create: bool, recovery: Recovery) -> Result<Options, rocksdb::Error> {
         let mut o = self.options(create)?;
         o.set_wal_recovery_mode(match recovery {
@@ -124,14 +143,14 @@ impl Shared {
         recovery: Recovery,
     ) -> Result<Db, rocksdb::Error> {
         let o = self.log_options(create, recovery)?;
-        Db::open_cf_descriptors(&o, dir, self.descriptors(&LOG_FAMILIES))
+        Db::open_cf_descriptors(&o, dir, self.log_descriptors())
     }
 
     /// Reads what a recovery would keep, and changes nothing.
     pub(crate) fn open_log_read_only(&self, dir: &Path, recovery: Recovery) -> Result<Db, rocksdb::Error> {
         let mut o = self.log_options(false, recovery)?;
         o.set_info_logger(silent());
-        Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&LOG_FAMILIES), false)
+        Db::open_cf_descriptors_read_only(&o, dir, self.log_descriptors(), false)
     }
 
     pub(crate) fn open_state(&self, dir: &Path, create: bool) -> Result<Db, rocksdb::Error> {

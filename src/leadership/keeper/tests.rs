@@ -64,6 +64,15 @@ fn an_unfit_node_does_not_stand_until_nobody_led_for_long() {
 }
 
 #[test]
+fn a_node_that_was_removed_is_no_last_resort() {
+    let now = Instant::now();
+    let removed = follower(now, &[Check::Member]);
+    let mut keeper = settled(&removed);
+    let alone = Look { leaderless_for: 2 * CONFIG.last_resort_after, ..removed };
+    assert_eq!(keeper.step(&alone), []);
+}
+
+#[test]
 fn a_node_whose_disk_hangs_does_not_take_its_own_deafness_for_a_missing_leader() {
     let start = Instant::now();
     let at = |now: Instant| Look { leaderless_for: now - start, ..follower(now, &[Check::Sync]) };

@@ -36,7 +36,9 @@ async fn every_family_has_the_options_it_was_meant_to_have() {
     close(open_with(&dir, &who(), &Registry::new()).unwrap());
     let opened = open_with(&dir, &who(), &Registry::new()).unwrap();
     let state = opened.machine.shared.published().unwrap().db.path().to_owned();
-    for (dir, families) in [(log_dir(&dir), &LOG_FAMILIES[..]), (state.clone(), &STATE_FAMILIES[..])] {
+    for (dir, families, merged_at_once) in
+        [(log_dir(&dir), &LOG_FAMILIES[..], "32"), (state.clone(), &STATE_FAMILIES[..], "4")]
+    {
         let found = options(&dir);
         let get = |section: &str, key: &str| found[&(section.to_owned(), key.to_owned())].clone();
         for (key, value) in [
@@ -53,6 +55,7 @@ async fn every_family_has_the_options_it_was_meant_to_have() {
             let section = format!("CFOptions \"{family}\"");
             assert_eq!(get(&section, "compression"), "kNoCompression", "{section}");
             assert_eq!(get(&section, "write_buffer_size"), "16777216", "{section}");
+            assert_eq!(get(&section, "level0_file_num_compaction_trigger"), merged_at_once, "{section}");
         }
         let sections = found.keys().filter(|(s, k)| s.starts_with("CFOptions") && k == "compression").count();
         assert_eq!(sections, families.len());

@@ -17,7 +17,9 @@ use hyper::http::HeaderMap;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use prost::Message;
 
@@ -58,6 +60,19 @@ impl Span {
     }
 }
 
+/// What a collector over HTTP answers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Manner {
+    #[default]
+    Takes,
+    /// So many spans of each batch are rejected: a partial success.
+    Rejects(i64),
+    /// Not now: it asks for so many seconds of patience.
+    IsBusy(u64),
+    /// It is elsewhere.
+    Redirects,
+}
+
 /// It ends with the test's process.
 pub(crate) struct Receiver {
     /// `http://host:port`, for either protocol.
@@ -71,6 +86,7 @@ struct Kept {
     spans: Arc<Mutex<Vec<Span>>>,
     /// Only counted: reading them would cost the machine what is to be measured.
     is_counting: bool,
+    manner: Manner,
     n_requests: Arc<AtomicUsize>,
 }
 
@@ -83,6 +99,11 @@ impl Receiver {
     /// Takes every span and keeps none.
     pub(crate) fn counting() -> Self {
         Self::with(Kept { is_counting: true, ..Kept::default() })
+    }
+
+    /// Keeps every span, whatever it answers.
+    pub(crate) fn of_manner(manner: Manner) -> Self {
+        Self::with(Kept { manner, ..Kept::default() })
     }
 
     fn with(kept: Kept) -> Self {
@@ -137,6 +158,17 @@ async fn answer(request: Request<Incoming>, kept: Kept) -> Result<Response<Body>
         kept.spans.lock().expect("no panic before").extend(read(sent));
     }
     let mut frames = Vec::new();
+    let mut response = Response::builder();
+    match kept.manner {
+        Manner::Takes => {}
+        Manner::Rejects(rejected_spans) => {
+            let partial = ExportTracePartialSuccess { rejected_spans, error_message: "too old".into() };
+            let answer = ExportTraceServiceResponse { partial_success: Some(partial) };
+            frames.push(Ok(Frame::data(answer.encode_to_vec().into())));
+        }
+        Manner::IsBusy(seconds) => response = response.status(429).header("retry-after", seconds),
+        Manner::Redirects => response = response.status(307).header("location", "/elsewhere"),
+    }
     if is_grpc {
         frames.push(Ok(Frame::data(Bytes::from_static(&[0; 5]))));
         let mut trailers = HeaderMap::new();
@@ -145,7 +177,7 @@ async fn answer(request: Request<Incoming>, kept: Kept) -> Result<Response<Body>
     }
     let media = if is_grpc { "application/grpc" } else { "application/x-protobuf" };
     let body = StreamBody::new(stream::iter(frames)).boxed();
-    Ok(Response::builder().header("content-type", media).body(body).expect("constant parts"))
+    Ok(response.header("content-type", media).body(body).expect("constant parts"))
 }
 
 fn read(sent: ExportTraceServiceRequest) -> Vec<Span> {
