@@ -72,8 +72,9 @@ def stop_the_second(scene):
     next(n for n in scene.cluster.nodes if n.status()["membership"]["voters"] == [n.id]).stop()
 
 
-# Fault, alerts that somebody is paged for, how it ends, and those of them that end with it. The others are kept on purpose for
-# 5 and 15 minutes (`keep_firing_for`): alerts_test.yml shows their end.
+# Fault, alerts that somebody is paged for, how it ends, and those of them that end with it. BlockConflict is kept on purpose for
+# five minutes (`keep_firing_for`): alerts_test.yml shows its end. BlockForked compares heights that both sides have just passed:
+# who starts to look later may see it with the next one alone, so the matrix has it.
 PAGES = [
     ("quorum lost", {"NoLeader"}, start_the_dead, {"NoLeader"}),
     ("all cut off", {"NoLeader", "LeaderQuorumAckStale"}, join, {"NoLeader", "LeaderQuorumAckStale"}),
@@ -81,7 +82,7 @@ PAGES = [
     ("hung sync, follower", {"LogSyncStuck"}, let_go, {"LogSyncStuck"}),
     ("failing disk", {"CoreStopped"}, start_again, {"CoreStopped"}),
     ("conflicting producer", {"BlockConflict"}, let_go, set()),
-    ("two clusters", {"TwoReadyLeaders", "BlockForked"}, stop_the_second, {"TwoReadyLeaders"}),
+    ("two clusters", {"TwoReadyLeaders"}, stop_the_second, {"TwoReadyLeaders"}),
 ]
 
 
