@@ -237,7 +237,7 @@ class Gaps(threading.Thread):
         while not self.is_over.wait(0.01):
             for api in NODES.values():
                 try:
-                    if live.ask(api, "GET", "/leader", timeout=0.5)[0] == 200:
+                    if live.ask(api, "GET", "/leader", timeout=0.05)[0] == 200:
                         now = time.monotonic()
                         self.longest, last = max(self.longest, now - last), now
                         break
