@@ -79,7 +79,7 @@ runbooks-test: build ## every command of the runbooks on a live cluster
 alert-matrix: build ## every alert against real faults on real nodes, and an hour of normal life; writes dashboards/alert-matrix.md; root, some 20 minutes
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/alert_matrix.py
 
-alert-pages: build ## critical faults on real nodes, a Prometheus started cold, a real Alertmanager: who is paged, and how soon; writes dashboards/alert-pages.md; root, some 15 minutes
+alert-pages: build ## critical faults on real nodes, a Prometheus started cold, a real Alertmanager: who is paged, and how soon; writes dashboards/alert-pages.md; root, some 7 minutes
 	@BLOCKRAFT_BIN="$(BINARY)" scripts/pages.py
 
 bench: build ## load on a cluster of its own, figures at the end; BENCH_ARGS="…" is passed on

@@ -28,7 +28,7 @@ use crate::support::{
     exposition::Scrape,
     http::Connection,
     members::{add, assert_uniform, send_and_leave, start_joiner},
-    rpc::{post, result_of},
+    rpc::call_on,
     wait::{SOON, pause, wait_for},
     writer::{History, Writer},
 };
@@ -52,9 +52,8 @@ impl<T: Send + 'static> Watcher<T> {
     }
 }
 
-fn status(conn: &mut Connection) -> anyhow::Result<Value> {
-    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "raft_status", "params": {}});
-    Ok(result_of(&post(conn, call.to_string().as_bytes())?)?)
+fn status(conn: &mut Connection) -> Value {
+    call_on(conn, "raft_status", &Value::Null).unwrap_or_else(|e| panic!("it answers: {e}"))
 }
 
 /// What a node says the cluster committed, by its status and by its gauge in turn; each time it fell, and how often it looked.
@@ -63,7 +62,7 @@ fn watch_committed(api: &str, is_over: &AtomicBool) -> (Vec<(u64, u64)>, usize) 
     let mut conn = Connection::open(api).expect("it listens");
     while !is_over.load(Ordering::Relaxed) {
         let now = match n % 2 {
-            0 => status(&mut conn).expect("it answers")["clusterCommittedIndex"].as_u64(),
+            0 => status(&mut conn)["clusterCommittedIndex"].as_u64(),
             _ => {
                 let scraped = conn.request("GET", "/metrics", &[], b"").expect("it answers");
                 let gauge = Scrape::parse(&scraped.text()).get("blockraft_raft_cluster_committed_index", &[]);
@@ -121,7 +120,7 @@ fn watch_joint(api: &str, is_over: &AtomicBool) -> Duration {
     let mut conn = Connection::open(api).expect("it listens");
     let (mut since, mut longest) = (None, Duration::ZERO);
     while !is_over.load(Ordering::Relaxed) {
-        let is_joint = status(&mut conn).expect("it answers")["membership"]["joint"] == true;
+        let is_joint = status(&mut conn)["membership"]["joint"] == true;
         match (is_joint, since) {
             (true, None) => since = Some(Instant::now()),
             (true, Some(since)) => longest = longest.max(Instant::now().duration_since(since)),

@@ -256,7 +256,7 @@ impl Snapshots {
                 // which it was once something else has been applied.
                 let told = view.wait_for(|view| found.index < view.applied.index);
                 let told = Handle::current()
-                    .block_on(async { tokio::time::timeout(TOLD_WITHIN, told).await.is_ok() });
+                    .block_on(async { matches!(tokio::time::timeout(TOLD_WITHIN, told).await, Ok(Ok(_))) });
                 if !told {
                     return Err(BuildError::NotTold(found));
                 }
