@@ -444,17 +444,24 @@ class Prometheus:
         return self.get("query", query=expr)["result"]
 
 
-class Collector:
-    """Takes OTLP over HTTP and keeps nothing: nodes mark what they exported, and exemplars are of that alone."""
+class Posted:
+    """Listens on loopback and takes what is posted to it."""
+
+    MEDIA = "application/json"
+
+    def take(self, body):
+        """What a POST carried."""
 
     def __enter__(self):
+        posted = self
+
         class Take(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                posted.take(self.rfile.read(int(self.headers.get("Content-Length", 0))))
                 self.send_response(200)
-                self.send_header("Content-Type", "application/x-protobuf")
+                self.send_header("Content-Type", posted.MEDIA)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -470,3 +477,9 @@ class Collector:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+class Collector(Posted):
+    """Takes OTLP over HTTP and keeps nothing: nodes mark what they exported, and exemplars are of that alone."""
+
+    MEDIA = "application/x-protobuf"

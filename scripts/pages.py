@@ -9,7 +9,6 @@ is added. Root: the nodes have network namespaces and small disks of their own.
 """
 
 import concurrent.futures
-import http.server
 import json
 import os
 import pathlib
@@ -17,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 
@@ -86,32 +84,16 @@ PAGES = [
 ]
 
 
-class Pager:
+class Pager(live.Posted):
     """Takes what Alertmanager sends: when each alert was first told to fire, and to have ended."""
 
-    def __enter__(self):
-        told = self.told = {"firing": {}, "resolved": {}}
+    def __init__(self):
+        self.told = {"firing": {}, "resolved": {}}
 
-        class Take(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                for alert in sent["alerts"]:
-                    name = alert["labels"]["alertname"].removeprefix("Blockraft")
-                    told[alert["status"]].setdefault(name, time.monotonic())
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Take)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+    def take(self, body):
+        for alert in json.loads(body)["alerts"]:
+            name = alert["labels"]["alertname"].removeprefix("Blockraft")
+            self.told[alert["status"]].setdefault(name, time.monotonic())
 
 
 class Alertmanager:
@@ -124,7 +106,7 @@ class Alertmanager:
         named = "  - name: pager\n"
         if shipped.count(named) != 1:
             raise live.Failed(f"{CONFIG} has not one receiver of the name that this knows")
-        (self.folder / "alertmanager.yml").write_text(shipped.replace(named, f"{named}    webhook_configs: [{{url: \"{pager.url}\"}}]\n"))
+        (self.folder / "alertmanager.yml").write_text(shipped.replace(named, f"{named}    webhook_configs: [{{url: \"{pager.endpoint}\"}}]\n"))
 
     def __enter__(self):
         argv = [live.find("prometheus-alertmanager", "prometheus-alertmanager"), f"--config.file={self.folder}/alertmanager.yml", f"--storage.path={self.folder}/data",
