@@ -35,11 +35,9 @@ def fill(expr, cluster):
     return expr
 
 
-def exercise(cluster, producer):
-    """Enough life for every family to have moved."""
-    leader = cluster.leader()
-    api = leader.api
-    live.until("200 blocks", lambda: 200 <= producer.agreed)
+def refused(cluster):
+    """Of a leader that lives on: one that is killed at once is not scraped before."""
+    api = cluster.leader().api
     head = live.call(api, "block_head")
     fence = head["term"]
     same = {"height": head["block"]["height"], "hash": "0x" + "ab" * 32, "timestamp": str(time.time_ns()), "header": "0x", "data": "0x"}
@@ -48,6 +46,13 @@ def exercise(cluster, producer):
             live.call(api, "block_propose", params)
         except live.Refused:
             pass
+
+
+def exercise(cluster, producer):
+    """Enough life for every family to have moved."""
+    leader = cluster.leader()
+    api = leader.api
+    live.until("200 blocks", lambda: 200 <= producer.agreed)
     for method in ("raft_cluster", "raft_leader", "raft_members", "nonsense"):
         try:
             live.call(api, method)
@@ -78,6 +83,7 @@ def exercise(cluster, producer):
         live.until("400 more blocks", lambda: end <= producer.agreed)
         away.start()
         live.until("it is back", lambda: cluster.leader().status()["appliedIndex"] - 20 <= away.status()["appliedIndex"])
+        refused(cluster)
         for node in cluster.nodes:
             live.ask(node.api, "GET", "/nowhere")
             live.call(node.api, "node_setLogFilter", {"filter": "info"})

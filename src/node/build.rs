@@ -69,6 +69,8 @@ impl Running {
             }
         };
         tokio::select! {
+            // What the store says first: a task that ends over it ends at the same moment, and knows less.
+            biased;
             fatal = store_failed => match fatal {
                 Some(fatal) => fatal.into(),
                 None => StartError { exit_code: 1, message: "the store ended".into() },
