@@ -26,13 +26,13 @@ demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends i
 	@exec "$(BINARY)" dev $(DEMO_ARGS)
 
 test: ## all tests
-	$(CARGO) test --release --locked
+	$(CARGO) test --release --locked --workspace
 
 check: lint docs contract clients-quick test ## everything CI runs: format, lints, documentation, contract, tests, five clients
 
 lint: ## format and lints; writes nothing
 	cargo fmt --all -- --check
-	$(CARGO) clippy --release --locked --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
 docs: ## the documentation, without a warning
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps --document-private-items
@@ -97,8 +97,9 @@ catch-up: ## a follower away for 50 000 blocks, and one 10 000 behind at 5 000 b
 	$(CARGO) test --release --locked --test it -- --nocapture --test-threads 1 \
 	install::a_follower_far_behind snapshots::a_follower_that_was_away
 
-torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots; TORTURE=n for n
-	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) $(CARGO) test --release --locked --test it snapshots::kills_during
+torture: ## kill -9 at 200 random moments of building, sending, receiving and installing snapshots, and at 300 of flushes; TORTURE=n KILLS=n
+	BLOCKRAFT_TORTURE=$(or $(TORTURE),200) BLOCKRAFT_KILLS=$(or $(KILLS),300) \
+	$(CARGO) test --release --locked --test it -- --test-threads 1 snapshots::kills_during kills::
 
 changes: ## a thousand changes of leader, a hundred callers that leave each membership method; CHANGES=n LEAVERS=n
 	BLOCKRAFT_CHANGES=$(or $(CHANGES),1000) BLOCKRAFT_LEAVERS=$(or $(LEAVERS),100) \

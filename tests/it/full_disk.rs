@@ -5,24 +5,30 @@
 //! | a_full_disk_kills_… | safety 28: entries, then a snapshot that comes in |
 //! | a_disk_that_fills_during_a_build_… | safety 28: no checkpoint, no manifest; the next build is fine |
 //! | a_disk_that_fills_during_an_install_… | safety 28: in the middle of a transfer, which goes on from there |
+//! | killed_on_a_full_disk_… | design 4: with 2 MiB it opens, whatever it did when there was no room |
 
-use std::fs;
+use std::{fs, thread};
 
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
-    block::Block,
+    block::{Answer, Block},
     cluster::Cluster,
     config::{Settings, patient, settings},
     net::{Net, Snapshots},
-    small_disk::SmallDisk,
-    stream::fill_patiently,
+    node::Node,
+    rpc,
+    small_disk::{SmallDisk, give_back},
+    stream::{Stream, fill, fill_patiently},
     wait::{LATER, SOON, wait_for},
 };
 
 /// Of node 3's file system: what the databases reserve, and a little more.
 const DISK_MIB: u64 = 160;
+
+/// What an operator finds to delete.
+const A_LITTLE: u64 = 2 << 20;
 
 fn blocks(heights: std::ops::RangeInclusive<u64>, size: usize) -> Vec<Block> {
     heights.map(|h| Block::sized(h, "kept", size)).collect()
@@ -192,6 +198,11 @@ fn a_disk_that_fills_during_an_install_only_delays_it() {
     let refused = cluster.node(3).wait_line(&["snapshot was not installed"]);
     assert!(refused.text.contains("No space") || refused.text.contains("no room"), "{}", refused.text);
     wait_full(&mut cluster);
+    // Killed there, and with so little room it opens, and is offered the rest.
+    cluster.node_mut(3).kill();
+    give_back(&filler, A_LITTLE);
+    cluster.node_mut(3).start();
+    wait_for("node 3 is back", SOON, || cluster.node(3).status());
     // The leader offers it again and again, which changes nothing; who else is there goes on.
     fill_patiently(&mut cluster, &blocks(BLOCKS + 1..=BLOCKS + 20, 1_000));
     assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
@@ -208,4 +219,102 @@ fn a_disk_that_fills_during_an_install_only_delays_it() {
     assert_eq!(installed, 1.0);
     cluster.assert_equal_states();
     cluster.end();
+}
+
+/// What a node does when its disk fills.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Appends,
+    Flushes,
+    Builds,
+    Purges,
+    Starts,
+}
+
+/// The last block that was acknowledged on a disk that is full: the next was refused, or nobody knows.
+fn fill_until_refused(cluster: &Cluster, from: u64) -> u64 {
+    let api = cluster.node(1).api.clone();
+    let mut stream = Stream::open(&api, None).expect("the node answers");
+    let mut top = from - 1;
+    loop {
+        stream.send(&blocks(top + 1..=top + 1, 20_000)).expect("the stream is open");
+        match stream.next().expect("the stream goes on") {
+            Some(Answer::Acknowledged { .. }) => top += 1,
+            Some(Answer::Refused { error: Some(error), .. }) if error.reason() == "storage" => return top,
+            Some(Answer::Unknown(_)) => return top,
+            other => panic!("neither acknowledged nor refused for its disk: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
+    for step in [Step::Appends, Step::Flushes, Step::Builds, Step::Purges, Step::Starts] {
+        let mut cluster = Cluster::new(1, on_demand());
+        let Some(disk) = SmallDisk::mount(&cluster.node(1).data_dir.clone(), DISK_MIB) else { return };
+        cluster.start();
+        allow_full(&mut cluster);
+        let api = cluster.node(1).api.clone();
+        fill(&api, &blocks(1..=200, 10_000));
+        let mut top = 200;
+        let create = |node: &Node| {
+            let api = node.api.clone();
+            thread::spawn(move || rpc::call(&api, "snapshot_create", &json!({})))
+        };
+        let filler = match step {
+            Step::Appends => {
+                let filler = disk.fill(0);
+                top = fill_until_refused(&cluster, top + 1);
+                filler
+            }
+            Step::Flushes => {
+                // The flush of a build began before the disk is full, or meets it.
+                let build = create(cluster.node(1));
+                let filler = disk.fill(0);
+                // It may have been made.
+                let _ = build.join().expect("it is answered");
+                filler
+            }
+            Step::Builds => {
+                let filler = disk.fill(0);
+                create(cluster.node(1)).join().expect("it is answered").expect_err("there is no room");
+                filler
+            }
+            Step::Purges => {
+                create(cluster.node(1)).join().expect("it is answered").expect("there is room");
+                let filler = disk.fill(0);
+                // Refused or not: nothing may be lost by it.
+                let _ = cluster.node(1).call("snapshot_purgeLog", &json!({}));
+                filler
+            }
+            Step::Starts => {
+                cluster.node_mut(1).kill();
+                let filler = disk.fill(0);
+                cluster.node_mut(1).start();
+                wait_for("it is up, or ended", SOON, || {
+                    let is_running = cluster.node_mut(1).is_running();
+                    ensure!(!is_running || cluster.node(1).status().is_ok(), "neither");
+                    Ok(())
+                });
+                filler
+            }
+        };
+        cluster.node_mut(1).kill();
+        give_back(&filler, A_LITTLE);
+        cluster.node_mut(1).start();
+        wait_for(&format!("{step:?}: it opens"), SOON, || {
+            ensure!(cluster.node_mut(1).is_running(), "it ended");
+            cluster.node(1).status()
+        });
+        fs::remove_file(&filler).expect("it was there");
+        cluster.leader();
+        let head = cluster.height(1);
+        assert!((top..=top + 1).contains(&head), "{step:?}: head {head}, {top} was acknowledged last");
+        let rows = cluster.node(1).range(1, 200).expect("it answers");
+        for (block, row) in blocks(1..=200, 10_000).iter().zip(&rows) {
+            block.assert_json(&row["block"]);
+        }
+        fill_patiently(&mut cluster, &blocks(head + 1..=head + 20, 1_000));
+        cluster.end();
+    }
 }

@@ -1,6 +1,6 @@
 //! `blockraft inspect`: what lies in a stopped node's folder, and that looking changes nothing.
 
-use std::{fs, path::Path, process::Output};
+use std::fs;
 
 use serde_json::Value;
 
@@ -10,23 +10,9 @@ use crate::support::{
     folder::{
         BLOCKS, FOLDER, assert_whole, cut, files, flip, large_files, listing, state_dir, stopped_node, used,
     },
-    node::binary,
+    inspect::{inspect, report},
     wait::SOON,
 };
-
-fn inspect(dir: &Path, more: &[&str]) -> Output {
-    binary().arg("inspect").arg(dir).args(more).output().expect("the binary runs")
-}
-
-/// The report, and the exit code.
-fn report(dir: &Path, more: &[&str]) -> (Value, Option<i32>) {
-    let before = listing(dir);
-    let out = inspect(dir, &[&["--json"], more].concat());
-    assert_eq!(listing(dir), before, "inspect changed the folder");
-    let json = serde_json::from_slice(&out.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)));
-    (json, out.status.code())
-}
 
 /// Whether a problem is told of a file, by the words of both.
 #[track_caller]

@@ -23,6 +23,7 @@ mod full_disk;
 mod inspect;
 mod install;
 mod joint;
+mod kills;
 mod leadership;
 mod limits;
 mod many;

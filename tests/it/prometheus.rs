@@ -156,6 +156,67 @@ fn n_samples(text: &str) -> usize {
     text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).count()
 }
 
+/// A hundred names for one label: all that is legal in a name and looks like something else.
+fn hostile() -> Vec<String> {
+    let (long, dashes) = ("a".repeat(64), "-".repeat(64));
+    let fixed = [
+        "__name__",
+        "le",
+        "job",
+        "instance",
+        "node",
+        "subscriber",
+        "reason",
+        "NaN",
+        "Inf",
+        "-Inf",
+        "nan",
+        "-0",
+        "0",
+        "00",
+        "1e5",
+        "0x1F",
+        ".5",
+        "5.",
+        "true",
+        "null",
+        "None",
+        ".",
+        "..",
+        "...",
+        "-",
+        "--",
+        "---",
+        "_",
+        "__",
+        "._-",
+        "WS",
+        "Sse",
+        "INTERNAL",
+        "ws.",
+        "sse-",
+        "_OTHER",
+        "a",
+        "A",
+        "a.b",
+        "a-b",
+        "a_b",
+        "EOF",
+        "HELP",
+        "TYPE",
+        "counter",
+        "_total",
+        "_bucket",
+        "_sum",
+        "_count",
+        "trace_id",
+        &long,
+        &dashes,
+    ];
+    let more = (fixed.len()..100).map(|i| format!("{i}.{i}-{i}_"));
+    fixed.iter().map(|name| (*name).to_owned()).chain(more).collect()
+}
+
 fn is_installed(program: &str) -> bool {
     let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|exit| exit.success())
@@ -174,6 +235,7 @@ fn a_real_server_stores_every_line_and_two_scrapers_see_the_same() {
     // A leader that loses its lease takes its own series with it.
     let mut all = patient();
     all.insert("telemetry.otlp_endpoint".into(), receiver.endpoint.as_str().into());
+    all.insert("feed.watched".into(), hostile().into());
     let mut cluster = Cluster::three(all);
     let leader = cluster.leader();
     let blocks: Vec<Block> = (1..=60).map(|h| Block::new(h, "scraped")).collect();
@@ -201,6 +263,20 @@ fn a_real_server_stores_every_line_and_two_scrapers_see_the_same() {
         // What the server adds by itself is called scrape_… and up.
         server.value_of("count by (job, node) ({__name__=~'.+',__name__!~'scrape_.*|up'})", want)
     });
+
+    // Each label value came through as it is, from every node and in both formats.
+    let names: BTreeSet<String> =
+        hostile().into_iter().chain(["ws", "sse", "internal"].map(Into::into)).collect();
+    for name in ["blockraft_raft_apply_messages_total", "blockraft_raft_apply_messages_dropped_total"] {
+        let series = server.get(&format!("/api/v1/series?match[]={name}")).expect("it answers");
+        for (job, id) in JOBS.iter().flat_map(|job| ["1", "2", "3"].map(|id| (*job, id))) {
+            let of = |s: &&Value| s["job"] == job && s["node"] == id;
+            let found = series.as_array().expect("a list").iter().filter(of);
+            let found: BTreeSet<_> =
+                found.filter_map(|s| s["subscriber"].as_str()).map(str::to_owned).collect();
+            assert_eq!(found, names, "{name} of node {id} to job {job}");
+        }
+    }
 
     // What was stored is what a scrape says now, of all that stands still.
     wait_for("stored values are the nodes' own", LATER, || {

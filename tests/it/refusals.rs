@@ -10,7 +10,7 @@
 //! | an_unspecified_advertise_address_is_refused | design 10, exit 2 |
 //! | a_second_process_on_the_same_folder_is_refused | design 4: our own lock first, exit 1 |
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -19,9 +19,10 @@ use crate::support::{
     block::{Block, Way},
     cluster::{CLUSTER_ID, Cluster},
     config::{Founder, Settings, settings},
+    folder::listing,
     node::Node,
     stream::fill,
-    wait::{SOON, wait_for},
+    wait::{SOON, pause, wait_for},
 };
 
 /// Exit codes of design 10.
@@ -233,8 +234,16 @@ fn a_second_process_on_the_same_folder_is_refused() {
     second.data_dir.clone_from(&cluster.node(1).data_dir);
     second.write_config(CLUSTER_ID, &cluster.founders(), &Settings::new());
     let folder = second.data_dir.to_string_lossy().into_owned();
+    // What the block leaves to write is written.
+    let before = wait_for("nothing is written any more", SOON, || {
+        let now = listing(&second.data_dir);
+        pause(Duration::from_millis(300));
+        ensure!(listing(&second.data_dir) == now, "something still is");
+        Ok(now)
+    });
     // Whose it is: a person must find the other process.
     second.assert_refuses(REFUSED, &[&folder]);
+    assert_eq!(listing(&second.data_dir), before, "names, sizes and times");
     let from = Block::new(2, "two");
     fill(&cluster.node(1).api.clone(), &[from]);
     // The folder is whole: what was written meanwhile is there after a kill.

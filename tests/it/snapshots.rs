@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::support::{
     bench::number,
     block::Block,
+    chance::Chance,
     cluster::Cluster,
     config::settings,
     folder::{BLOCKS, FOLDER, assert_whole, files, flip, state_dir, stopped_node, used, walk},
@@ -301,24 +302,15 @@ fn kills_during_snapshots(rounds: u64) {
     {
         cluster.allow(part);
     }
-    // By chance, and the same chance again with the same seed.
-    let seed = std::env::var("BLOCKRAFT_TORTURE_SEED").ok().and_then(|s| s.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | rounds);
-    let mut state = seed | 1;
-    let mut next = move |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    };
+    let mut chance = Chance::new();
     let mut top = 0;
     for round in 0..rounds {
         // One is away until its log is purged: what it then gets is a snapshot.
         let leader = cluster.leader();
-        let away = cluster.others(leader)[next(2) as usize];
+        let away = cluster.others(leader)[chance.below(2) as usize];
         cluster.node_mut(away).kill();
         let leader = cluster.leader();
-        let n = 60 + next(60);
+        let n = 60 + chance.below(60);
         fill_patiently(&mut cluster, &blocks(top + 1..=top + n, 400));
         top += n;
         wait_for("the log is purged beyond what the one that is away has", SOON, || {
@@ -328,11 +320,11 @@ fn kills_during_snapshots(rounds: u64) {
         });
         cluster.node_mut(away).start();
         // Somewhere in its start, in the transfer or in the switch; or the sender, or whoever builds one.
-        pause(std::time::Duration::from_micros(next(400_000)));
-        let victim = [away, away, leader][next(3) as usize];
+        pause(std::time::Duration::from_micros(chance.below(400_000)));
+        let victim = [away, away, leader][chance.below(3) as usize];
         cluster.node_mut(victim).kill();
         cluster.node_mut(victim).start();
-        wait_for(&format!("all have block {top} after kill {round} of seed {seed}"), LATER, || {
+        wait_for(&format!("all have block {top} after kill {round} of seed {}", chance.seed), LATER, || {
             for id in 1..=3 {
                 let head = cluster.node(id).status()?["head"]["height"].as_u64().unwrap_or(0);
                 ensure!(head == top, "node {id} is at {head}");
@@ -344,7 +336,7 @@ fn kills_during_snapshots(rounds: u64) {
     cluster.assert_equal_states();
     for id in 1..=3 {
         let rows = cluster.node(id).range(1, top).expect("it answers");
-        assert_eq!(rows.len() as u64, top, "node {id}, seed {seed}");
+        assert_eq!(rows.len() as u64, top, "node {id}, seed {}", chance.seed);
         for (block, row) in blocks(1..=top, 400).iter().zip(&rows) {
             block.assert_json(&row["block"]);
         }

@@ -6,6 +6,7 @@
 pub(crate) mod account;
 pub(crate) mod bench;
 pub(crate) mod block;
+pub(crate) mod chance;
 pub(crate) mod checker;
 pub(crate) mod cluster;
 pub(crate) mod config;
@@ -14,6 +15,7 @@ pub(crate) mod exposition;
 pub(crate) mod feed;
 pub(crate) mod folder;
 pub(crate) mod http;
+pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod members;
 pub(crate) mod net;

@@ -48,6 +48,13 @@ impl SmallDisk {
     }
 }
 
+/// Makes a filler so much smaller.
+pub(crate) fn give_back(filler: &Path, bytes: u64) {
+    let file = fs::OpenOptions::new().write(true).open(filler).expect("it is there");
+    let size = file.metadata().expect("it is there").len();
+    file.set_len(size.saturating_sub(bytes)).expect("less is always possible");
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: the node may still be on its way out.
