@@ -11,6 +11,7 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo .cargo
 COPY scripts scripts
+COPY patches patches
 RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs && scripts/rocksdb.sh && rm -r src
 COPY . .
 RUN scripts/cargo.sh build --release --locked --bin blockraft \

@@ -9,4 +9,5 @@ pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod process;
 pub(crate) mod runtime;
+pub(crate) mod ticks;
 pub(crate) mod trace;

@@ -25,7 +25,7 @@ use crate::api::http::{json, plain_fault, text};
 use crate::api::socket::Connection;
 use crate::api::{Parts, body, handlers};
 use crate::store;
-use crate::telemetry::encode;
+use crate::telemetry::{encode, ticks};
 
 /// How often the checks are looked at, so that `since` and the metric hold between probes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -115,8 +115,7 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
 
 /// Keeps the checks fresh while nobody asks.
 pub(crate) async fn watch(parts: Arc<Parts>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks = ticks::every(LOOK_EVERY);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         look(&parts);
     }

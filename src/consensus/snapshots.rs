@@ -7,6 +7,7 @@ use std::{
 
 use futures::FutureExt;
 use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::watch;
 
 use crate::consensus::{BoxFuture, Status, core::Stopped, handle::Handle, status};
 use crate::types::{LogIndex, position::Positions};
@@ -38,6 +39,8 @@ pub(crate) trait Compacted: Send + Sync + 'static {
     fn log_bytes_after(&self, index: LogIndex) -> u64;
     /// Flushes the state while applies go on, so that the checkpoint itself takes milliseconds.
     fn flush_ahead(&self) -> BoxFuture<'_, ()>;
+    /// Number of the log's last durable operation.
+    fn log_moves(&self) -> watch::Receiver<u64>;
     /// Completes once more than `n` builds ended in this process, whatever came of them.
     fn built(&self, n: u64) -> BoxFuture<'_, Built>;
 }
@@ -118,7 +121,8 @@ enum Build {
 
 /// Snapshots and purges until raft stops. The one task that asks raft for either by itself.
 pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>) -> Result<(), Stopped> {
-    let mut watch = raft.watch();
+    let mut news = raft.watch();
+    let (mut moves, mut changes) = (store.log_moves(), raft.role_changes());
     let mut last_start: Option<Instant> = None;
     let mut build = Build::Idle;
     // One may have been built before raft began.
@@ -127,14 +131,15 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
     let mut is_wanted = false;
     let patience = status::heard_for(raft.config().heartbeat_timeout).max(config.min_interval) * 4;
     loop {
-        let metrics = watch.borrow_and_update().clone();
+        moves.mark_unchanged();
+        let metrics = news.borrow_and_update().clone();
         if let Err(fatal) = &metrics.running_state {
             return Err(fatal.clone().into());
         }
         let status = raft.status_of(&metrics);
         let at = status.positions;
-        let upto =
-            purge_upto(&config, &at, slowest_catching_up(&status), |index| store.log_bytes_after(index));
+        let slowest = slowest_catching_up(&status);
+        let upto = purge_upto(&config, &at, slowest, |index| store.log_bytes_after(index));
         if upto != 0 {
             raft.core().purge_log(upto).await?;
         }
@@ -166,12 +171,18 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
             Build::Runs { give_up } => give_up,
             Build::Ended(_) | Build::Idle => start_at.unwrap_or_else(|| Instant::now() + patience),
         };
+        // Raft's metrics change with each heartbeat as well. Where all is applied and nothing waits to be purged,
+        // only what is written to the log can make anything due.
+        let is_settled = build == Build::Idle && upto == 0 && slowest.is_none() && at.applied == at.last;
         tokio::select! {
-            changed = watch.changed() => {
+            changed = news.changed(), if !is_settled => {
                 if changed.is_err() {
                     return Err(Stopped("its metrics ended".into()));
                 }
             }
+            // The log goes after this task.
+            Ok(()) = moves.changed() => {}
+            changed = changes.next() => changed?,
             built = store.built(n_ended) => {
                 n_ended = built.n_ended;
                 build = Build::Ended(built.newest);

@@ -18,6 +18,7 @@ use crate::leadership::policy::Intent;
 use crate::leadership::record;
 use crate::leadership::target::Candidate;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
+use crate::telemetry::ticks;
 use crate::types::proto::LeadershipCause;
 use crate::types::{NodeId, Term, proto, settings::ClusterSettings};
 
@@ -89,8 +90,7 @@ struct Task {
 
 impl Task {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> Result<(), Stopped> {
-        let mut samples = tokio::time::interval(SAMPLE_EVERY);
-        samples.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut samples = ticks::every(SAMPLE_EVERY);
         let mut changes = self.handle.raft().role_changes();
         let mut leaderships = self.handle.reader().watch_leadership();
         loop {

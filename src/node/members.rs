@@ -8,14 +8,16 @@ use crate::consensus::handle::Handle;
 use crate::consensus::membership::Changer;
 use crate::consensus::membership::standing::Removed;
 use crate::node::remembered::Remembered;
+use crate::telemetry::ticks;
 use crate::types::NodeId;
 use crate::types::member::Members;
 
-/// How often it is looked at the membership: raft tells of a new one, and not that it is committed.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often it is looked at the membership beside what raft tells of it: its own view and what it tells are
+/// two watches, the second of which is ahead for a moment.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often it is written down how far others came, in looks: what a folder put back from a copy may lack
 /// unseen where the leader changed meanwhile.
-const FLOORS_EVERY: u32 = 20;
+const FLOORS_EVERY: u32 = 4;
 
 /// A member says that this node is none (safety rule 21d).
 pub(super) fn told_not_member(raft: &Handle, remembered: &Remembered, history: &History, removed: Removed) {
@@ -41,8 +43,7 @@ pub(super) async fn run(
     history: History,
 ) -> Result<(), Stopped> {
     let mut changes = raft.role_changes();
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut looks = ticks::every(LOOK_EVERY);
     let mut n_looks = 0u32;
     // What was in force before this process is in the history of the one before.
     let mut seen = raft.committed_members();

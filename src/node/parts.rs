@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use crate::audit;
 use crate::consensus;
 use crate::consensus::membership::standing::Removed;
@@ -61,6 +63,10 @@ pub(super) struct Compacted {
 impl snapshots::Compacted for Compacted {
     fn log_bytes_after(&self, index: LogIndex) -> u64 {
         self.reader.log_bytes_after(index)
+    }
+
+    fn log_moves(&self) -> watch::Receiver<u64> {
+        self.reader.log_moves()
     }
 
     fn flush_ahead(&self) -> BoxFuture<'_, ()> {

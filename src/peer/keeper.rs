@@ -23,6 +23,7 @@ use crate::peer::{
     network::Shared,
     wire::{Frame, WireError},
 };
+use crate::telemetry::ticks;
 use crate::types::{
     NodeId,
     proto::{self, FrameKind, Purpose, Stamps},
@@ -37,6 +38,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// Longest pause while nobody asks.
 const IDLE_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A connection in use is pinged as often: half of what a removed member may take to say so (design 11).
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Heartbeats answered late in a row that are worth a warning. By eye: a second at the defaults is
 /// no hiccup.
@@ -225,6 +229,8 @@ struct Session<'a> {
     heard_at: Instant,
     /// The oldest one not answered.
     pinged: Option<(u64, Instant, u64)>,
+    /// The last one that was.
+    ponged_at: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -237,6 +243,7 @@ impl<'a> Session<'a> {
             next_id: 1,
             heard_at: Instant::now(),
             pinged: None,
+            ponged_at: None,
         }
     }
 
@@ -246,8 +253,7 @@ impl<'a> Session<'a> {
         }
         let cancel = self.task.ends.cancel.clone();
         // Four looks per timeout find a dead connection within five quarters of it.
-        let mut tick = tokio::time::interval(self.task.shared.config.heartbeat_timeout / 4);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = ticks::every(self.task.shared.config.heartbeat_timeout / 4);
         loop {
             let Connection { reader, outbox, .. } = &mut self.connection;
             tokio::select! {
@@ -268,7 +274,7 @@ impl<'a> Session<'a> {
                 flushed = outbox.flush(), if !outbox.is_empty() => if let Err(e) = flushed {
                     return End::Broken(e);
                 },
-                _ = tick.tick() => if let Some(end) = self.on_tick() {
+                _ = looks.tick() => if let Some(end) = self.on_tick() {
                     return end;
                 },
             }
@@ -360,6 +366,7 @@ impl<'a> Session<'a> {
         let Some((_, at, at_unix_ns)) = self.pinged.take() else {
             return;
         };
+        self.ponged_at = Some(Instant::now());
         self.task.metrics.answered(Rpc::Ping, at.elapsed());
         if let Ok(pong) = frame.decode::<proto::Pong>() {
             self.on_stamps(at_unix_ns, pong.stamps);
@@ -389,11 +396,20 @@ impl<'a> Session<'a> {
             return Some(End::Moved);
         }
         let patience = self.task.shared.config.heartbeat_timeout;
-        if let Some((_, at, _)) = self.pinged {
+        let pinged_at = self.pinged.map(|(_, at, _)| at);
+        let asked_at = pinged_at.into_iter().chain(self.sent.values().next().map(|sent| sent.at)).min();
+        if let Some(at) = asked_at {
             let silent = self.heard_at.max(at).elapsed();
-            return (patience <= silent).then_some(End::Dead(silent));
+            if patience <= silent {
+                return Some(End::Dead(silent));
+            }
         }
-        // Also on a connection in use: a removed member learns of it from the answer.
+        let is_in_use = self.heard_at.elapsed() < patience / 4;
+        // Now and then on a connection in use too: a removed member learns of it from the answer.
+        let is_told = self.ponged_at.is_some_and(|at| at.elapsed() < TOLD_EVERY);
+        if self.pinged.is_some() || is_in_use && is_told {
+            return None;
+        }
         let id = self.take_id();
         let at_unix_ns = clock::unix_ns();
         self.pinged = Some((id, Instant::now(), at_unix_ns));

@@ -30,11 +30,12 @@ use crate::peer::{
     wire::{Frame, WireError},
 };
 use crate::raft::{NodeRecord, StoredMembership, TypeConfig};
+use crate::telemetry::ticks;
 use crate::types::address::host;
 use crate::types::{LogIndex, NodeId, Term, proto::FrameKind};
 
 /// How often the list of peers is compared with their addresses. By eye.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The transport. Cheap to clone; every clone is the same transport.
 #[derive(Clone)]
@@ -208,8 +209,7 @@ impl Network {
     /// Keeps a link to every node that has an address, until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut tasks = JoinSet::new();
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = ticks::every(LOOK_EVERY);
         loop {
             tokio::select! {
                 biased;
@@ -217,7 +217,7 @@ impl Network {
                 Some(ended) = tasks.join_next() => if let Err(e) = ended {
                     tracing::error!(error = %e, "link to a peer failed");
                 },
-                _ = look.tick() => for task in self.update_links() {
+                _ = looks.tick() => for task in self.update_links() {
                     tasks.spawn(task.run());
                 },
             }

@@ -159,6 +159,11 @@ impl Reader {
         self.log.tail().bytes_after(Some(index))
     }
 
+    /// Number of the log's last durable operation.
+    pub(crate) fn log_moves(&self) -> watch::Receiver<u64> {
+        self.log.synced.subscribe()
+    }
+
     /// Flushes the state while applies go on, so that the snapshot that is to be asked for next is made of
     /// what was flushed. A failure is counted, and left to the snapshot.
     pub(crate) async fn flush_ahead(&self) {

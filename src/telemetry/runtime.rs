@@ -15,6 +15,8 @@ use prometheus::{Counter, Registry};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::ticks;
+
 const SLEEP: Duration = Duration::from_millis(100);
 /// What a busy machine oversleeps at times without harm, by eye.
 const TOLERATED: Duration = Duration::from_millis(50);
@@ -54,16 +56,12 @@ impl Stalls {
 
     /// Runs until `stop`.
     pub(crate) async fn sample(self, stop: CancellationToken) {
+        let mut ends = ticks::every(SLEEP);
         loop {
             let (before, wall_before) = (Instant::now(), SystemTime::now());
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(SLEEP) => {
-                    let slept = before.elapsed();
-                    self.note(slept);
-                    self.note_jump(signed_ms(wall_before, SystemTime::now()) - whole_ms(slept) as i64);
-                }
-            }
+            let Some(due) = stop.run_until_cancelled(ends.tick()).await else { return };
+            self.note(SLEEP + due.elapsed());
+            self.note_jump(signed_ms(wall_before, SystemTime::now()) - whole_ms(before.elapsed()) as i64);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::consensus::{PeerError, Probed, Role, Status};
 use crate::raft::convert::{KNOWN_COMMANDS, members_of};
 use crate::raft::{LogId, NodeRecord};
 use crate::telemetry::names;
+use crate::telemetry::ticks;
 use crate::telemetry::trace::{Clock, Span, Tracer, int, text};
 use crate::types::member::Members;
 use crate::types::{LogIndex, NodeId};
@@ -254,10 +255,11 @@ impl Changer {
     /// (safety rule 21a). Runs until raft stops.
     pub(crate) async fn run(self) -> Result<(), Stopped> {
         let mut changes = self.raft().role_changes();
+        let mut looks = ticks::every(TIDY_EVERY);
         loop {
             tokio::select! {
                 changed = changes.next() => changed?,
-                () = tokio::time::sleep(TIDY_EVERY) => {}
+                _ = looks.tick() => {}
             }
             let metrics = self.raft().metrics();
             let is_joint = 1 < metrics.membership_config.membership().get_joint_config().len();
