@@ -171,9 +171,10 @@ pub(crate) async fn run(raft: Handle, config: Config, store: Arc<dyn Compacted>)
             Build::Runs { give_up } => give_up,
             Build::Ended(_) | Build::Idle => start_at.unwrap_or_else(|| Instant::now() + patience),
         };
-        // Raft's metrics change with each heartbeat as well. Where all is applied and nothing waits to be purged,
-        // only what is written to the log can make anything due.
-        let is_settled = build == Build::Idle && upto == 0 && slowest.is_none() && at.applied == at.last;
+        // Raft's metrics change with each tick as well. Where all that the log holds is applied and nothing waits
+        // to be purged, only what is written to the log can make anything due.
+        let is_settled =
+            build == Build::Idle && upto == 0 && slowest.is_none() && store.log_bytes_after(at.applied) == 0;
         tokio::select! {
             changed = news.changed(), if !is_settled => {
                 if changed.is_err() {

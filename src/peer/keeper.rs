@@ -252,7 +252,7 @@ impl<'a> Session<'a> {
             self.ask(call);
         }
         let cancel = self.task.ends.cancel.clone();
-        // Four looks per timeout find a dead connection within five quarters of it.
+        // Four looks per timeout find a dead connection within seven quarters of it.
         let mut looks = ticks::every(self.task.shared.config.heartbeat_timeout / 4);
         loop {
             let Connection { reader, outbox, .. } = &mut self.connection;
@@ -396,18 +396,14 @@ impl<'a> Session<'a> {
             return Some(End::Moved);
         }
         let patience = self.task.shared.config.heartbeat_timeout;
-        let pinged_at = self.pinged.map(|(_, at, _)| at);
-        let asked_at = pinged_at.into_iter().chain(self.sent.values().next().map(|sent| sent.at)).min();
-        if let Some(at) = asked_at {
+        if let Some((_, at, _)) = self.pinged {
             let silent = self.heard_at.max(at).elapsed();
-            if patience <= silent {
-                return Some(End::Dead(silent));
-            }
+            return (patience <= silent).then_some(End::Dead(silent));
         }
         let is_in_use = self.heard_at.elapsed() < patience / 4;
         // Now and then on a connection in use too: a removed member learns of it from the answer.
         let is_told = self.ponged_at.is_some_and(|at| at.elapsed() < TOLD_EVERY);
-        if self.pinged.is_some() || is_in_use && is_told {
+        if is_in_use && is_told {
             return None;
         }
         let id = self.take_id();

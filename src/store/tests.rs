@@ -11,3 +11,4 @@ mod state;
 mod suite;
 mod support;
 mod tap;
+mod torn;

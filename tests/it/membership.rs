@@ -13,6 +13,7 @@
 //! | a_change_that_leaves_no_quorum_is_refused | design 5: quorumRisk, dryRun, force |
 //! | the_leader_leaves_and_holds_no_fence | safety 14, 21e |
 //! | a_moved_member_is_found_and_updated | safety 21c |
+//! | a_running_member_is_called_at_its_new_address_alone | safety 21c: while its old one answers as before |
 //!
 //! What a leader leaves behind that dies in the middle of a change: [`crate::joint`].
 
@@ -442,5 +443,30 @@ fn a_moved_member_is_found_and_updated() {
         Ok(())
     });
     one_more_block(&cluster, leader);
+    cluster.end();
+}
+
+#[test]
+fn a_running_member_is_called_at_its_new_address_alone() {
+    let (mut cluster, net) = Cluster::behind(3, Settings::new(), |_| {});
+    let leader = cluster.leader();
+    let moved = cluster.others(leader)[0];
+    let term = cluster.term_of(leader);
+    let old = cluster.node(moved).advertise.clone().expect("it has one");
+    let new = net.before(moved, &cluster.node(moved).peer);
+    wait_for("it is called at the old one", SOON, || {
+        ensure!(3 <= net.n_open(&old), "{} connections", net.n_open(&old));
+        Ok(())
+    });
+    call(&cluster, leader, "raft_updateMember", json!({"nodeId": moved, "peerAddr": new}));
+    // The old one answers as before: nothing but the membership says that it is not to be called.
+    wait_for("both others call the new one, and nobody the old one", SOON, || {
+        let (at_old, at_new) = (net.n_open(&old), net.n_open(&new));
+        ensure!(at_old == 0 && 3 <= at_new, "{at_old} connections to the old one, {at_new} to the new one");
+        Ok(())
+    });
+    one_more_block(&cluster, leader);
+    cluster.settled();
+    assert_eq!(cluster.term_of(leader), term, "the leader sat all the time");
     cluster.end();
 }

@@ -16,9 +16,12 @@ const MASK_DELTA: u32 = 0xa282_ead8;
 /// Types of the legacy format, of compression, timestamps and of the verified chain of WALs.
 const TYPES: [u8; 13] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 130, 131];
 /// A record that does not fit in what is left of its block is cut in pieces: first, middle, last.
+const FULL: [u8; 2] = [1, 5];
 const FIRST: [u8; 2] = [2, 6];
 const MIDDLE: [u8; 2] = [3, 7];
 const LAST: [u8; 2] = [4, 8];
+/// Sequence number and count of a batch.
+const BATCH_HEAD_BYTES: usize = 8 + 4;
 
 /// Where a log stops checking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,21 +33,37 @@ pub(crate) struct Damage {
 }
 
 /// The first damage of the write-ahead logs in a folder; `None`: every record checks.
+///
+/// A torn end that was dropped at an earlier start may still lie there, with the logs of since behind it: they
+/// go on with the sequence number that the torn record would have had. Behind damage they go on with another.
 pub(crate) fn first_damage(dir: &Path) -> io::Result<Option<Damage>> {
-    let logs = wals(dir)?;
-    for (i, (_, path)) in logs.iter().enumerate() {
-        let content = fs::read(path)?;
-        if let Some(Bad { begin, end }) = first_bad(&content) {
-            let later = logs[i + 1..].iter().any(|(_, p)| fs::read(p).is_ok_and(|c| !is_zero(&c)));
-            let has_more = later || has_record_after(&content, end);
-            return Ok(Some(Damage { file: path.clone(), offset: begin as u64, has_more }));
+    let mut torn: Option<Damage> = None;
+    let mut next_seq = None;
+    for (_, path) in wals(dir)? {
+        let content = fs::read(&path)?;
+        let found = scan(&content);
+        if let (Some(damage), Some(first_seq)) = (&mut torn, found.first_seq) {
+            if next_seq != Some(first_seq) {
+                damage.has_more = true;
+                return Ok(torn);
+            }
+            torn = None;
+        }
+        next_seq = found.next_seq.or(next_seq);
+        if let Some(Bad { begin, end }) = found.bad {
+            let has_more = has_record_after(&content, end);
+            let damage = torn.get_or_insert(Damage { file: path, offset: begin as u64, has_more });
+            damage.has_more |= has_more;
+            if damage.has_more {
+                return Ok(torn);
+            }
         }
     }
-    Ok(None)
+    Ok(torn)
 }
 
 /// The write-ahead logs of a database, oldest first.
-pub(super) fn wals(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(crate) fn wals(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut logs: Vec<(u64, PathBuf)> = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -67,11 +86,23 @@ struct Bad {
     end: usize,
 }
 
-/// The first record that is not whole. Zeros up to the end are room that was reserved.
-fn first_bad(content: &[u8]) -> Option<Bad> {
+/// What one log holds.
+#[derive(Default)]
+struct Scanned {
+    /// Sequence number of its first change.
+    first_seq: Option<u64>,
+    /// The one behind its last whole record.
+    next_seq: Option<u64>,
+    /// The first record that is not whole.
+    bad: Option<Bad>,
+}
+
+/// Zeros up to the end are room that was reserved.
+fn scan(content: &[u8]) -> Scanned {
+    let mut found = Scanned::default();
     let mut at = 0;
-    // Where the record began whose last piece was not met yet.
-    let mut begun = None;
+    // The record whose last piece was not met yet: where it began, and what its batch begins with.
+    let mut begun: Option<(usize, Vec<u8>)> = None;
     while at < content.len() {
         let room = BLOCK_BYTES - at % BLOCK_BYTES;
         if room < HEADER_BYTES {
@@ -79,20 +110,48 @@ fn first_bad(content: &[u8]) -> Option<Bad> {
             at += room;
             continue;
         }
-        match record_at(content, at) {
-            Some((kind, length)) => {
-                if FIRST.contains(&kind) {
-                    begun = Some(at);
-                } else if LAST.contains(&kind) {
-                    begun = None;
-                }
-                at += HEADER_BYTES + length;
+        let Some((kind, length)) = record_at(content, at) else {
+            if is_zero(&content[at..]) {
+                break;
             }
-            None if is_zero(&content[at..]) => break,
-            None => return Some(Bad { begin: begun.unwrap_or(at), end: at }),
+            found.bad = Some(Bad { begin: begun.map_or(at, |(begin, _)| begin), end: at });
+            return found;
+        };
+        let payload = &content[at + HEADER_BYTES..at + HEADER_BYTES + length];
+        let head =
+            |head: &[u8]| [head, &payload[..payload.len().min(BATCH_HEAD_BYTES - head.len())]].concat();
+        let is_begin = FULL.contains(&kind) || FIRST.contains(&kind);
+        match begun.take() {
+            // One that never ended, with another behind it.
+            Some((begin, _)) if is_begin => {
+                found.bad = Some(Bad { begin, end: begin });
+                return found;
+            }
+            Some((begin, so_far)) if MIDDLE.contains(&kind) => begun = Some((begin, head(&so_far))),
+            Some((_, so_far)) if LAST.contains(&kind) => found.count(&head(&so_far)),
+            None if FIRST.contains(&kind) => begun = Some((at, head(&[]))),
+            None if FULL.contains(&kind) => found.count(&head(&[])),
+            // Of no batch.
+            other => begun = other,
+        }
+        at += HEADER_BYTES + length;
+    }
+    found.bad = begun.map(|(begin, _)| Bad { begin, end: at });
+    found
+}
+
+impl Scanned {
+    /// A batch begins with the sequence number of its first change, and with how many there are. A recovery
+    /// writes one without any.
+    fn count(&mut self, head: &[u8]) {
+        let Some((seq, count)) = head.split_first_chunk::<8>() else { return };
+        let Some(count) = count.first_chunk::<4>() else { return };
+        let (seq, count) = (u64::from_le_bytes(*seq), u64::from(u32::from_le_bytes(*count)));
+        if count != 0 {
+            self.first_seq.get_or_insert(seq);
+            self.next_seq = Some(seq + count);
         }
     }
-    begun.map(|begin| Bad { begin, end: at })
 }
 
 /// Whether a record begins behind an offset: anywhere in its block, since its length is not known, or in a

@@ -126,61 +126,6 @@ async fn a_kill_leaves_zeros_behind_the_last_record_which_are_no_damage() {
 }
 
 #[tokio::test]
-async fn a_record_of_which_pieces_are_missing_is_dropped_when_nobody_was_told_of_it() {
-    // One record of four blocks of the log. A kill ends a write between pages; a power loss keeps any of them.
-    const ENTRY: usize = 100 << 10;
-    let (guard, dir) = folder();
-    let before = {
-        let mut opened = open(&dir);
-        opened.log.save_vote(&vote(1, true)).await.unwrap();
-        append(&mut opened.log, blocks(1, 1..=3, 200)).await;
-        append(&mut opened.log, blocks(1, 4..=4, ENTRY)).await;
-        let before = (opened.log.shared.tail().last(), guard.path().join("before"));
-        copy_dir(&dir, &before.1);
-        append(&mut opened.log, blocks(1, 5..=5, ENTRY)).await;
-        let after = guard.path().join("after");
-        copy_dir(&dir, &after);
-        close(opened);
-        let read = |dir: &Path| fs::read(newest_wal(dir)).unwrap();
-        (before.0, read(&before.1), read(&after), after)
-    };
-    let (marked, old, new, after) = before;
-    let used = |content: &[u8]| content.iter().rposition(|b| *b != 0).unwrap() + 1;
-    let Found::Mark(mut slots, mark) = Slots::open(&watermark_path(&after)).unwrap() else {
-        panic!("a mark")
-    };
-    slots.write(&Mark { last: marked, ..mark }).unwrap();
-    drop(slots);
-    // At a piece's end, and around it: RocksDB has another complaint for each.
-    let pages = (used(&old) / 4096 + 1..used(&new) / 4096 + 1).filter(|page| matches!(page % 8, 0 | 1 | 7));
-    let cuts: Vec<usize> = pages.map(|page| page * 4096).collect();
-    assert!(6 < cuts.len(), "{cuts:?}");
-    for (cut, is_kill) in cuts.iter().flat_map(|cut| [(*cut, true), (*cut, false)]) {
-        let killed = guard.path().join(format!("{cut}-{is_kill}"));
-        copy_dir(&after, &killed);
-        let mut torn = new.clone();
-        let missing = if is_kill { cut..torn.len() } else { used(&old)..cut };
-        torn[missing].fill(0);
-        fs::write(newest_wal(&killed), &torn).unwrap();
-        let mut opened = open(&killed);
-        assert_eq!(
-            opened.log.shared.stats().last.map(|p| p.index),
-            Some(4),
-            "cut at {cut}, a kill: {is_kill}"
-        );
-        append(&mut opened.log, blocks(1, 5..=6, 200)).await;
-        close(opened);
-        let opened = open(&killed);
-        assert_eq!(
-            opened.log.shared.stats().last.map(|p| p.index),
-            Some(6),
-            "cut at {cut}, a kill: {is_kill}"
-        );
-        close(opened);
-    }
-}
-
-#[tokio::test]
 async fn a_deleted_log_is_refused() {
     for what in ["wal", "current", "folder"] {
         let (_guard, dir) = folder();
@@ -283,7 +228,7 @@ fn flip(path: &Path, at: u64) {
     fs::write(path, content).unwrap();
 }
 
-fn newest_wal(dir: &Path) -> PathBuf {
+pub(super) fn newest_wal(dir: &Path) -> PathBuf {
     let mut logs: Vec<PathBuf> = fs::read_dir(log_dir(dir))
         .unwrap()
         .map(|e| e.unwrap().path())

@@ -169,7 +169,8 @@ pub(crate) fn listing(dir: &Path) -> Vec<Listed> {
     let mut out = Vec::new();
     let mut open = vec![dir.to_owned()];
     while let Some(path) = open.pop() {
-        let meta = fs::symlink_metadata(&path).expect("readable");
+        // Of a node that runs it may be gone by now.
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         if meta.is_dir() {
             open.extend(fs::read_dir(&path).expect("readable").map(|e| e.expect("readable").path()));
         }

@@ -106,6 +106,8 @@ struct State {
     commands: BTreeMap<NodeId, Vec<u16>>,
     /// Both ends of every connection, with the two nodes it is between.
     open: Vec<(NodeId, NodeId, TcpStream)>,
+    /// Connections that are open by the proxy's address.
+    n_open: BTreeMap<String, usize>,
     is_over: bool,
 }
 
@@ -136,17 +138,26 @@ impl Net {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = listener.local_addr().expect("it is bound").to_string();
         let target: SocketAddr = target.parse().expect("an address");
-        let shared = Arc::clone(&self.shared);
+        let (shared, own) = (Arc::clone(&self.shared), addr.clone());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if shared.lock().is_over {
                     return;
                 }
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || serve(&shared, node_id, client, target));
+                let (shared, own) = (Arc::clone(&shared), own.clone());
+                thread::spawn(move || {
+                    *shared.lock().n_open.entry(own.clone()).or_default() += 1;
+                    serve(&shared, node_id, client, target);
+                    *shared.lock().n_open.entry(own).or_default() -= 1;
+                });
             }
         });
         addr
+    }
+
+    /// Connections that are open through one proxy.
+    pub(crate) fn n_open(&self, addr: &str) -> usize {
+        self.shared.lock().n_open.get(addr).copied().unwrap_or_default()
     }
 
     pub(crate) fn set(&self, from: NodeId, to: NodeId, way: Way) {
