@@ -10,7 +10,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -39,18 +39,17 @@ fn block(height: u64) -> Block {
 /// Proposes blocks from a height on until the node is gone; the last height that was acknowledged.
 struct Feeder {
     acknowledged: Arc<AtomicU64>,
-    is_over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Feeder {
     fn start(api: &str, from: u64) -> Self {
-        let (acknowledged, is_over) = (Arc::new(AtomicU64::new(from - 1)), Arc::new(AtomicBool::new(false)));
-        let (api, done, over) = (api.to_owned(), Arc::clone(&acknowledged), Arc::clone(&is_over));
+        let acknowledged = Arc::new(AtomicU64::new(from - 1));
+        let (api, done) = (api.to_owned(), Arc::clone(&acknowledged));
         let thread = thread::spawn(move || {
             let Ok(mut stream) = Stream::open(&api, None) else { return };
             let mut next = from;
-            while !over.load(Ordering::Relaxed) {
+            loop {
                 // Two on their way: the disk is never idle. What breaks here is the node that was killed.
                 while next < done.load(Ordering::Relaxed) + 3 {
                     if stream.send(&[block(next)]).is_err() {
@@ -63,11 +62,11 @@ impl Feeder {
                 done.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { acknowledged, is_over, thread }
+        Self { acknowledged, thread }
     }
 
+    /// Of a node that was killed.
     fn end(self) -> u64 {
-        self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().expect("no answer but acknowledgements");
         self.acknowledged.load(Ordering::Relaxed)
     }

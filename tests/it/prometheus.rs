@@ -158,63 +158,13 @@ fn n_samples(text: &str) -> usize {
 
 /// A hundred names for one label: all that is legal in a name and looks like something else.
 fn hostile() -> Vec<String> {
-    let (long, dashes) = ("a".repeat(64), "-".repeat(64));
-    let fixed = [
-        "__name__",
-        "le",
-        "job",
-        "instance",
-        "node",
-        "subscriber",
-        "reason",
-        "NaN",
-        "Inf",
-        "-Inf",
-        "nan",
-        "-0",
-        "0",
-        "00",
-        "1e5",
-        "0x1F",
-        ".5",
-        "5.",
-        "true",
-        "null",
-        "None",
-        ".",
-        "..",
-        "...",
-        "-",
-        "--",
-        "---",
-        "_",
-        "__",
-        "._-",
-        "WS",
-        "Sse",
-        "INTERNAL",
-        "ws.",
-        "sse-",
-        "_OTHER",
-        "a",
-        "A",
-        "a.b",
-        "a-b",
-        "a_b",
-        "EOF",
-        "HELP",
-        "TYPE",
-        "counter",
-        "_total",
-        "_bucket",
-        "_sum",
-        "_count",
-        "trace_id",
-        &long,
-        &dashes,
-    ];
-    let more = (fixed.len()..100).map(|i| format!("{i}.{i}-{i}_"));
-    fixed.iter().map(|name| (*name).to_owned()).chain(more).collect()
+    let words = "__name__ le job instance node subscriber reason NaN Inf -Inf nan -0 0 00 1e5 0x1F .5 5. \
+        true null None . .. ... - -- --- _ __ ._- WS Sse INTERNAL ws. sse- _OTHER a A a.b a-b \
+        a_b EOF HELP TYPE counter _total _bucket _sum _count trace_id";
+    let mut names: Vec<String> = words.split(' ').map(str::to_owned).collect();
+    names.extend(["a".repeat(64), "-".repeat(64)]);
+    names.extend((names.len()..100).map(|i| format!("{i}.{i}-{i}_")));
+    names
 }
 
 fn is_installed(program: &str) -> bool {

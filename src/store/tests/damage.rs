@@ -1,11 +1,13 @@
 //! A log that lost something is refused, and the refusal names what.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::store::log::open::{log_dir, watermark_path};
 use crate::store::rocks::WAL_RESERVED_BYTES;
-use crate::store::tests::support::{append, blocks, close, copy_dir, file_with, folder, open, refusal, vote};
+use crate::store::tests::support::{
+    append, blocks, close, copy_dir, file_with, folder, newest_wal, open, refusal, untell, vote,
+};
 use crate::store::watermark::{Found, Mark, Slots};
 use openraft::storage::RaftLogStorage;
 
@@ -72,8 +74,7 @@ async fn a_torn_last_record_that_nobody_was_told_of_is_dropped() {
         close(opened);
         marked
     };
-    let Found::Mark(mut slots, mark) = Slots::open(&watermark_path(&dir)).unwrap() else { panic!("a mark") };
-    slots.write(&Mark { last: marked, ..mark }).unwrap();
+    untell(&dir, marked);
     let wal = newest_wal(&dir);
     flip(&wal, fs::metadata(&wal).unwrap().len() - 10);
     let mut opened = open(&dir);
@@ -116,8 +117,7 @@ async fn a_kill_leaves_zeros_behind_the_last_record_which_are_no_damage() {
     close(opened);
 
     // A record torn in front of the zeros, which nobody was told of.
-    let Found::Mark(mut slots, mark) = Slots::open(&watermark_path(&torn)).unwrap() else { panic!("a mark") };
-    slots.write(&Mark { last: marked, ..mark }).unwrap();
+    untell(&torn, marked);
     let end = content.iter().rposition(|b| *b != 0).unwrap();
     flip(&newest_wal(&torn), end as u64 - 10);
     let opened = open(&torn);
@@ -226,14 +226,4 @@ fn flip(path: &Path, at: u64) {
     let mut content = fs::read(path).unwrap();
     content[at as usize] ^= 0x40;
     fs::write(path, content).unwrap();
-}
-
-pub(super) fn newest_wal(dir: &Path) -> PathBuf {
-    let mut logs: Vec<PathBuf> = fs::read_dir(log_dir(dir))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "log"))
-        .collect();
-    logs.sort();
-    logs.pop().expect("a WAL")
 }

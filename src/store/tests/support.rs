@@ -14,6 +14,10 @@ use tempfile::TempDir;
 use crate::instants::Instants;
 use crate::machine::Command;
 use crate::raft::{Entry, NodeRecord, TypeConfig, Vote, convert, log_id_of};
+use crate::store::codec::Edge;
+use crate::store::log::open::{log_dir, watermark_path};
+use crate::store::log::wal;
+use crate::store::watermark::{Found, Mark, Slots};
 use crate::store::{self, Config, LogStore, OpenError, Opened, StateMachine, Who};
 use crate::types::block::Block;
 use crate::types::{Height, LogIndex, Term, position::LogPos, proto};
@@ -68,6 +72,16 @@ pub(super) fn copy_dir(from: &Path, to: &Path) {
             }
         }
     }
+}
+
+pub(super) fn newest_wal(dir: &Path) -> PathBuf {
+    wal::wals(&log_dir(dir)).unwrap().pop().expect("there is a log").1
+}
+
+/// Sets the watermark back: nobody was told of what lies behind.
+pub(super) fn untell(dir: &Path, last: Option<Edge>) {
+    let Found::Mark(mut slots, mark) = Slots::open(&watermark_path(dir)).unwrap() else { panic!("a mark") };
+    slots.write(&Mark { last, ..mark }).unwrap();
 }
 
 /// The only file of a folder with an extension.

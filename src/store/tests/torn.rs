@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::store::log::open::{log_dir, watermark_path};
+use crate::store::codec::Edge;
+use crate::store::log::open::log_dir;
 use crate::store::log::wal;
 use crate::store::rocks::{self, Recovery};
-use crate::store::tests::damage::newest_wal;
-use crate::store::tests::support::{append, blocks, close, copy_dir, folder, open, vote};
-use crate::store::watermark::{Found, Mark, Slots};
+use crate::store::tests::support::{
+    append, blocks, close, copy_dir, folder, newest_wal, open, refusal, untell, vote,
+};
 use openraft::storage::RaftLogStorage;
 
 /// Four pieces: each block of RocksDB's log holds one.
@@ -23,7 +24,8 @@ struct Killed {
     /// What the log held before entry 5, and with it.
     old_end: usize,
     content: Vec<u8>,
-    mark: Mark,
+    /// Entry 4: nobody was told of what lies behind.
+    told: Option<Edge>,
 }
 
 fn end_of(content: &[u8]) -> usize {
@@ -37,23 +39,15 @@ impl Killed {
         opened.log.save_vote(&vote(1, true)).await.unwrap();
         append(&mut opened.log, blocks(1, 1..=3, 200)).await;
         append(&mut opened.log, blocks(1, 4..=4, ENTRY)).await;
-        let last = opened.log.shared.tail().last();
+        let told = opened.log.shared.tail().last();
         let old_end = end_of(&fs::read(newest_wal(&origin)).unwrap());
         append(&mut opened.log, blocks(1, 5..=5, ENTRY)).await;
         let dir = guard.path().join("killed");
         copy_dir(&origin, &dir);
         close(opened);
         let content = fs::read(newest_wal(&dir)).unwrap();
-        let Found::Mark(_, mark) = Slots::open(&watermark_path(&dir)).unwrap() else { panic!("a mark") };
-        let killed = Self { guard, dir, old_end, content, mark: Mark { last, ..mark } };
-        killed.untell(&killed.dir);
-        killed
-    }
-
-    /// Nobody was told of what lies behind entry 4.
-    fn untell(&self, dir: &Path) {
-        let Found::Mark(mut slots, _) = Slots::open(&watermark_path(dir)).unwrap() else { panic!("a mark") };
-        slots.write(&self.mark).unwrap();
+        untell(&dir, told);
+        Self { guard, dir, old_end, content, told }
     }
 
     fn copy(&self, name: &str) -> PathBuf {
@@ -136,7 +130,7 @@ async fn a_torn_end_that_was_dropped_is_no_damage_before_the_next_one() {
     copy_dir(&dir, &again);
     close(opened);
     assert!(1 < wal::wals(&log_dir(&again)).unwrap().len(), "the torn log is gone");
-    killed.untell(&again);
+    untell(&again, killed.told);
     let length = fs::read(newest_wal(&again)).unwrap().len();
     tear(&again, 2 * PIECE..length);
     assert_ends_at(&again, 4, "the second one is torn too");
@@ -144,11 +138,7 @@ async fn a_torn_end_that_was_dropped_is_no_damage_before_the_next_one() {
     // What was lost in the first log is no torn end: the second does not go on where that ends.
     let damaged = killed.guard.path().join("damaged");
     copy_dir(&dir, &damaged);
-    let refusal = {
-        let first = wal::wals(&log_dir(&damaged)).unwrap().remove(0).1;
-        let file = fs::OpenOptions::new().write(true).open(first).unwrap();
-        file.set_len(killed.old_end as u64 - 10).unwrap();
-        crate::store::tests::support::refusal(&damaged)
-    };
-    assert_eq!(refusal.exit_code(), 4, "{refusal}");
+    let first = wal::wals(&log_dir(&damaged)).unwrap().remove(0).1;
+    fs::OpenOptions::new().write(true).open(first).unwrap().set_len(killed.old_end as u64 - 10).unwrap();
+    assert_eq!(refusal(&damaged).exit_code(), 4);
 }
