@@ -11,6 +11,7 @@ use crate::machine::{Command, Outcome};
 use crate::types::{NodeId, Term, member::Member, position::LogPos};
 
 pub(crate) mod convert;
+pub(crate) mod runtime;
 
 /// One leader per term, so that the term is the fence (safety rule 22).
 #[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]
@@ -27,7 +28,7 @@ impl RaftTypeConfig for TypeConfig {
     type Vote = openraft::impls::Vote<Self::LeaderId>;
     type Payload = openraft::EntryPayload<Command, NodeId, NodeRecord>;
     type Entry = openraft::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Self::Payload>;
-    type AsyncRuntime = openraft_rt_tokio::TokioRuntime;
+    type AsyncRuntime = runtime::Runtime;
     type Responder<T>
         = Reply<T>
     where

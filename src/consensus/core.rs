@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::consensus::BoxFuture;
 use crate::machine::Command;
-use crate::raft::{LogId, NodeRecord, Reply, StoredMembership, TypeConfig, WriteResult};
+use crate::raft::{LogId, NodeRecord, Reply, StoredMembership, TypeConfig, WriteResult, runtime};
 use crate::types::{LogIndex, NodeId};
 
 pub(crate) type Metrics = RaftMetrics<TypeConfig>;
@@ -237,6 +237,7 @@ where
     LS: RaftLogStorage<TypeConfig>,
     SM: RaftStateMachine<TypeConfig>,
 {
+    runtime::tick_for(config.heartbeat_interval);
     let config = config.to_openraft().map_err(|e| Stopped(format!("the settings are refused: {e}")))?;
     Ok(openraft::Raft::build(node_id, Arc::new(config), network, log, machine).await?)
 }

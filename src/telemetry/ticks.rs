@@ -32,6 +32,21 @@ impl Ticks {
     }
 }
 
+/// The first of the process's multiples of `period` that is not before `moment`; `moment` where it is zero.
+pub(crate) fn at_or_after(moment: Instant, period: Duration) -> Instant {
+    rounded_up(*BEGIN, moment, period)
+}
+
+fn rounded_up(begin: Instant, moment: Instant, period: Duration) -> Instant {
+    let since = moment.saturating_duration_since(begin).as_nanos();
+    let n_over = since.checked_rem(period.as_nanos()).unwrap_or(0);
+    match n_over {
+        0 => moment,
+        // Within one period, which fits.
+        n => moment + (period - Duration::from_nanos(n as u64)),
+    }
+}
+
 fn next(begin: Instant, now: Instant, period: Duration) -> Instant {
     let since = now.saturating_duration_since(begin).as_nanos();
     let n_over = since % period.as_nanos().max(1);
@@ -50,5 +65,9 @@ mod tests {
         assert_eq!(at(0), period);
         assert_eq!((at(1), at(99)), (period, period));
         assert_eq!((at(100), at(199)), (2 * period, 2 * period));
+        let up = |ms, period| rounded_up(begin, begin + Duration::from_millis(ms), period) - begin;
+        assert_eq!((up(0, period), up(1, period)), (Duration::ZERO, period));
+        assert_eq!((up(100, period), up(101, period)), (period, 2 * period));
+        assert_eq!(up(7, Duration::ZERO), Duration::from_millis(7));
     }
 }

@@ -28,7 +28,7 @@ const MODULES: &[(&str, May)] = &[
     ("types", May::Import(&[])),
     ("telemetry", May::Import(&[])),
     ("machine", May::Import(&["types"])),
-    ("raft", May::Import(&["types", "machine"])),
+    ("raft", May::Import(&["types", "machine", "telemetry"])),
     ("instants", May::Import(&["types", "telemetry"])),
     ("store", May::Import(&["types", "machine", "raft", "instants", "telemetry"])),
     ("consensus", May::Import(&["types", "machine", "raft", "instants", "telemetry"])),
