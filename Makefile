@@ -12,14 +12,13 @@ CLIENTS_ARGS ?=
 IDLE_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix alert-pages pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture changes snapshots-bench runbooks-test clients clients-quick proxies idle
+.PHONY: help build demo test try check bench failover lint docs contract boards dashboards-live page-test fence-test compose-test alert-matrix alert-pages pictures rocksdb feed-runs feed-load faults browser-feed observe-cost catch-up torture changes snapshots-bench runbooks-test clients clients-quick proxies idle
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the binary, in $(TARGET)/release
-	@[ -x "$(BINARY)" ] || echo "blockraft: building the binary; the first time six to fourteen minutes on two cores, RocksDB included"
-	@$(CARGO) build --release --locked --bin blockraft
+	@scripts/build.sh "$(BINARY)"
 
 demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends it
 	@echo "blockraft: the binary is $(BINARY)"
@@ -27,6 +26,12 @@ demo: build ## three nodes on this machine, with a block producer; Ctrl-C ends i
 
 test: ## all tests
 	$(CARGO) test --release --locked --workspace
+
+# A test on real nodes by its file, else a unit test. Built apart from the others, piece by piece: slower at first, soon
+# after a change.
+TRY := $(if $(findstring ::tests,$(T)),--lib,$(if $(wildcard tests/it/$(firstword $(subst ::, ,$(T))).rs),--test it,--lib))
+try: ## the tests with T=… in their names, some 15 s after a file was changed; the first time two to four minutes
+	@CARGO_INCREMENTAL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256 $(CARGO) test --release --locked $(TRY) -- $(T)
 
 check: lint docs contract clients-quick test ## everything CI runs: format, lints, documentation, contract, tests, five clients
 

@@ -39,7 +39,9 @@ flock 9
 # Somebody else may have built it while this one waited.
 is_there && { echo "$dir"; exit 0; }
 
-echo "blockraft: compiling RocksDB $version, once for this machine: three to six minutes on two cores" >&2
+. scripts/took.sh
+echo "blockraft: compiling RocksDB $version, once for this machine: three to six minutes on two cores$(last_took rocksdb)" >&2
+SECONDS=0
 cargo fetch --locked --quiet
 source=$(cargo metadata --format-version 1 --locked --offline |
   grep -o '"manifest_path":"[^"]*/librocksdb-sys-[^"]*/Cargo.toml"' | head -n 1 |
@@ -66,4 +68,5 @@ rm -f "$dir/key"
 mv "$build/librocksdb.a" "$dir/librocksdb.a"
 echo "$key" >"$build/key"
 mv "$build/key" "$dir/key"
+took rocksdb "$SECONDS"
 echo "$dir"

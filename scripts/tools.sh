@@ -28,16 +28,23 @@ if ! command -v cargo >/dev/null; then
 fi
 [ "${#packages[@]}" -eq 0 ] && exit 0
 
+without() {
+  case "${packages[*]}" in
+  cmake) echo "blockraft: or without it, with SLOW=1 in the environment: RocksDB then takes some fifteen minutes, in each target folder" >&2 ;;
+  esac
+  exit 1
+}
+
 if ! command -v apt-get >/dev/null; then
   echo "blockraft: this machine lacks what Debian calls: ${packages[*]}. Install them, and try again." >&2
-  exit 1
+  without
 fi
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then
   if ! command -v sudo >/dev/null; then
     echo "blockraft: this machine lacks ${packages[*]}. As root, once:" >&2
     echo "    apt-get update && apt-get install -y ${packages[*]}" >&2
-    exit 1
+    without
   fi
   as_root=(sudo)
 fi
@@ -48,5 +55,5 @@ install() { "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${pa
 install 2>/dev/null || { "${as_root[@]}" apt-get update -qq && install; } || {
   echo "blockraft: apt-get could not install ${packages[*]}. As root, by hand:" >&2
   echo "    apt-get update && apt-get install -y ${packages[*]}" >&2
-  exit 1
+  without
 }

@@ -19,12 +19,12 @@ pub(crate) struct ConfigArgs {
 impl ConfigArgs {
     /// Reads the settings from file, environment and flags. A failure has all that is wrong: exit code 2.
     pub(crate) fn load(&self) -> Result<Loaded, Failure> {
-        let sources = Sources {
-            file: self.config.clone(),
-            env: environment(),
-            set: self.set.clone(),
-            ..Sources::default()
-        };
+        self.load_with(environment())
+    }
+
+    /// As a process with this environment reads them.
+    pub(crate) fn load_with(&self, env: Vec<(OsString, OsString)>) -> Result<Loaded, Failure> {
+        let sources = Sources { file: self.config.clone(), env, set: self.set.clone(), ..Sources::default() };
         config::load(&sources).map_err(|complaints| Failure::usage(complaints.to_string()))
     }
 }

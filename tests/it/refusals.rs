@@ -9,6 +9,7 @@
 //! | different_founding_lists_never_form_a_cluster | safety 9 |
 //! | an_unspecified_advertise_address_is_refused | design 10, exit 2 |
 //! | a_second_process_on_the_same_folder_is_refused | design 4: our own lock first, exit 1 |
+//! | a_cluster_for_a_moment_… | design 10, exit 2, before a node is started |
 
 use std::{fs, time::Duration};
 
@@ -20,7 +21,7 @@ use crate::support::{
     cluster::{CLUSTER_ID, Cluster},
     config::{Founder, Settings, settings},
     folder::listing,
-    node::Node,
+    node::{Node, binary},
     stream::fill,
     wait::{SOON, pause, wait_for},
 };
@@ -252,4 +253,19 @@ fn a_second_process_on_the_same_folder_is_refused() {
     cluster.leader();
     assert_eq!(cluster.height(1), 2);
     cluster.end();
+}
+
+/// `dev` and `bench --nodes` say what a node would, and start none.
+#[test]
+fn a_cluster_for_a_moment_with_settings_that_do_not_fit_is_refused() {
+    let set = ["--set", "raft.heartbeat_timeout=60ms", "--set", "raft.heartbeats=10ms"];
+    for command in [&["dev"][..], &["bench", "--nodes", "3", "--json"]] {
+        let output = binary().args(command).args(set).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(USAGE), "{command:?}: {said}");
+        assert!(output.stdout.is_empty(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
+        for what in ["raft.heartbeat_timeout", "raft.heartbeat_interval", "raft.heartbeats"] {
+            assert!(said.contains(what), "{command:?} does not name {what}: {said}");
+        }
+    }
 }

@@ -46,6 +46,7 @@ impl Own {
                 log: folder.log_of(node_id),
                 set: set.to_vec(),
             };
+            launch.check()?;
             processes.insert(node_id, child::start(&launch, tell_end.clone()).map_err(wrong)?);
             launches.insert(node_id, launch);
         }

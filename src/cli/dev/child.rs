@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::OpenOptions,
     future::Future,
     path::{Path, PathBuf},
@@ -18,6 +19,8 @@ use tokio::{
     sync::mpsc,
 };
 
+use crate::cli::config_args::{ConfigArgs, environment};
+use crate::cli::exit::Failure;
 use crate::types::NodeId;
 
 /// How a node is started.
@@ -28,6 +31,14 @@ pub(crate) struct Launch {
     pub(crate) config: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) set: Vec<String>,
+}
+
+impl Launch {
+    /// All that a node would refuse its settings for, before one is started.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let args = ConfigArgs { config: Some(self.config.clone()), set: self.set.clone() };
+        args.load_with(passed_on()).map(drop)
+    }
 }
 
 /// A process ended.
@@ -102,12 +113,7 @@ pub(crate) fn start(launch: &Launch, ended: mpsc::UnboundedSender<Ended>) -> std
     for set in &launch.set {
         command.args(["--set", set]);
     }
-    // One environment for all nodes would give all the same id and ports: settings come by --set.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("BLOCKRAFT_") {
-            command.env_remove(name);
-        }
-    }
+    command.env_clear().envs(passed_on());
     // A group of its own: Ctrl-C reaches dev alone, which then stops the nodes, once.
     command.process_group(0).stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn()?;
@@ -115,6 +121,12 @@ pub(crate) fn start(launch: &Launch, ended: mpsc::UnboundedSender<Ended>) -> std
     let (signals, queue) = mpsc::unbounded_channel();
     tokio::spawn(own(launch.node_id, child, queue, ended));
     Ok(Process { pid, signals })
+}
+
+/// One environment for all nodes would give all the same id and ports: settings come by --set.
+fn passed_on() -> Vec<(OsString, OsString)> {
+    let is_setting = |name: &OsString| name.to_string_lossy().starts_with("BLOCKRAFT_");
+    environment().into_iter().filter(|(name, _)| !is_setting(name)).collect()
 }
 
 async fn own(

@@ -77,6 +77,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
             (node_id, Launch { node_id, program: program.clone(), config, log, set: args.set.clone() })
         })
         .collect();
+    launches.values().try_for_each(Launch::check)?;
     let apis: Vec<String> = addresses.iter().map(|a| a.api.to_string()).collect();
     let endpoints: Vec<Endpoint> =
         apis.iter().map(|a| a.parse().expect("an address of ours is well-formed")).collect();
