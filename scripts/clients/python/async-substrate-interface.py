@@ -19,7 +19,7 @@ class Client(wire.Client):
     async def how(url):
         # how:
         substrate = async_substrate_interface.AsyncSubstrateInterface(url, ws_shutdown_timer=None)  # no `async with`: it asks for a chain
-        answer = await substrate.rpc_request("raft_leader", [True])
+        answer = await substrate.rpc_request("raft_leader", [True])  # sent again after a broken connection: what acts wants an operationId
         return answer["result"]  # result_handler=f, async, f(message, id) -> (message, False), for a subscription
         # end
 
