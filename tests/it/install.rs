@@ -174,6 +174,10 @@ fn damage_that_the_senders_state_shares_ends_the_sender() {
     {
         cluster.allow(part);
     }
+    // Until its process has ended it hands over, and is asked for a vote that it can no longer write.
+    for part in ["not fit", "cannot be written", "could not be written", "failed to receive from RaftCore"] {
+        cluster.allow(part);
+    }
     // In place: the file is the state's too.
     let sst = files(&db_of(&cluster, leader, &made), ".sst").remove(0);
     let file = fs::File::options().read(true).write(true).open(&sst).expect("it is there");
