@@ -2,8 +2,7 @@
 # aiohttp-sse-client2 0.3.0: `max_connect_retry` holds for the first connection alone. When a stream has ended, it tries to
 # connect once, and a server that is not back by then ends the reading with an error.
 #
-# One would expect the same patience both times: reconnecting is what server-sent events are for (WHATWG HTML, 9.2.3), and the
-# option is described as that of every connect. Here the server is away for half a second, once before the reader's first
+# One would expect the same patience both times: reconnecting is what server-sent events are for (WHATWG HTML, 9.2.3). Here the server is away for half a second, once before the reader's first
 # connect and once after the proper end of its first answer. Output seen with Python 3.11 and aiohttp 3.13.2, the option
 # at 20:
 #

@@ -6,10 +6,17 @@ cd "$(dirname "$0")/.."
 . scripts/took.sh
 [ -x "$1" ] && exec scripts/cargo.sh build --release --locked --bin blockraft
 
+scripts/tools.sh
+library="${ROCKSDB_LIB_DIR:-}"
 # Says its own time.
-[ -n "${ROCKSDB_LIB_DIR:-}${SLOW:-}" ] || scripts/rocksdb.sh >/dev/null
-echo "blockraft: compiling the binary, the first time in this folder: four to eight minutes on two cores$(last_took binary)" >&2
+[ -n "$library${SLOW:-}" ] || library=$(scripts/rocksdb.sh)
+kind=binary
+minutes="four to eight minutes"
+if [ -z "$library" ]; then
+  kind=binary-and-rocksdb
+  minutes="some twenty minutes, RocksDB included"
+fi
+echo "blockraft: compiling the binary, the first time in this folder: $minutes on two cores$(last_took "$kind")" >&2
 SECONDS=0
 scripts/cargo.sh build --release --locked --bin blockraft
-# With RocksDB in it the time would mislead the next.
-[ -n "${SLOW:-}" ] || took binary "$SECONDS"
+took "$kind" "$SECONDS"

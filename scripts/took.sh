@@ -1,5 +1,5 @@
 # Sourced: how long something took on this machine, so that the next time can be said ahead.
-_took="${XDG_CACHE_HOME:-$HOME/.cache}/blockraft/took"
+_took="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/blockraft/took"
 
 # `; the last time it took 2 min 41 s here`, or nothing.
 last_took() {

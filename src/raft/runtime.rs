@@ -3,7 +3,7 @@
 //! openraft looks at its timers every 13/64 of a heartbeat, a hundred times a second at 50 ms, and an idle
 //! node's processor time is mostly these wake-ups. What it looks for needs no more than three looks a
 //! heartbeat: a follower's patience is drawn from a range many times as wide, and a heartbeat goes out at
-//! every third.
+//! every third, or the fourth where the core was busy.
 
 use std::{
     future::{self, Future, Ready},
@@ -18,18 +18,18 @@ use openraft_rt_tokio::{TokioInstant, TokioMpsc, TokioMutex, TokioOneshot, Tokio
 
 use crate::telemetry::ticks;
 
-/// Below it a timer of a millisecond's grain would only wait longer than it was asked to.
-const NOTHING: Duration = Duration::from_micros(100);
+/// So little is waited for on the processor: a timer has a grain of a millisecond.
+const MOMENT: Duration = Duration::from_micros(2);
 
 /// Nanoseconds between two ticks; 0: as openraft asks. For the whole process, since openraft's runtime has
 /// no instances: of several nodes in one process the most impatient decides.
 static GRID: AtomicU64 = AtomicU64::new(0);
 
 /// Ticks come three times a heartbeat from now on, and a little later than that: the third after a heartbeat
-/// must not be just too early for the next.
+/// is not to be just too early for the next, which is due from the moment at which the last was sent.
 pub(crate) fn tick_for(heartbeat: Duration) {
-    let grid = (heartbeat + Duration::from_millis(1)) / 3;
-    let grid = grid.as_nanos() as u64;
+    let late = (heartbeat / 16).max(Duration::from_millis(1));
+    let grid = ((heartbeat + late) / 3).as_nanos() as u64;
     let finer = |old| (old == 0 || grid < old).then_some(grid);
     let _ = GRID.fetch_update(Ordering::Relaxed, Ordering::Relaxed, finer);
 }
@@ -65,11 +65,15 @@ impl AsyncRuntime for Runtime {
         Either::Right(TokioRuntime::sleep(duration))
     }
 
-    /// openraft also waits one microsecond with it, to report several ends of writes at once; they come
-    /// together from our log already.
+    /// openraft also waits one microsecond with it, to report several ends of writes at once. It never
+    /// returns early: the next tick would be due at the same moment again.
     fn sleep_until(deadline: TokioInstant) -> Self::Sleep {
         let left = deadline.saturating_duration_since(TokioInstant::now());
-        if left < NOTHING {
+        if left <= MOMENT {
+            let began = std::time::Instant::now();
+            while began.elapsed() < left {
+                std::hint::spin_loop();
+            }
             return Either::Left(future::ready(()));
         }
         let grid = Duration::from_nanos(GRID.load(Ordering::Relaxed));
@@ -115,10 +119,19 @@ mod tests {
     use super::*;
     use openraft_rt::testing::Suite;
 
-    /// openraft's own tests of a runtime, with the ticks of the shortest heartbeat that settings allow.
+    /// openraft's own tests of a runtime, with short ticks: its tests of time want little lateness.
     #[test]
     fn openraft_finds_in_it_what_it_needs() {
         tick_for(Duration::from_millis(10));
         Suite::<Runtime>::test_all();
+    }
+
+    #[tokio::test]
+    async fn nothing_sleeps_too_short() {
+        for micros in [0, 1, 2, 3, 50, 900, 5_000] {
+            let deadline = TokioInstant::now() + Duration::from_micros(micros);
+            Runtime::sleep_until(deadline).await;
+            assert!(deadline <= TokioInstant::now(), "{micros} µs");
+        }
     }
 }

@@ -37,18 +37,16 @@ impl Own {
         folder.write_configs(&addresses).map_err(wrong)?;
         let program = std::env::current_exe().map_err(wrong)?;
         let (tell_end, ended) = mpsc::unbounded_channel();
-        let (mut processes, mut launches) = (BTreeMap::new(), BTreeMap::new());
-        for node_id in 1..=NodeId::from(n_nodes) {
-            let launch = Launch {
-                node_id,
-                program: program.clone(),
-                config: folder.config_of(node_id),
-                log: folder.log_of(node_id),
-                set: set.to_vec(),
-            };
-            launch.check()?;
-            processes.insert(node_id, child::start(&launch, tell_end.clone()).map_err(wrong)?);
-            launches.insert(node_id, launch);
+        let launches: BTreeMap<NodeId, Launch> = (1..=NodeId::from(n_nodes))
+            .map(|node_id| {
+                let (config, log) = (folder.config_of(node_id), folder.log_of(node_id));
+                (node_id, Launch { node_id, program: program.clone(), config, log, set: set.to_vec() })
+            })
+            .collect();
+        launches.values().try_for_each(Launch::check)?;
+        let mut processes = BTreeMap::new();
+        for (node_id, launch) in &launches {
+            processes.insert(*node_id, child::start(launch, tell_end.clone()).map_err(wrong)?);
         }
         let endpoint = |a: &Addresses| a.api.to_string().parse().expect("an address of ours is well-formed");
         let endpoints = addresses.iter().map(endpoint).collect();

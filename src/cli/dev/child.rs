@@ -136,7 +136,7 @@ async fn own(
     ended: mpsc::UnboundedSender<Ended>,
 ) {
     // `wait` would close it.
-    let stdin = child.stdin.take();
+    let mut stdin = child.stdin.take();
     let status = loop {
         tokio::select! {
             status = child.wait() => break status,
@@ -147,11 +147,13 @@ async fn own(
                         let _ = kill_process(pid, signal);
                     }
                 }
-                None => break child.wait().await,
+                None => {
+                    drop(stdin.take());
+                    break child.wait().await;
+                }
             },
         }
     };
-    drop(stdin);
     let (how, code) = match status {
         Ok(status) => (words(status), status.code()),
         Err(e) => (format!("lost: {e}"), None),

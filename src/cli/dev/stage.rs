@@ -65,7 +65,6 @@ struct Stage {
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let folder = Folder::open(args.dir.as_deref(), args.nodes)?;
     let addresses = ports::addresses(args.base_port, folder.n_nodes())?;
-    ports::check_free(&addresses)?;
     folder
         .write_configs(&addresses)
         .map_err(|e| Failure::failed(format!("{}: {e}", folder.path().display())))?;
@@ -78,6 +77,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
         })
         .collect();
     launches.values().try_for_each(Launch::check)?;
+    ports::check_free(&addresses)?;
     let apis: Vec<String> = addresses.iter().map(|a| a.api.to_string()).collect();
     let endpoints: Vec<Endpoint> =
         apis.iter().map(|a| a.parse().expect("an address of ours is well-formed")).collect();
