@@ -38,20 +38,21 @@ pub(crate) fn at_or_after(moment: Instant, period: Duration) -> Instant {
 }
 
 fn rounded_up(begin: Instant, moment: Instant, period: Duration) -> Instant {
-    let since = moment.saturating_duration_since(begin).as_nanos();
-    let n_over = since.checked_rem(period.as_nanos()).unwrap_or(0);
-    match n_over {
-        0 => moment,
-        // Within one period, which fits.
-        n => moment + (period - Duration::from_nanos(n as u64)),
+    match since_last(begin, moment, period) {
+        Duration::ZERO => moment,
+        _ => next(begin, moment, period),
     }
 }
 
 fn next(begin: Instant, now: Instant, period: Duration) -> Instant {
-    let since = now.saturating_duration_since(begin).as_nanos();
-    let n_over = since % period.as_nanos().max(1);
+    now + (period - since_last(begin, now, period))
+}
+
+/// Less than the period, if that is not zero.
+fn since_last(begin: Instant, moment: Instant, period: Duration) -> Duration {
+    let since = moment.saturating_duration_since(begin).as_nanos();
     // Within one period, which fits.
-    now + period.saturating_sub(Duration::from_nanos(n_over as u64))
+    Duration::from_nanos(since.checked_rem(period.as_nanos()).unwrap_or(0) as u64)
 }
 
 #[cfg(test)]

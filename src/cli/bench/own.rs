@@ -35,15 +35,8 @@ impl Own {
         let addresses = free_addresses(n_nodes)?;
         let wrong = |e: std::io::Error| Failure::failed(format!("a cluster cannot be started: {e}"));
         folder.write_configs(&addresses).map_err(wrong)?;
-        let program = std::env::current_exe().map_err(wrong)?;
+        let launches = child::launches(&folder, set)?;
         let (tell_end, ended) = mpsc::unbounded_channel();
-        let launches: BTreeMap<NodeId, Launch> = (1..=NodeId::from(n_nodes))
-            .map(|node_id| {
-                let (config, log) = (folder.config_of(node_id), folder.log_of(node_id));
-                (node_id, Launch { node_id, program: program.clone(), config, log, set: set.to_vec() })
-            })
-            .collect();
-        launches.values().try_for_each(Launch::check)?;
         let mut processes = BTreeMap::new();
         for (node_id, launch) in &launches {
             processes.insert(*node_id, child::start(launch, tell_end.clone()).map_err(wrong)?);

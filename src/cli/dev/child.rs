@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::cli::config_args::{ConfigArgs, environment};
+use crate::cli::dev::folder::Folder;
 use crate::cli::exit::Failure;
 use crate::types::NodeId;
 
@@ -33,9 +34,23 @@ pub(crate) struct Launch {
     pub(crate) set: Vec<String>,
 }
 
+/// How each node of a folder is started, if its settings are what a node takes.
+pub(crate) fn launches(folder: &Folder, set: &[String]) -> Result<BTreeMap<NodeId, Launch>, Failure> {
+    let program =
+        std::env::current_exe().map_err(|e| Failure::failed(format!("cannot find this program: {e}")))?;
+    let launches: BTreeMap<NodeId, Launch> = (1..=NodeId::from(folder.n_nodes()))
+        .map(|node_id| {
+            let (config, log) = (folder.config_of(node_id), folder.log_of(node_id));
+            (node_id, Launch { node_id, program: program.clone(), config, log, set: set.to_vec() })
+        })
+        .collect();
+    launches.values().try_for_each(Launch::check)?;
+    Ok(launches)
+}
+
 impl Launch {
     /// All that a node would refuse its settings for, before one is started.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
+    fn check(&self) -> Result<(), Failure> {
         let args = ConfigArgs { config: Some(self.config.clone()), set: self.set.clone() };
         args.load_with(passed_on()).map(drop)
     }

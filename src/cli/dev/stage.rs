@@ -68,15 +68,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     folder
         .write_configs(&addresses)
         .map_err(|e| Failure::failed(format!("{}: {e}", folder.path().display())))?;
-    let program =
-        std::env::current_exe().map_err(|e| Failure::failed(format!("cannot find this program: {e}")))?;
-    let launches: BTreeMap<NodeId, Launch> = (1..=u64::from(folder.n_nodes()))
-        .map(|node_id| {
-            let (config, log) = (folder.config_of(node_id), folder.log_of(node_id));
-            (node_id, Launch { node_id, program: program.clone(), config, log, set: args.set.clone() })
-        })
-        .collect();
-    launches.values().try_for_each(Launch::check)?;
+    let launches = child::launches(&folder, &args.set)?;
     ports::check_free(&addresses)?;
     let apis: Vec<String> = addresses.iter().map(|a| a.api.to_string()).collect();
     let endpoints: Vec<Endpoint> =
