@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use prometheus::Registry;
 
@@ -137,6 +138,9 @@ pub(crate) fn open(
     opening::open(config, who, registry, instants)
 }
 
+/// Those who still read or merge let go meanwhile. By eye: a merge that is cancelled ends at its next key.
+const CLOSED_WITHIN: Duration = Duration::from_millis(500);
+
 /// Ends the threads of the store and closes its databases.
 pub(crate) struct Closer {
     log: Arc<log::Shared>,
@@ -145,27 +149,37 @@ pub(crate) struct Closer {
     writer: JoinHandle<()>,
     marker: JoinHandle<()>,
     disk: disk::Watcher,
+    rocks: rocks::Shared,
     /// Last: the folder is another's only once everything is closed.
     lock: identity::Lock,
 }
 
 impl Closer {
-    /// Blocking. What is queued is written first. On return every database handle is gone, unless
-    /// somebody still reads.
+    /// Blocking. What is queued is written first. On return every database is closed, so that the folder can be opened
+    /// anew; but for one that somebody reads for longer than [`CLOSED_WITHIN`].
     pub(crate) fn close(self) {
         self.log.queue.close();
         let _ = self.writer.join();
         self.watermark.close();
         let _ = self.marker.join();
         self.disk.stop();
-        if let Some(published) = self.state.published()
-            && let Err(error) = published.db.flush(published.view.applied.index)
-        {
-            // Nothing is lost: the log replays it.
-            tracing::warn!(error = %error, "the state was not flushed at close");
+        if let Some(published) = self.state.published() {
+            if let Err(error) = published.db.flush(published.view.applied.index) {
+                // Nothing is lost: the log replays it.
+                tracing::warn!(error = %error, "the state was not flushed at close");
+            }
+            // A merge of small files would hold the database until it is done.
+            published.db.db().cancel_all_background_work(false);
         }
         self.state.close_db();
         self.log.close_db();
+        let n_open = self.rocks.wait_closed(CLOSED_WITHIN);
+        if 0 < n_open {
+            tracing::warn!(
+                n_open,
+                "the folder is left while its databases are read: it cannot be opened until that ends"
+            );
+        }
         drop(self.lock);
     }
 }

@@ -3,14 +3,33 @@
 //! Every family is opened by a descriptor of its own: one that is left out silently takes RocksDB's
 //! default options.
 
+use std::ops::Deref;
 use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
     Env, ErrorKind, InfoLogger, LogLevel, Options, SingleThreaded, WriteBufferManager,
 };
 
-pub(crate) type Db = DBWithThreadMode<SingleThreaded>;
+/// An open database; [`Shared::wait_closed`] knows of it until it is closed.
+pub(crate) struct Db {
+    db: Inner,
+    // Behind `db`: it is told of once the database is closed.
+    _counted: Counted,
+}
+
+/// As RocksDB's binding has it.
+pub(crate) type Inner = DBWithThreadMode<SingleThreaded>;
+
+impl Deref for Db {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.db
+    }
+}
 
 /// Memtables of both databases together; the memory plan of performance.md's lever 8.
 const WRITE_BUFFERS_BYTES: usize = 64 << 20;
@@ -47,6 +66,30 @@ pub(crate) struct Shared {
     pub(crate) buffers: WriteBufferManager,
     pub(crate) cache: Cache,
     env: Env,
+    open: Arc<Open>,
+}
+
+/// How many databases are open. Guards a number; taken at each open and close.
+#[derive(Default)]
+struct Open {
+    n: Mutex<usize>,
+    closed: Condvar,
+}
+
+impl Open {
+    fn n(&self) -> MutexGuard<'_, usize> {
+        self.n.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+/// One of them.
+struct Counted(Arc<Open>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.n() -= 1;
+        self.0.closed.notify_all();
+    }
 }
 
 /// Whether the tail of a WAL that does not decode may be dropped.
@@ -70,7 +113,21 @@ impl Shared {
             buffers: WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES, false),
             cache: Cache::new_lru_cache(CACHE_BYTES),
             env,
+            open: Arc::default(),
         })
+    }
+
+    /// Waits until every database that was opened with it is closed, whoever holds it: tells how many are not.
+    /// Blocking.
+    pub(crate) fn wait_closed(&self, within: Duration) -> usize {
+        let waited = self.open.closed.wait_timeout_while(self.open.n(), within, |n| 0 < *n);
+        let (n, _) = waited.unwrap_or_else(|p| p.into_inner());
+        *n
+    }
+
+    fn counted(&self, db: Inner) -> Db {
+        *self.open.n() += 1;
+        Db { db, _counted: Counted(Arc::clone(&self.open)) }
     }
 
     /// Options of a database; `create` only for a folder that is being made.
@@ -143,20 +200,20 @@ impl Shared {
         recovery: Recovery,
     ) -> Result<Db, rocksdb::Error> {
         let o = self.log_options(create, recovery)?;
-        Db::open_cf_descriptors(&o, dir, self.log_descriptors())
+        Ok(self.counted(Inner::open_cf_descriptors(&o, dir, self.log_descriptors())?))
     }
 
     /// Reads what a recovery would keep, and changes nothing.
     pub(crate) fn open_log_read_only(&self, dir: &Path, recovery: Recovery) -> Result<Db, rocksdb::Error> {
         let mut o = self.log_options(false, recovery)?;
         o.set_info_logger(silent());
-        Db::open_cf_descriptors_read_only(&o, dir, self.log_descriptors(), false)
+        Ok(self.counted(Inner::open_cf_descriptors_read_only(&o, dir, self.log_descriptors(), false)?))
     }
 
     pub(crate) fn open_state(&self, dir: &Path, create: bool) -> Result<Db, rocksdb::Error> {
         let mut o = self.options(create)?;
         o.set_atomic_flush(true);
-        Db::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))
+        Ok(self.counted(Inner::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))?))
     }
 
     /// Changes nothing.
@@ -165,7 +222,12 @@ impl Shared {
         o.set_info_logger(silent());
         // Every snapshot is opened once for two records: the files of its history are not.
         o.set_max_open_files(FILES_MIN);
-        Db::open_cf_descriptors_read_only(&o, dir, self.descriptors(&STATE_FAMILIES), false)
+        Ok(self.counted(Inner::open_cf_descriptors_read_only(
+            &o,
+            dir,
+            self.descriptors(&STATE_FAMILIES),
+            false,
+        )?))
     }
 }
 

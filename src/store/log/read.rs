@@ -7,7 +7,7 @@ use rocksdb::{DBRawIteratorWithThreadMode, ReadOptions};
 
 use crate::raft::Entry;
 use crate::store::codec::{self, CodecError, Frame};
-use crate::store::rocks::Db;
+use crate::store::rocks::{Db, Inner};
 use crate::types::LogIndex;
 
 /// What one read of the log takes into memory at most, but one entry (performance.md, lever 6).
@@ -30,7 +30,7 @@ pub(crate) enum ReadError {
 
 /// The frames and payloads of a range, in order; nothing is checked.
 pub(crate) struct Frames<'a> {
-    iterator: DBRawIteratorWithThreadMode<'a, Db>,
+    iterator: DBRawIteratorWithThreadMode<'a, Inner>,
 }
 
 impl<'a> Frames<'a> {

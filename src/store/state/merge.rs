@@ -15,10 +15,10 @@ use crate::store::state::db::{Family, StateDb};
 const SMALL_BYTES: usize = 4 << 20;
 /// So many neighbours are merged, or fewer that are a whole file together.
 const FILES_MAX: usize = 64;
-/// What RocksDB makes of them: its `target_file_size_base`. Also what a stop waits for at most.
+/// What RocksDB makes of them: its `target_file_size_base`.
 const MERGED_BYTES: usize = 64 << 20;
 
-/// Merges what there is, on a blocking thread, one merge of a state at a time.
+/// Merges what there is, on a blocking thread, one merge of a state at a time. A store that is closed cancels it.
 pub(crate) fn start(db: Arc<StateDb>) {
     tokio::task::spawn_blocking(move || {
         let Ok(_merging) = db.merging.try_lock() else { return };
