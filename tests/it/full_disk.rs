@@ -232,12 +232,12 @@ enum Step {
 }
 
 /// The last block that was acknowledged on a disk that is full: the next was refused, or nobody knows.
-fn fill_until_refused(cluster: &Cluster, from: u64) -> u64 {
+fn fill_until_refused(cluster: &Cluster, from: u64, size: usize) -> u64 {
     let api = cluster.node(1).api.clone();
     let mut stream = Stream::open(&api, None).expect("the node answers");
     let mut top = from - 1;
     loop {
-        stream.send(&blocks(top + 1..=top + 1, 20_000)).expect("the stream is open");
+        stream.send(&blocks(top + 1..=top + 1, size)).expect("the stream is open");
         match stream.next().expect("the stream goes on") {
             Some(Answer::Acknowledged { .. }) => top += 1,
             Some(Answer::Refused { error: Some(error), .. }) if error.reason() == "storage" => return top,
@@ -249,13 +249,16 @@ fn fill_until_refused(cluster: &Cluster, from: u64) -> u64 {
 
 #[test]
 fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
-    for step in [Step::Appends, Step::Flushes, Step::Builds, Step::Purges, Step::Starts] {
+    // Large blocks fill a write buffer of the log, whose flush then makes two files.
+    let large = [(Step::Appends, 100_000), (Step::Flushes, 100_000)];
+    let small = [Step::Appends, Step::Flushes, Step::Builds, Step::Purges, Step::Starts].map(|s| (s, 10_000));
+    for (step, size) in small.into_iter().chain(large) {
         let mut cluster = Cluster::new(1, on_demand());
         let Some(disk) = SmallDisk::mount(&cluster.node(1).data_dir.clone(), DISK_MIB) else { return };
         cluster.start();
         allow_full(&mut cluster);
         let api = cluster.node(1).api.clone();
-        fill(&api, &blocks(1..=200, 10_000));
+        fill(&api, &blocks(1..=200, size));
         let mut top = 200;
         let create = |node: &Node| {
             let api = node.api.clone();
@@ -264,7 +267,7 @@ fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
         let filler = match step {
             Step::Appends => {
                 let filler = disk.fill(0);
-                top = fill_until_refused(&cluster, top + 1);
+                top = fill_until_refused(&cluster, top + 1, 2 * size);
                 filler
             }
             Step::Flushes => {
@@ -302,16 +305,19 @@ fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
         cluster.node_mut(1).kill();
         give_back(&filler, A_LITTLE);
         cluster.node_mut(1).start();
-        wait_for(&format!("{step:?}: it opens"), SOON, || {
+        wait_for(&format!("{step:?}, {size}: it opens"), SOON, || {
             ensure!(cluster.node_mut(1).is_running(), "it ended");
             cluster.node(1).status()
         });
         fs::remove_file(&filler).expect("it was there");
         cluster.leader();
         let head = cluster.height(1);
-        assert!((top..=top + 1).contains(&head), "{step:?}: head {head}, {top} was acknowledged last");
+        assert!(
+            (top..=top + 1).contains(&head),
+            "{step:?}, {size}: head {head}, {top} was acknowledged last"
+        );
         let rows = cluster.node(1).range(1, 200).expect("it answers");
-        for (block, row) in blocks(1..=200, 10_000).iter().zip(&rows) {
+        for (block, row) in blocks(1..=200, size).iter().zip(&rows) {
             block.assert_json(&row["block"]);
         }
         fill_patiently(&mut cluster, &blocks(head + 1..=head + 20, 1_000));

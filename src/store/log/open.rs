@@ -318,6 +318,9 @@ pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result
 pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
     match error {
         ReadError::Rocks(e) => OpenError::rocks(dir, &e),
+        ReadError::Entry { source, .. } if source.kind() != rocksdb::ErrorKind::Corruption => {
+            OpenError::rocks(dir, &source)
+        }
         other => OpenError::damage(dir, other),
     }
 }

@@ -18,6 +18,9 @@ pub(crate) const CHUNK_BYTES: u64 = 1 << 20;
 pub(crate) enum ReadError {
     #[error("{0}")]
     Rocks(#[from] rocksdb::Error),
+    /// RocksDB does not always say in which file.
+    #[error("entry {index}: {source}")]
+    Entry { index: LogIndex, source: rocksdb::Error },
     #[error("{0}")]
     Codec(#[from] CodecError),
     #[error("the record {key} does not decode: {why}")]
@@ -31,10 +34,13 @@ pub(crate) enum ReadError {
 /// The frames and payloads of a range, in order; nothing is checked.
 pub(crate) struct Frames<'a> {
     iterator: DBRawIteratorWithThreadMode<'a, Inner>,
+    /// What comes next, where nothing is missing.
+    next: LogIndex,
 }
 
 impl<'a> Frames<'a> {
     pub(crate) fn new(db: &'a Db, range: Range<LogIndex>) -> Self {
+        let next = range.start;
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         options.set_iterate_lower_bound(codec::first_key(range.start));
@@ -44,16 +50,17 @@ impl<'a> Frames<'a> {
         }
         let mut iterator = db.raw_iterator_opt(options);
         iterator.seek_to_first();
-        Self { iterator }
+        Self { iterator, next }
     }
 
     /// The frame and payload the iterator stands at.
     pub(crate) fn current(&mut self) -> Result<Option<(Frame, &[u8])>, ReadError> {
         let Some((key, _)) = self.iterator.item() else {
-            self.iterator.status()?;
-            return Ok(None);
+            let ended = self.iterator.status();
+            return ended.map(|()| None).map_err(|source| ReadError::Entry { index: self.next, source });
         };
         let frame = Frame::from_key(key)?;
+        self.next = frame.pos.index + 1;
         Ok(Some((frame, self.iterator.value().expect("the iterator is valid"))))
     }
 

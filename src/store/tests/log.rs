@@ -1,10 +1,15 @@
 //! The log over restarts, and what may not happen before what.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 
 use crate::raft::log_id_of;
 use crate::store::health::Fatal;
+use crate::store::log::open::log_dir;
 use crate::store::log::queue::GROUP_BYTES;
+use crate::store::log::read;
 use crate::store::tests::support::{
     append, apply, blank, block, blocks, build_snapshot, close, folder, membership, open, pos, proposed,
     submit, vote,
@@ -163,5 +168,44 @@ async fn committed_never_names_an_entry_the_log_lacks() {
     close(opened);
     let mut opened = open(&dir);
     assert_eq!(opened.log.read_committed().await.unwrap(), Some(log_id_of(pos(1, 5))));
+    close(opened);
+}
+
+#[tokio::test]
+async fn a_merge_drops_what_was_purged_and_writes_no_large_entry_again() {
+    let (_guard, dir) = folder();
+    let mut opened = open(&dir);
+    let names = || -> BTreeSet<_> {
+        let names =
+            std::fs::read_dir(log_dir(&dir)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|n| n.ends_with(".blob")).collect()
+    };
+    let db = opened.log.shared.db().unwrap();
+    let mut flushed = Vec::new();
+    // So many tables are merged at once.
+    for start in (1..=64).step_by(2) {
+        append(&mut opened.log, blocks(1, start..=start + 1, 100 << 10)).await;
+        if start == 63 {
+            opened.log.purge(log_id_of(pos(1, 40))).await.unwrap();
+            opened.log.shared.await_written().await;
+        }
+        db.flush().unwrap();
+        flushed.push(names());
+    }
+    assert_eq!((flushed[0].len(), flushed[19].len(), flushed[30].len()), (1, 20, 31));
+    // Those of the last flush too, whatever was merged before it was looked at.
+    let kept: BTreeSet<_> =
+        (&flushed[30] - &flushed[19]).into_iter().chain(&flushed[31] - &flushed[30]).collect();
+    let merged = async {
+        while names() != kept {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), merged)
+        .await
+        .expect("files of purged entries go, no other comes");
+    let stored = read::entries(&db, 0..100, u64::MAX).unwrap();
+    assert_eq!(stored.iter().map(|e| e.log_id.index).collect::<Vec<_>>(), (41..=64).collect::<Vec<_>>());
+    drop(db);
     close(opened);
 }

@@ -33,6 +33,8 @@ enum Step {
         from: u64,
         n: u64,
     },
+    /// What is in memory goes to tables, and large entries beside them.
+    Flush,
     Reopen,
 }
 
@@ -44,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1..60u64).prop_map(|n| Step::Purge { n }),
         1 => Just(Step::Vote),
         3 => (0..100u64, 0..100u64).prop_map(|(from, n)| Step::Read { from, n }),
+        1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
     ]
 }
@@ -119,6 +122,7 @@ async fn run(steps: Vec<Step>) {
                     model.entries.range(from..from + n).map(|(_, (_, e))| e.clone()).collect();
                 assert_eq!(read.iter().map(|e| format!("{e:?}")).collect::<Vec<_>>(), expected);
             }
+            Step::Flush => opened.log.shared.db().unwrap().flush().unwrap(),
             Step::Reopen => {
                 close(opened);
                 opened = open(&dir);

@@ -65,6 +65,12 @@ async fn every_family_has_the_options_it_was_meant_to_have() {
     assert_eq!(get("wal_recovery_mode"), "kTolerateCorruptedTailRecords");
     assert_eq!(get("track_and_verify_wals_in_manifest"), "true");
     assert_eq!(get("max_total_wal_size"), "67108864");
+    for (family, value) in LOG_FAMILIES
+        .iter()
+        .flat_map(|f| [(f, ("enable_blob_files", "true")), (f, ("min_blob_size", "65536"))])
+    {
+        assert_eq!(log[&(format!("CFOptions \"{family}\""), value.0.to_owned())], value.1);
+    }
     assert_eq!(options(&state)[&("DBOptions".to_owned(), "atomic_flush".to_owned())], "true");
     close(opened);
 }
