@@ -22,7 +22,7 @@ use crate::store::snapshot::check::Problem;
 use crate::store::snapshot::held::Held;
 use crate::store::snapshot::incoming::Coming;
 use crate::store::snapshot::progress::Progress;
-use crate::store::state::install::{is_database_file, link_files};
+use crate::store::state::install::is_database_file;
 use crate::types::member::Members;
 use crate::types::position::LogPos;
 use crate::types::{LogIndex, proto::SnapshotManifest};
@@ -34,6 +34,7 @@ mod held;
 pub(crate) mod incoming;
 pub(crate) mod progress;
 pub(crate) mod receive;
+mod shared;
 
 /// Version of the disk format of the state that this binary writes and reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -53,6 +54,8 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotDat
 #[derive(Debug, Clone)]
 struct Stored {
     manifest: SnapshotManifest,
+    /// This process compared every file with its checksum, when it received them.
+    is_checked: bool,
     pin: Arc<()>,
 }
 
@@ -109,7 +112,7 @@ impl Snapshots {
         let mut list = Vec::new();
         for (path, read) in read_folder(&dir)? {
             match read {
-                Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
+                Ok(manifest) => list.push(Stored { manifest, is_checked: false, pin: Arc::default() }),
                 Err(what) => set_aside(&path, &what)?,
             }
         }
@@ -223,32 +226,10 @@ impl Snapshots {
         dir.starts_with(&self.inner.dir)
     }
 
-    /// Takes in the snapshot of another store by hard links.
-    pub(crate) fn link_in(&self, foreign: &SnapshotData) -> io::Result<SnapshotData> {
-        let id = &foreign.manifest.id;
-        if let Some(held) = self.find(id) {
-            return Ok(held);
-        }
-        let tmp = self.tmp_dir(id);
-        files::remove_dir(&tmp)?;
-        link_files(&foreign.dir, &tmp.join(FILES))?;
-        self.keep_received(&tmp, &foreign.manifest)
-    }
-
     /// A snapshot by its id, installed or not.
     fn find(&self, id: &str) -> Option<SnapshotData> {
         let pending = self.pending().as_ref().filter(|s| s.manifest.id == id).map(|s| self.data(s));
         pending.or_else(|| self.stored().iter().find(|s| s.manifest.id == id).map(|s| self.data(s)))
-    }
-
-    /// Keeps a received snapshot that is whole and durable; it counts once it is installed.
-    fn keep_received(&self, tmp: &Path, manifest: &SnapshotManifest) -> io::Result<SnapshotData> {
-        let stored = self.put_in_place(tmp, SnapshotManifest { received: true, ..manifest.clone() })?;
-        let data = self.data(&stored);
-        let before = self.pending().replace(stored);
-        // One that was never installed is of no use beside a newer one.
-        before.iter().filter(|s| Arc::strong_count(&s.pin) == 1).for_each(|s| self.delete(s));
-        Ok(data)
     }
 
     /// The state is that of a received snapshot: from here on it is one of ours.
@@ -298,7 +279,7 @@ impl Snapshots {
     /// Writes the manifest, makes everything durable and puts the folder in its place.
     fn put_in_place(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<Stored> {
         place(&self.inner.dir, tmp, &manifest)?;
-        Ok(Stored { manifest, pin: Arc::default() })
+        Ok(Stored { manifest, is_checked: false, pin: Arc::default() })
     }
 
     fn add(&self, stored: Stored) {

@@ -3,6 +3,7 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | a_transfer_that_breaks_… | design 4: resumed, not begun again; progress is told |
+//! | the_next_snapshot_sends_… | safety 29: who is away again, or for long, is not sent the whole history again |
 //! | a_damaged_snapshot_is_replaced_… | safety 28: one damaged file of the sender keeps nobody away for ever |
 //! | damage_that_the_senders_state_shares_… | safety 28: nothing damaged is ever served, nor sent |
 //! | a_follower_far_behind_catches_up_… | safety 29: at a rate of blocks that keep coming |
@@ -132,6 +133,34 @@ fn a_transfer_that_breaks_ten_times_is_resumed_each_time() {
     assert!(BREAKS as usize <= from.len() && from.is_sorted() && from[0] == 0, "{from:?}");
     assert_eq!(cluster.node(away).status().expect("it answers")["install"], Value::Null);
     assert_eq!(cluster.node(away).counted("blockraft_raft_snapshot_incoming_bytes", &[]), 0.0);
+    cluster.assert_equal_states();
+    cluster.end();
+}
+
+#[test]
+fn the_next_snapshot_sends_only_what_the_last_one_did_not() {
+    const BLOCKS: u64 = 150;
+    const MORE: u64 = 30;
+    let (mut cluster, net) = Cluster::behind(3, on_demand(), |_| {});
+    let (leader, away, made) = one_lacks(&mut cluster, BLOCKS, LARGE);
+    let size = made["sizeBytes"].as_u64().expect("a size");
+    cluster.node_mut(away).start();
+    wait_height(&mut cluster, away, BLOCKS);
+    let first = net.passed().bytes;
+    assert!(size <= first, "{first} for {size} bytes");
+
+    cluster.node_mut(away).kill();
+    fill_patiently(&mut cluster, &blocks(BLOCKS + 1..=BLOCKS + MORE, LARGE));
+    assert_eq!(cluster.leader(), leader, "patient timings keep it");
+    let made = cluster.node(leader).call("snapshot_create", &json!({})).expect("it answers");
+    let purged = cluster.node(leader).call("snapshot_purgeLog", &json!({})).expect("it answers");
+    assert_eq!(purged["purgedIndex"], made["lastIndex"]);
+    cluster.node_mut(away).start();
+    wait_height(&mut cluster, away, BLOCKS + MORE);
+    assert_eq!(installs(&cluster, away, "ok"), 1.0);
+    let second = net.passed().bytes - first;
+    let new = MORE * LARGE as u64;
+    assert!((new..2 * new).contains(&second), "{second} bytes for {new} that are new");
     cluster.assert_equal_states();
     cluster.end();
 }

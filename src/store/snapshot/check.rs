@@ -25,16 +25,18 @@ pub(crate) struct Problem {
 
 /// Compares every file that a manifest names with its size and checksum.
 pub(crate) fn files(dir: &Path, manifest: &SnapshotManifest) -> Vec<Problem> {
-    let problem = |file: &SnapshotFile| {
-        let what = match checksum(&dir.join(&file.name)) {
-            Ok((size, _)) if size != file.size_bytes => format!("has {size} bytes, not {}", file.size_bytes),
-            Ok((_, sum)) if sum != file.checksum => "its checksum differs".to_owned(),
-            Ok(_) => return None,
-            Err(e) => e.to_string(),
-        };
-        Some(Problem { file: file.name.clone(), what })
+    manifest.files.iter().filter_map(|f| file(dir, f)).collect()
+}
+
+/// Compares one file with its size and checksum.
+pub(crate) fn file(dir: &Path, file: &SnapshotFile) -> Option<Problem> {
+    let what = match checksum(&dir.join(&file.name)) {
+        Ok((size, _)) if size != file.size_bytes => format!("has {size} bytes, not {}", file.size_bytes),
+        Ok((_, sum)) if sum != file.checksum => "its checksum differs".to_owned(),
+        Ok(_) => return None,
+        Err(e) => e.to_string(),
     };
-    manifest.files.iter().filter_map(problem).collect()
+    Some(Problem { file: file.name.clone(), what })
 }
 
 /// Size and blake3 of a file.

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::raft::SnapshotData;
 use crate::store::files;
 use crate::store::snapshot::check::{self, Problem};
 use crate::store::snapshot::incoming::Stage;
-use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, meta_of, size_of};
+use crate::store::snapshot::shared::Shared;
+use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, Stored, meta_of, size_of};
+use crate::store::state::install::link_files;
 use crate::types::proto::SnapshotManifest;
 
 /// Between two lines that say how far a transfer is. By eye.
@@ -40,6 +43,7 @@ pub(crate) struct Receiving {
     tmp: PathBuf,
     /// Bytes that are there of each file.
     have: BTreeMap<String, u64>,
+    shared: Shared,
     began: Instant,
     /// When a line last said how far it is.
     told: Instant,
@@ -61,6 +65,7 @@ impl Snapshots {
         let tmp = self.tmp_dir(&manifest.id);
         let dir = tmp.join(FILES);
         self.take_over(&manifest)?;
+        let shared = self.link_shared(&manifest, &dir);
         let mut have = BTreeMap::new();
         for file in &manifest.files {
             let there = fs::metadata(dir.join(&file.name)).map_or(0, |m| m.len());
@@ -75,7 +80,44 @@ impl Snapshots {
             "a snapshot is being received"
         );
         let began = Instant::now();
-        Ok(Receiving { snapshots: self.clone(), manifest, tmp, have, began, told: began, is_over: false })
+        Ok(Receiving {
+            snapshots: self.clone(),
+            manifest,
+            tmp,
+            have,
+            shared,
+            began,
+            told: began,
+            is_over: false,
+        })
+    }
+
+    /// Takes in the snapshot of another store by hard links.
+    pub(crate) fn link_in(&self, foreign: &SnapshotData) -> io::Result<SnapshotData> {
+        let id = &foreign.manifest.id;
+        if let Some(held) = self.find(id) {
+            return Ok(held);
+        }
+        let tmp = self.tmp_dir(id);
+        files::remove_dir(&tmp)?;
+        link_files(&foreign.dir, &tmp.join(FILES))?;
+        self.keep_received(&tmp, &foreign.manifest, false)
+    }
+
+    /// Keeps a received snapshot that is whole and durable; it counts once it is installed.
+    fn keep_received(
+        &self,
+        tmp: &Path,
+        manifest: &SnapshotManifest,
+        is_checked: bool,
+    ) -> io::Result<SnapshotData> {
+        let manifest = SnapshotManifest { received: true, ..manifest.clone() };
+        let stored = Stored { is_checked, ..self.put_in_place(tmp, manifest)? };
+        let data = self.data(&stored);
+        let before = self.pending().replace(stored);
+        // One that was never installed is of no use beside a newer one.
+        before.iter().filter(|s| Arc::strong_count(&s.pin) == 1).for_each(|s| self.delete(s));
+        Ok(data)
     }
 }
 
@@ -164,7 +206,12 @@ impl Receiving {
                 files::sync_file(&path)?;
             }
         }
-        if let Some(Problem { file, what }) = check::files(&dir, &self.manifest).into_iter().next() {
+        let unchecked = self.manifest.files.iter().filter(|f| !self.shared.is_checked(&f.name));
+        if let Some(Problem { file, what }) = unchecked.filter_map(|f| check::file(&dir, f)).next() {
+            if let Some(id) = self.shared.origin(&file) {
+                // Else it would be linked again.
+                self.snapshots.set_aside(id, &format!("{file}: {what}"))?;
+            }
             return Err(ReceiveError::Corrupt { file, what });
         }
         // The files are those that were sent; whether they are the state that the manifest names is
@@ -177,7 +224,7 @@ impl Receiving {
             return Ok(held);
         }
         tracing::info!(id = self.manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
-        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest)?)
+        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest, true)?)
     }
 }
 
