@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 
@@ -139,7 +139,7 @@ pub(crate) fn open(
 }
 
 /// Those who still read or merge let go meanwhile. By eye: a merge that is cancelled ends at its next key.
-const CLOSED_WITHIN: Duration = Duration::from_millis(500);
+const CLOSED_WITHIN: Duration = Duration::from_millis(200);
 
 /// Ends the threads of the store and closes its databases.
 pub(crate) struct Closer {
@@ -149,13 +149,12 @@ pub(crate) struct Closer {
     writer: JoinHandle<()>,
     marker: JoinHandle<()>,
     disk: disk::Watcher,
-    rocks: rocks::Shared,
     /// Last: the folder is another's only once everything is closed.
     lock: identity::Lock,
 }
 
 impl Closer {
-    /// Blocking. What is queued is written first. On return every database is closed, so that the folder can be opened
+    /// Blocking. What is queued is written first. On return both databases are closed, so that the folder can be opened
     /// anew; but for one that somebody reads for longer than [`CLOSED_WITHIN`].
     pub(crate) fn close(self) {
         self.log.queue.close();
@@ -163,6 +162,7 @@ impl Closer {
         self.watermark.close();
         let _ = self.marker.join();
         self.disk.stop();
+        let mut closing: Vec<_> = self.log.db().iter().map(|db| db.closing()).collect();
         if let Some(published) = self.state.published() {
             if let Err(error) = published.db.flush(published.view.applied.index) {
                 // Nothing is lost: the log replays it.
@@ -170,14 +170,14 @@ impl Closer {
             }
             // A merge of small files would hold the database until it is done.
             published.db.db().cancel_all_background_work(false);
+            closing.push(published.db.db().closing());
         }
         self.state.close_db();
         self.log.close_db();
-        let n_open = self.rocks.wait_closed(CLOSED_WITHIN);
-        if 0 < n_open {
+        let until = Instant::now() + CLOSED_WITHIN;
+        if !closing.iter().all(|db| db.wait(until)) {
             tracing::warn!(
-                n_open,
-                "the folder is left while its databases are read: it cannot be opened until that ends"
+                "the folder is left while it is read: it cannot be opened in this process until that ends"
             );
         }
         drop(self.lock);

@@ -272,6 +272,7 @@ impl Receiving for Incoming {
 fn to_io(error: ReceiveError) -> io::Error {
     match error {
         ReceiveError::Io(error) => error,
+        own @ ReceiveError::Linked { .. } => io::Error::other(own.to_string()),
         damaged => io::Error::new(io::ErrorKind::InvalidData, damaged.to_string()),
     }
 }

@@ -39,7 +39,7 @@ use crate::types::proto::{self, ErrorCode, FrameKind, SnapshotStage};
 const PROGRESS_BYTES: u64 = 4 << 20;
 
 /// And at least so often while the snapshot is verified and installed.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How long an installation waits for the own log to be flushed, which only narrows a window in
 /// openraft (safety rule 29). By eye.
@@ -132,7 +132,15 @@ where
     let started = Instant::now();
     let store = Arc::clone(&shared.snapshots);
     let manifest = offer.manifest.clone();
-    let begun = blocking(move || store.receive(&manifest)).await?;
+    // Kept by whatever runs on a blocking thread: dropped here, it runs on.
+    let turn = Arc::new(turn);
+    let held = Arc::clone(&turn);
+    let begun = blocking(move || {
+        let begun = store.receive(&manifest);
+        drop(held);
+        begun
+    });
+    let begun = begun.await?;
     let mut transfer = Transfer::new(shared, connection, &offer.manifest, begun, turn);
     tokio::select! {
         biased;
@@ -141,8 +149,14 @@ where
     }
     let Transfer { store, connection, received_bytes, turn, .. } = transfer;
     let store = store.expect("the transfer has ended, nothing is being written");
+    let held = Arc::clone(&turn);
     let verifying = async {
-        let finished = tokio::task::spawn_blocking(move || store.finish()).await;
+        let finished = tokio::task::spawn_blocking(move || {
+            let finished = store.finish();
+            drop(held);
+            finished
+        });
+        let finished = finished.await;
         finished.map_err(io::Error::other).and_then(|finished| finished)
     };
     let data = while_waiting(connection, SnapshotStage::Verifying, received_bytes, verifying).await?;
@@ -241,7 +255,7 @@ impl<'a> Transfer<'a> {
         connection: &'a mut Connection,
         manifest: &'a proto::SnapshotManifest,
         store: Box<dyn Receiving>,
-        turn: OwnedMutexGuard<()>,
+        turn: Arc<OwnedMutexGuard<()>>,
     ) -> Self {
         let offsets: Vec<u64> = manifest.files.iter().map(|file| store.have(&file.name)).collect();
         Self {
@@ -251,7 +265,7 @@ impl<'a> Transfer<'a> {
             offsets,
             patience: shared.config.snapshot_timeout,
             store: Some(store),
-            turn: Arc::new(turn),
+            turn,
         }
     }
 

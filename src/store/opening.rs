@@ -133,7 +133,7 @@ impl Parts<'_> {
             state::Parts {
                 log: shared.clone(),
                 snapshots: self.snapshots.clone(),
-                rocks: self.rocks.clone(),
+                rocks: self.rocks,
                 data_dir: data_dir.clone(),
                 health: self.health.clone(),
                 metrics: self.metrics,
@@ -149,7 +149,6 @@ impl Parts<'_> {
             writer,
             marker,
             disk,
-            rocks: self.rocks,
             lock: self.lock,
         };
         Ok(Opened {

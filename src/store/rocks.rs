@@ -5,19 +5,57 @@
 
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, DBWithThreadMode,
     Env, ErrorKind, InfoLogger, LogLevel, Options, SingleThreaded, WriteBufferManager,
 };
 
-/// An open database; [`Shared::wait_closed`] knows of it until it is closed.
+/// An open database.
 pub(crate) struct Db {
     db: Inner,
-    // Behind `db`: it is told of once the database is closed.
-    _counted: Counted,
+    // Behind `db`: it is told once the database is closed.
+    open: Open,
+}
+
+/// Dropped with its database.
+struct Open(Arc<Closing>);
+
+/// Tells when a database is closed, whoever holds it.
+#[derive(Default)]
+pub(crate) struct Closing {
+    /// Guards a flag that is set once.
+    is_closed: Mutex<bool>,
+    closed: Condvar,
+}
+
+impl Closing {
+    /// Whether it is closed by then. Blocking.
+    pub(crate) fn wait(&self, until: Instant) -> bool {
+        let is_closed = self.is_closed.lock().unwrap_or_else(|p| p.into_inner());
+        let within = until.saturating_duration_since(Instant::now());
+        let waited = self.closed.wait_timeout_while(is_closed, within, |is_closed| !*is_closed);
+        *waited.unwrap_or_else(|p| p.into_inner()).0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *self.0.is_closed.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        self.0.closed.notify_all();
+    }
+}
+
+impl Db {
+    fn new(db: Inner) -> Self {
+        Self { db, open: Open(Arc::default()) }
+    }
+
+    pub(crate) fn closing(&self) -> Arc<Closing> {
+        Arc::clone(&self.open.0)
+    }
 }
 
 /// As RocksDB's binding has it.
@@ -68,30 +106,6 @@ pub(crate) struct Shared {
     pub(crate) buffers: WriteBufferManager,
     pub(crate) cache: Cache,
     env: Env,
-    open: Arc<Open>,
-}
-
-/// How many databases are open. Guards a number; taken at each open and close.
-#[derive(Default)]
-struct Open {
-    n: Mutex<usize>,
-    closed: Condvar,
-}
-
-impl Open {
-    fn n(&self) -> MutexGuard<'_, usize> {
-        self.n.lock().unwrap_or_else(|p| p.into_inner())
-    }
-}
-
-/// One of them.
-struct Counted(Arc<Open>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        *self.0.n() -= 1;
-        self.0.closed.notify_all();
-    }
 }
 
 /// Whether the tail of a WAL that does not decode may be dropped.
@@ -115,21 +129,7 @@ impl Shared {
             buffers: WriteBufferManager::new_write_buffer_manager(WRITE_BUFFERS_BYTES, false),
             cache: Cache::new_lru_cache(CACHE_BYTES),
             env,
-            open: Arc::default(),
         })
-    }
-
-    /// Waits until every database that was opened with it is closed, whoever holds it: tells how many are not.
-    /// Blocking.
-    pub(crate) fn wait_closed(&self, within: Duration) -> usize {
-        let waited = self.open.closed.wait_timeout_while(self.open.n(), within, |n| 0 < *n);
-        let (n, _) = waited.unwrap_or_else(|p| p.into_inner());
-        *n
-    }
-
-    fn counted(&self, db: Inner) -> Db {
-        *self.open.n() += 1;
-        Db { db, _counted: Counted(Arc::clone(&self.open)) }
     }
 
     /// Options of a database; `create` only for a folder that is being made.
@@ -206,20 +206,20 @@ impl Shared {
         recovery: Recovery,
     ) -> Result<Db, rocksdb::Error> {
         let o = self.log_options(create, recovery)?;
-        Ok(self.counted(Inner::open_cf_descriptors(&o, dir, self.log_descriptors())?))
+        Ok(Db::new(Inner::open_cf_descriptors(&o, dir, self.log_descriptors())?))
     }
 
     /// Reads what a recovery would keep, and changes nothing.
     pub(crate) fn open_log_read_only(&self, dir: &Path, recovery: Recovery) -> Result<Db, rocksdb::Error> {
         let mut o = self.log_options(false, recovery)?;
         o.set_info_logger(silent());
-        Ok(self.counted(Inner::open_cf_descriptors_read_only(&o, dir, self.log_descriptors(), false)?))
+        Ok(Db::new(Inner::open_cf_descriptors_read_only(&o, dir, self.log_descriptors(), false)?))
     }
 
     pub(crate) fn open_state(&self, dir: &Path, create: bool) -> Result<Db, rocksdb::Error> {
         let mut o = self.options(create)?;
         o.set_atomic_flush(true);
-        Ok(self.counted(Inner::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))?))
+        Ok(Db::new(Inner::open_cf_descriptors(&o, dir, self.descriptors(&STATE_FAMILIES))?))
     }
 
     /// Changes nothing.
@@ -228,12 +228,7 @@ impl Shared {
         o.set_info_logger(silent());
         // Every snapshot is opened once for two records: the files of its history are not.
         o.set_max_open_files(FILES_MIN);
-        Ok(self.counted(Inner::open_cf_descriptors_read_only(
-            &o,
-            dir,
-            self.descriptors(&STATE_FAMILIES),
-            false,
-        )?))
+        Ok(Db::new(Inner::open_cf_descriptors_read_only(&o, dir, self.descriptors(&STATE_FAMILIES), false)?))
     }
 }
 

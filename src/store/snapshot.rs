@@ -22,6 +22,7 @@ use crate::store::snapshot::check::Problem;
 use crate::store::snapshot::held::Held;
 use crate::store::snapshot::incoming::Coming;
 use crate::store::snapshot::progress::Progress;
+use crate::store::snapshot::shared::Links;
 use crate::store::state::install::is_database_file;
 use crate::types::member::Members;
 use crate::types::position::LogPos;
@@ -54,8 +55,6 @@ type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotDat
 #[derive(Debug, Clone)]
 struct Stored {
     manifest: SnapshotManifest,
-    /// This process compared every file with its checksum, when it received them.
-    is_checked: bool,
     pin: Arc<()>,
 }
 
@@ -88,6 +87,7 @@ struct Inner {
     /// Checksums of SST files that were computed before.
     checksums: Mutex<HashMap<FileKey, Bytes>>,
     coming: Mutex<Option<Coming>>,
+    links: Mutex<Links>,
     progress: watch::Sender<Progress>,
 }
 
@@ -112,7 +112,7 @@ impl Snapshots {
         let mut list = Vec::new();
         for (path, read) in read_folder(&dir)? {
             match read {
-                Ok(manifest) => list.push(Stored { manifest, is_checked: false, pin: Arc::default() }),
+                Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
                 Err(what) => set_aside(&path, &what)?,
             }
         }
@@ -127,6 +127,7 @@ impl Snapshots {
             pending: Mutex::new(None),
             checksums: Mutex::new(HashMap::new()),
             coming: Mutex::new(None),
+            links: Mutex::default(),
             progress: watch::Sender::new(Progress::default()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
@@ -279,7 +280,7 @@ impl Snapshots {
     /// Writes the manifest, makes everything durable and puts the folder in its place.
     fn put_in_place(&self, tmp: &Path, manifest: SnapshotManifest) -> io::Result<Stored> {
         place(&self.inner.dir, tmp, &manifest)?;
-        Ok(Stored { manifest, is_checked: false, pin: Arc::default() })
+        Ok(Stored { manifest, pin: Arc::default() })
     }
 
     fn add(&self, stored: Stored) {

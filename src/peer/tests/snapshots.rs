@@ -1,12 +1,17 @@
 //! Snapshots over a network that breaks, and what a receiver does with a bad one.
 
-use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
 use crate::peer::{
     SendOutcome,
     dial::dial,
+    install::PROGRESS_EVERY,
     snapshot::CHUNK_BYTES,
     tests::{
         memory::file_of,
@@ -207,5 +212,31 @@ async fn a_newer_transfer_takes_the_turn_of_a_silent_one() {
     let have = tokio::time::timeout(Duration::from_secs(2), newer.reader.next()).await;
     assert_eq!(have.unwrap().unwrap().kind(), Some(FrameKind::SnapshotHave));
     assert_eq!(error_of(&mut silent).await.code(), ErrorCode::Busy);
+    offering.node.stop().await;
+}
+
+/// Else both would work on the same files.
+#[tokio::test]
+async fn a_snapshot_that_is_verified_keeps_the_turn_when_its_connection_breaks() {
+    let offering = Offering::start().await;
+    let snapshots = &offering.node.bare.snapshots;
+    let held = Arc::clone(&snapshots.verifying).lock_owned().await;
+    let data = Bytes::from_static(b"data");
+    let file = file_of("payloads", &data);
+    let mut first = offering.offer(manifest(vec![file.clone()])).await;
+    in_time("an answer", first.reader.next()).await.unwrap();
+    let chunk = proto::SnapshotChunk { file: 0, offset: 0, crc: crc32fast::hash(&data), data };
+    first.outbox.put(FrameKind::SnapshotChunk, 0, &chunk);
+    first.outbox.put_empty(FrameKind::SnapshotDone, 0);
+    first.outbox.flush().await.unwrap();
+    eventually("it is being verified", || snapshots.n_verified.load(Ordering::SeqCst) == 1).await;
+    drop(first);
+    let mut second = offering.offer(manifest(vec![file])).await;
+    // Long enough for the node to tell the first of its progress twice, and to find that nobody hears it.
+    let early = tokio::time::timeout(PROGRESS_EVERY * 5 / 2, second.reader.next()).await;
+    assert!(early.is_err(), "the second began while the first was being verified");
+    drop(held);
+    let have = in_time("the turn", second.reader.next()).await.unwrap();
+    assert_eq!(have.kind(), Some(FrameKind::SnapshotHave));
     offering.node.stop().await;
 }

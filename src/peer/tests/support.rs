@@ -153,11 +153,22 @@ pub(super) struct MemSnapshots {
     pub(super) n_begun: AtomicU64,
     /// Bytes each transfer found already there.
     pub(super) resumed: Mutex<Vec<u64>>,
+    /// Held: none that is being verified ends.
+    pub(super) verifying: Arc<tokio::sync::Mutex<()>>,
+    /// Those that began to be verified.
+    pub(super) n_verified: Arc<AtomicU64>,
 }
 
 impl MemSnapshots {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self { dir, sent: Mutex::default(), n_begun: AtomicU64::new(0), resumed: Mutex::default() }
+        Self {
+            dir,
+            sent: Mutex::default(),
+            n_begun: AtomicU64::new(0),
+            resumed: Mutex::default(),
+            verifying: Arc::default(),
+            n_verified: Arc::default(),
+        }
     }
 }
 
@@ -165,7 +176,8 @@ impl SnapshotStore for MemSnapshots {
     fn receive(&self, manifest: &proto::SnapshotManifest) -> io::Result<Box<dyn Receiving>> {
         let dir = self.dir.join(format!("{}.tmp", manifest.id));
         std::fs::create_dir_all(&dir)?;
-        let receiving = MemReceiving { dir, manifest: manifest.clone() };
+        let (verifying, n_verified) = (Arc::clone(&self.verifying), Arc::clone(&self.n_verified));
+        let receiving = MemReceiving { dir, manifest: manifest.clone(), verifying, n_verified };
         self.n_begun.fetch_add(1, Ordering::SeqCst);
         let have = manifest.files.iter().map(|file| receiving.have(&file.name)).sum();
         self.resumed.lock().unwrap().push(have);
@@ -180,6 +192,8 @@ impl SnapshotStore for MemSnapshots {
 struct MemReceiving {
     dir: PathBuf,
     manifest: proto::SnapshotManifest,
+    verifying: Arc<tokio::sync::Mutex<()>>,
+    n_verified: Arc<AtomicU64>,
 }
 
 impl Receiving for MemReceiving {
@@ -194,6 +208,8 @@ impl Receiving for MemReceiving {
     }
 
     fn finish(self: Box<Self>) -> io::Result<SnapshotData> {
+        self.n_verified.fetch_add(1, Ordering::SeqCst);
+        let _verifying = self.verifying.blocking_lock();
         for file in &self.manifest.files {
             let data = std::fs::read(self.dir.join(&file.name))?;
             if blake3::hash(&data).as_bytes()[..] != file.checksum[..] {

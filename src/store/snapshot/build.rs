@@ -336,7 +336,7 @@ impl Snapshots {
 }
 
 impl FileKey {
-    fn of(name: &str, m: &fs::Metadata) -> Self {
+    pub(super) fn of(name: &str, m: &fs::Metadata) -> Self {
         let modified_ns = m.mtime() * 1_000_000_000 + m.mtime_nsec();
         Self { name: name.to_owned(), inode: m.ino(), size: m.size(), modified_ns }
     }

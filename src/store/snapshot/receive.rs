@@ -12,8 +12,8 @@ use crate::raft::SnapshotData;
 use crate::store::files;
 use crate::store::snapshot::check::{self, Problem};
 use crate::store::snapshot::incoming::Stage;
-use crate::store::snapshot::shared::Shared;
-use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, Stored, meta_of, size_of};
+use crate::store::snapshot::shared::Origins;
+use crate::store::snapshot::{FILES, FORMAT_VERSION, Snapshots, meta_of, size_of};
 use crate::store::state::install::link_files;
 use crate::types::proto::SnapshotManifest;
 
@@ -28,6 +28,9 @@ pub(crate) enum ReceiveError {
     /// Nothing of it is kept: the sender begins anew.
     #[error("{file}: {what}")]
     Corrupt { file: String, what: String },
+    /// The sender is not to blame, and goes on.
+    #[error("{file}, linked from snapshot {id} of this node: {what}; it is to be sent")]
+    Linked { file: String, id: String, what: String },
     #[error("the manifest is not usable: {0}")]
     Manifest(String),
     #[error("the manifest names no file {0}")]
@@ -43,7 +46,8 @@ pub(crate) struct Receiving {
     tmp: PathBuf,
     /// Bytes that are there of each file.
     have: BTreeMap<String, u64>,
-    shared: Shared,
+    /// Where what was linked comes from.
+    origins: Origins,
     began: Instant,
     /// When a line last said how far it is.
     told: Instant,
@@ -65,7 +69,7 @@ impl Snapshots {
         let tmp = self.tmp_dir(&manifest.id);
         let dir = tmp.join(FILES);
         self.take_over(&manifest)?;
-        let shared = self.link_shared(&manifest, &dir);
+        let origins = self.link_shared(&manifest, &dir);
         let mut have = BTreeMap::new();
         for file in &manifest.files {
             let there = fs::metadata(dir.join(&file.name)).map_or(0, |m| m.len());
@@ -85,7 +89,7 @@ impl Snapshots {
             manifest,
             tmp,
             have,
-            shared,
+            origins,
             began,
             told: began,
             is_over: false,
@@ -101,18 +105,12 @@ impl Snapshots {
         let tmp = self.tmp_dir(id);
         files::remove_dir(&tmp)?;
         link_files(&foreign.dir, &tmp.join(FILES))?;
-        self.keep_received(&tmp, &foreign.manifest, false)
+        self.keep_received(&tmp, &foreign.manifest)
     }
 
     /// Keeps a received snapshot that is whole and durable; it counts once it is installed.
-    fn keep_received(
-        &self,
-        tmp: &Path,
-        manifest: &SnapshotManifest,
-        is_checked: bool,
-    ) -> io::Result<SnapshotData> {
-        let manifest = SnapshotManifest { received: true, ..manifest.clone() };
-        let stored = Stored { is_checked, ..self.put_in_place(tmp, manifest)? };
+    fn keep_received(&self, tmp: &Path, manifest: &SnapshotManifest) -> io::Result<SnapshotData> {
+        let stored = self.put_in_place(tmp, SnapshotManifest { received: true, ..manifest.clone() })?;
         let data = self.data(&stored);
         let before = self.pending().replace(stored);
         // One that was never installed is of no use beside a newer one.
@@ -206,25 +204,36 @@ impl Receiving {
                 files::sync_file(&path)?;
             }
         }
-        let unchecked = self.manifest.files.iter().filter(|f| !self.shared.is_checked(&f.name));
-        if let Some(Problem { file, what }) = unchecked.filter_map(|f| check::file(&dir, f)).next() {
-            if let Some(id) = self.shared.origin(&file) {
-                // Else it would be linked again.
-                self.snapshots.set_aside(id, &format!("{file}: {what}"))?;
-            }
+        let sent = self.manifest.files.iter().filter(|f| !self.origins.contains_key(&f.name));
+        if let Some(Problem { file, what }) = sent.filter_map(|f| check::file(&dir, f)).next() {
             return Err(ReceiveError::Corrupt { file, what });
         }
+        self.check_links(&dir, true)?;
         // The files are those that were sent; whether they are the state that the manifest names is
         // looked at too, before anything rests on it.
-        check::content(&dir, &self.manifest, &self.snapshots.inner.rocks)
-            .map_err(|what| ReceiveError::Corrupt { file: FILES.to_owned(), what })?;
+        if let Err(what) = check::content(&dir, &self.manifest, &self.snapshots.inner.rocks) {
+            self.check_links(&dir, false)?;
+            return Err(ReceiveError::Corrupt { file: FILES.to_owned(), what });
+        }
+        self.snapshots.tables_checked(&dir, &self.manifest);
         files::sync_dir(&dir)?;
         if let Some(held) = self.snapshots.find(&self.manifest.id) {
             files::remove_dir(&self.tmp)?;
             return Ok(held);
         }
         tracing::info!(id = self.manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
-        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest, true)?)
+        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest)?)
+    }
+
+    /// Refuses damaged tables of this node's own; what is whole stays for the next attempt.
+    fn check_links(&self, dir: &Path, is_trusting: bool) -> Result<(), ReceiveError> {
+        let damaged = self.snapshots.damaged_links(dir, &self.manifest, &self.origins, is_trusting);
+        for file in self.manifest.files.iter().filter(|f| damaged.iter().any(|p| p.file == f.name)) {
+            self.snapshots.unlink(dir, file);
+        }
+        let Some(Problem { file, what }) = damaged.into_iter().next() else { return Ok(()) };
+        let id = self.origins[&file].clone();
+        Err(ReceiveError::Linked { file, id, what })
     }
 }
 

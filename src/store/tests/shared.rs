@@ -1,11 +1,12 @@
-//! Files that a snapshot on its way in shares with one that is here.
+//! Tables that a snapshot on its way in shares with one that is here.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::raft::SnapshotData;
 use crate::store::Opened;
+use crate::store::snapshot::incoming::Stage;
 use crate::store::snapshot::receive::ReceiveError;
 use crate::store::tests::snapshot::{filled, install, send};
 use crate::store::tests::support::{blocks, build_snapshot, close, commit, folder, open};
@@ -23,12 +24,12 @@ async fn behind_by_one(from: &Path, to: &Path) -> (Opened, Opened, SnapshotData)
     (sender, receiver, second)
 }
 
-/// Of a snapshot, the files that another one has too, but empty ones.
+/// Of a snapshot, the tables that another one has too.
 fn shared(second: &SnapshotData, receiver: &Opened) -> Vec<SnapshotFile> {
     let newest = receiver.snapshots.newest().expect("one was installed");
-    let is_shared = |f: &&SnapshotFile| 0 < f.size_bytes && newest.files.contains(f);
+    let is_shared = |f: &&SnapshotFile| f.name.ends_with(".sst") && newest.files.contains(f);
     let shared: Vec<_> = second.manifest.files.iter().filter(is_shared).cloned().collect();
-    assert!(shared.iter().any(|f| f.name.ends_with(".sst")), "the first one's files are still the state's");
+    assert!(!shared.is_empty(), "the first one's files are still the state's");
     shared
 }
 
@@ -68,7 +69,7 @@ async fn a_part_that_was_sent_gives_way_to_the_whole_that_is_here() {
     let (_b, to) = folder();
     let (_c, elsewhere) = folder();
     let (sender, receiver, second) = behind_by_one(&from, &to).await;
-    let file = shared(&second, &receiver).into_iter().find(|f| f.name.ends_with(".sst")).unwrap();
+    let file = shared(&second, &receiver).remove(0);
     // As a process left it that did not know of links.
     let tmp = to.join("snapshots").join(format!("{}.tmp", second.manifest.id)).join("db");
     fs::create_dir_all(&tmp).unwrap();
@@ -85,32 +86,95 @@ async fn a_part_that_was_sent_gives_way_to_the_whole_that_is_here() {
     close(sender);
 }
 
+/// Flips a byte in place: whatever other names the file has are damaged with it.
+fn damage(path: &Path, at: u64, is_told: bool) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    if !is_told {
+        file.set_modified(modified).unwrap();
+    }
+}
+
+/// The first attempt finds damage of this node's own, the second has everything.
+async fn assert_sent_at_the_second_attempt(receiver: &mut Opened, second: &SnapshotData, damaged: &[String]) {
+    let refused = send(second, &receiver.snapshots, |_, _, _| {});
+    assert!(
+        matches!(&refused, Err(ReceiveError::Linked { file, .. }) if damaged.contains(file)),
+        "{refused:?}"
+    );
+    // The sender is not told that its snapshot is corrupt, and what is whole stays.
+    assert_eq!(receiver.snapshots.incoming().unwrap().stage, Stage::Interrupted);
+    let receiving = receiver.snapshots.receive(second.manifest.clone()).unwrap();
+    for file in &second.manifest.files {
+        let expected = if damaged.contains(&file.name) { 0 } else { file.size_bytes };
+        assert_eq!(receiving.have(&file.name), expected, "{}", file.name);
+    }
+    drop(receiving);
+    let received = send(second, &receiver.snapshots, |_, _, _| {}).unwrap();
+    install(receiver, received).await;
+    assert_eq!(receiver.snapshots.verify(&second.manifest.id).unwrap(), Some(vec![]));
+}
+
 #[tokio::test]
-async fn damage_of_what_is_here_is_found_and_costs_one_more_transfer() {
+async fn damage_of_what_is_here_is_found_and_sent() {
+    for is_reopened in [false, true] {
+        let (_a, from) = folder();
+        let (_b, to) = folder();
+        let (sender, mut receiver, second) = behind_by_one(&from, &to).await;
+        let file = shared(&second, &receiver).remove(0);
+        let first_id = receiver.snapshots.newest().unwrap().id;
+        let path = receiver.snapshots.file_of(&first_id, &file.name);
+        if is_reopened {
+            close(receiver);
+            // A copy: a state that shares the damage would be rebuilt.
+            let content = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, content).unwrap();
+            // One that was there when the process began is read, whatever its times say.
+            damage(&path, 10, false);
+            receiver = open(&to);
+        } else {
+            damage(&path, 10, true);
+        }
+        assert_sent_at_the_second_attempt(&mut receiver, &second, &[file.name]).await;
+        assert_eq!(receiver.reader.view().state_hash, sender.reader.view().state_hash);
+        close(receiver);
+        close(sender);
+    }
+}
+
+#[tokio::test]
+async fn what_was_compared_lately_is_compared_again_when_the_state_in_it_is_wrong() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let (sender, mut receiver, second) = behind_by_one(&from, &to).await;
+    let shared = shared(&second, &receiver);
+    let first_id = receiver.snapshots.newest().unwrap().id;
+    for file in &shared {
+        // Where a table ends, so that it does not even open.
+        damage(&receiver.snapshots.file_of(&first_id, &file.name), file.size_bytes - 2, false);
+    }
+    let names: Vec<_> = shared.into_iter().map(|f| f.name).collect();
+    assert_sent_at_the_second_attempt(&mut receiver, &second, &names).await;
+    close(receiver);
+    close(sender);
+}
+
+#[tokio::test]
+async fn a_table_that_became_shorter_is_not_linked() {
     let (_a, from) = folder();
     let (_b, to) = folder();
     let (sender, receiver, second) = behind_by_one(&from, &to).await;
-    let file = shared(&second, &receiver).into_iter().find(|f| f.name.ends_with(".sst")).unwrap();
-    let first_id = receiver.snapshots.newest().unwrap().id;
-    // Of what lies there since before this process nothing is taken for granted.
-    close(receiver);
-    let path = to.join("snapshots").join(&first_id).join("db").join(&file.name);
-    let mut content = fs::read(&path).unwrap();
-    content[10] ^= 1;
-    // A copy: the state has the file by another name.
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, content).unwrap();
-    let mut receiver = open(&to);
-    let refused = send(&second, &receiver.snapshots, |_, _, _| {});
-    assert!(matches!(&refused, Err(ReceiveError::Corrupt { file: f, .. }) if *f == file.name), "{refused:?}");
-    assert_eq!(
-        receiver.snapshots.newest(),
-        None,
-        "the damaged one is never linked from, sent or installed again"
-    );
+    let file = shared(&second, &receiver).remove(0);
+    let path = receiver.snapshots.file_of(&receiver.snapshots.newest().unwrap().id, &file.name);
+    let short = file.size_bytes - 7;
+    fs::File::options().write(true).open(&path).unwrap().set_len(short).unwrap();
     let received = send(&second, &receiver.snapshots, |_, _, _| {}).unwrap();
-    install(&mut receiver, received).await;
-    assert_eq!(receiver.reader.view().state_hash, sender.reader.view().state_hash);
+    assert_eq!(fs::metadata(&path).unwrap().len(), short, "what came was written into it");
+    drop(received);
     close(receiver);
     close(sender);
 }

@@ -244,15 +244,15 @@ async fn a_folder_can_be_opened_anew_though_somebody_read_when_it_was_closed() {
     let mut opened = open(&dir);
     commit(&mut opened, blocks(1, 1..=2, 10)).await;
     let (published, log) = (opened.machine.shared.published(), opened.log.shared.db());
-    let reading = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(100));
+    let reading = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
         drop((published, log));
     });
-    close(opened);
+    tokio::task::spawn_blocking(move || close(opened)).await.unwrap();
     let opened = open(&dir);
     assert_eq!(opened.reader.view().applied, pos(1, 2));
     close(opened);
-    reading.join().unwrap();
+    reading.await.unwrap();
 }
 
 #[tokio::test]
