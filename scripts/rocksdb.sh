@@ -15,7 +15,7 @@ dir="${XDG_CACHE_HOME:-$HOME/.cache}/blockraft/rocksdb-$version"
 
 flags=(
   -DCMAKE_BUILD_TYPE=Release
-  -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=24
+  -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=40
   -DPORTABLE=x86-64-v2 -DROCKSDB_BUILD_SHARED=OFF -DFAIL_ON_WARNINGS=OFF
   -DWITH_TESTS=OFF -DWITH_BENCHMARK_TOOLS=OFF -DWITH_TOOLS=OFF -DWITH_CORE_TOOLS=OFF
   -DWITH_TRACE_TOOLS=OFF -DWITH_GFLAGS=OFF -DWITH_LIBURING=OFF -DWITH_NUMA=OFF
@@ -48,6 +48,11 @@ source=$(cargo metadata --format-version 1 --locked --offline |
   sed 's/^"manifest_path":"//; s,/Cargo.toml"$,,')
 [ -d "$source/rocksdb" ] || { echo "blockraft: the sources of librocksdb-sys are not in cargo's registry" >&2; exit 1; }
 
+# A compiler takes up to 2 GiB for a batch.
+jobs=$(nproc)
+fit=$(awk '/^MemAvailable:/ { print int($2 / 2100000) }' /proc/meminfo)
+[ "$fit" -ge "$jobs" ] || jobs=$((fit > 0 ? fit : 1))
+
 # What a killed build left: whoever builds holds the lock.
 rm -rf "$dir"/build.*
 build=$(mktemp -d "$dir/build.XXXXXX")
@@ -55,7 +60,7 @@ trap 'rm -rf "$build"' EXIT
 compile() {
   cmake -S "$source/rocksdb" -B "$build" "${flags[@]}" \
     "-DCMAKE_CXX_FLAGS_RELEASE=$optimise -ffile-prefix-map=$source=librocksdb-sys" &&
-    cmake --build "$build" --target rocksdb --parallel "$(nproc)"
+    cmake --build "$build" --target rocksdb --parallel "$jobs"
 }
 # The log is for a failure; what is seen meanwhile is how far it is.
 if ! compile 2>&1 9>&- | tee "$build/log" | sed -un 's/^\(\[ *[0-9]*%\]\) Building .*/blockraft: RocksDB \1/p' >&2; then
