@@ -80,7 +80,8 @@ fn from_first_by_events(api: &str, buffer: usize, top: u64) -> Account {
     let mut events = Events::open(api, &format!("/v1/applied?fromHeight=1&buffer={buffer}"), None);
     let mut account = Account::default();
     while account.blocks.last().is_none_or(|b| b.height < top) {
-        account.take(&events.next().expect("the stream goes on").data);
+        let event = events.next().unwrap_or_else(|| panic!("the stream ended: {}", events.ending()));
+        account.take(&event.data);
     }
     account
 }

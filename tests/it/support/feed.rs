@@ -244,6 +244,7 @@ pub(crate) struct Events {
     conn: Connection,
     pub(crate) status: u16,
     body: Vec<u8>,
+    broke: Option<String>,
 }
 
 impl Events {
@@ -266,7 +267,7 @@ impl Events {
         conn.send(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{last_id}\r\n").as_bytes())
             .expect("it reads");
         let status = conn.head().expect("it answers").status;
-        Self { conn, status, body: Vec::new() }
+        Self { conn, status, body: Vec::new(), broke: None }
     }
 
     /// `None` when the stream is over.
@@ -274,13 +275,24 @@ impl Events {
         Some(Event::parse(&self.text()?))
     }
 
+    /// How it ended, for whoever did not expect that.
+    pub(crate) fn ending(&self) -> String {
+        format!("status {}, broke {:?}, at its end: {}", self.status, self.broke, self.body.escape_ascii())
+    }
+
     /// The next event as it came, comments before it included.
     pub(crate) fn text(&mut self) -> Option<Vec<u8>> {
         loop {
             match self.body.windows(2).position(|w| w == b"\n\n") {
                 Some(at) => return Some(self.body.drain(..at + 2).collect()),
-                None if !self.conn.read_body(&mut self.body).unwrap_or(false) => return None,
-                None => {}
+                None => match self.conn.read_body(&mut self.body) {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(failure) => {
+                        self.broke = Some(format!("{failure:?}"));
+                        return None;
+                    }
+                },
             }
         }
     }
