@@ -132,15 +132,8 @@ where
     let started = Instant::now();
     let store = Arc::clone(&shared.snapshots);
     let manifest = offer.manifest.clone();
-    // Kept by whatever runs on a blocking thread: dropped here, it runs on.
     let turn = Arc::new(turn);
-    let held = Arc::clone(&turn);
-    let begun = blocking(move || {
-        let begun = store.receive(&manifest);
-        drop(held);
-        begun
-    });
-    let begun = begun.await?;
+    let begun = blocking(keeping(Arc::clone(&turn), move || store.receive(&manifest))).await?;
     let mut transfer = Transfer::new(shared, connection, &offer.manifest, begun, turn);
     tokio::select! {
         biased;
@@ -149,14 +142,9 @@ where
     }
     let Transfer { store, connection, received_bytes, turn, .. } = transfer;
     let store = store.expect("the transfer has ended, nothing is being written");
-    let held = Arc::clone(&turn);
+    let finishing = keeping(Arc::clone(&turn), move || store.finish());
     let verifying = async {
-        let finished = tokio::task::spawn_blocking(move || {
-            let finished = store.finish();
-            drop(held);
-            finished
-        });
-        let finished = finished.await;
+        let finished = tokio::task::spawn_blocking(finishing).await;
         finished.map_err(io::Error::other).and_then(|finished| finished)
     };
     let data = while_waiting(connection, SnapshotStage::Verifying, received_bytes, verifying).await?;
@@ -307,13 +295,8 @@ impl<'a> Transfer<'a> {
         }
         let mut store = self.store.take().expect("pieces are written one after the other");
         let name = file.name.clone();
-        let turn = Arc::clone(&self.turn);
-        let store = blocking(move || {
-            let written = store.write_chunk(&name, chunk.offset, &chunk.data);
-            drop(turn);
-            written.map(|()| store)
-        });
-        self.store = Some(store.await?);
+        let write = move || store.write_chunk(&name, chunk.offset, &chunk.data).map(|()| store);
+        self.store = Some(blocking(keeping(Arc::clone(&self.turn), write)).await?);
         self.received_bytes += end - *offset;
         *offset = end;
         Ok(())
@@ -328,6 +311,15 @@ impl<'a> Transfer<'a> {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// Work for a blocking thread, which keeps the turn: whoever waits may be dropped, it runs on.
+fn keeping<T>(turn: Arc<OwnedMutexGuard<()>>, work: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    move || {
+        let done = work();
+        drop(turn);
+        done
     }
 }
 
