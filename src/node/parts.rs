@@ -225,6 +225,7 @@ impl peer::SnapshotStore for SnapshotStore {
                 "no room for a snapshot: {missing} bytes of it are missing, {free} are free, {} stay free",
                 self.min_free
             );
+            receiving.give_up();
             return Err(io::Error::new(io::ErrorKind::StorageFull, what));
         }
         Ok(Box::new(Incoming(receiving)))

@@ -77,11 +77,10 @@ fn from_first_by_socket(api: &str, buffer: usize, top: u64) -> Account {
 }
 
 fn from_first_by_events(api: &str, buffer: usize, top: u64) -> Account {
-    let mut events = Events::open(api, &format!("/v1/applied?fromHeight=1&buffer={buffer}"), None);
+    let mut events = Events::subscribe(api, &format!("/v1/applied?fromHeight=1&buffer={buffer}"));
     let mut account = Account::default();
     while account.blocks.last().is_none_or(|b| b.height < top) {
-        let event = events.next().unwrap_or_else(|| panic!("the stream ended: {}", events.ending()));
-        account.take(&event.data);
+        account.take(&events.next().expect("the stream goes on").data);
     }
     account
 }
@@ -166,7 +165,7 @@ fn by_socket(api: &str) -> Account {
 }
 
 fn by_events(api: &str) -> Account {
-    let mut events = Events::open(api, "/v1/applied?fromHeight=1", None);
+    let mut events = Events::subscribe(api, "/v1/applied?fromHeight=1");
     let mut account = Account::default();
     while !account.has_last {
         account.take(&events.next().expect("the stream goes on").data);

@@ -130,6 +130,19 @@ impl Receiving {
         size_of(&self.manifest) - self.have.values().sum::<u64>()
     }
 
+    /// Nothing of it can be taken in now. What was sent stays for the next attempt; what is linked would keep the
+    /// tables of snapshots that are deleted meanwhile, and is linked again then. Blocking.
+    pub(crate) fn give_up(mut self) {
+        let (id, dir) = (&self.manifest.id, self.tmp.join(FILES));
+        for file in self.origins.keys() {
+            match fs::remove_file(dir.join(file)) {
+                Ok(()) => drop(self.have.insert(file.clone(), 0)),
+                Err(error) => tracing::warn!(%error, id, file, "a link to a table of another snapshot stays"),
+            }
+        }
+        self.snapshots.receiving(&self.manifest, self.have.values().sum());
+    }
+
     /// Chunks of one file come in order; one that is there already is skipped. Blocking.
     pub(crate) fn write_chunk(&mut self, file: &str, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
         let size = self.manifest.files.iter().find(|f| f.name == file).map(|f| f.size_bytes);

@@ -178,3 +178,33 @@ async fn a_table_that_became_shorter_is_not_linked() {
     close(receiver);
     close(sender);
 }
+
+#[tokio::test]
+async fn what_finds_no_room_keeps_no_table_of_another_snapshot() {
+    let (_a, from) = folder();
+    let (_b, to) = folder();
+    let (sender, receiver, second) = behind_by_one(&from, &to).await;
+    let shared = shared(&second, &receiver);
+    let sent = second.manifest.files.iter().find(|f| !shared.contains(f) && 0 < f.size_bytes).unwrap();
+    let mut receiving = receiver.snapshots.receive(second.manifest.clone()).unwrap();
+    receiving.write_chunk(&sent.name, 0, b"!").unwrap();
+    receiving.give_up();
+    let first_id = receiver.snapshots.newest().unwrap().id;
+    let links = |file: &SnapshotFile| {
+        let path = receiver.snapshots.file_of(&first_id, &file.name);
+        fs::metadata(path).unwrap().nlink()
+    };
+    let tmp = to.join("snapshots").join(format!("{}.tmp", second.manifest.id)).join("db");
+    let left: Vec<_> = fs::read_dir(&tmp).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [sent.name.as_str()], "what was sent stays, and nothing else");
+    let incoming = receiver.snapshots.incoming().unwrap();
+    assert_eq!((incoming.stage, incoming.received_bytes), (Stage::Interrupted, 1));
+    let before: Vec<u64> = shared.iter().map(links).collect();
+    let receiving = receiver.snapshots.receive(second.manifest.clone()).unwrap();
+    assert_eq!(receiving.have(&sent.name), 1);
+    let linked: Vec<u64> = shared.iter().map(|file| links(file) - 1).collect();
+    assert_eq!(linked, before, "there is room: all are linked again");
+    drop(receiving);
+    close(receiver);
+    close(sender);
+}

@@ -10,7 +10,10 @@ use std::{
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use crate::support::http::Connection;
+use crate::support::{
+    http::Connection,
+    wait::{SOON, wait_for},
+};
 
 /// Longer than any pause that a test makes.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -270,13 +273,27 @@ impl Events {
         Self { conn, status, body: Vec::new(), broke: None }
     }
 
+    /// As [`Events::open`] where something is there to be read: a node that has not caught up says goodbye
+    /// instead, and a reader comes back.
+    #[track_caller]
+    pub(crate) fn subscribe(addr: &str, path: &str) -> Self {
+        wait_for("the node lets a reader in", SOON, || {
+            let mut events = Self::open(addr, path, None);
+            let first = events.text();
+            let is_let_in = first.as_ref().is_some_and(|text| Event::parse(text).name != "end");
+            events.body.splice(..0, first.into_iter().flatten());
+            anyhow::ensure!(is_let_in, "{}", events.ending());
+            Ok(events)
+        })
+    }
+
     /// `None` when the stream is over.
     pub(crate) fn next(&mut self) -> Option<Event> {
         Some(Event::parse(&self.text()?))
     }
 
     /// How it ended, for whoever did not expect that.
-    pub(crate) fn ending(&self) -> String {
+    fn ending(&self) -> String {
         format!("status {}, broke {:?}, at its end: {}", self.status, self.broke, self.body.escape_ascii())
     }
 

@@ -7,24 +7,26 @@ use std::{
     process,
     sync::{
         Mutex,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
 };
 
 /// Given once per test process, so that two tests never share one.
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-/// Where the next look begins: another place for each test process.
-static NEXT: AtomicU16 = AtomicU16::new(0);
+/// Looks so far.
+static LOOKS: AtomicU32 = AtomicU32::new(0);
+/// Ports between the first looks of two test processes that were started one after the other: more than one takes.
+const STRIDE: u32 = 2_003;
 
 /// Below the range that outgoing connections take their ports from: a node that is started again needs
 /// its port once more, and a client's connection must not sit on it meanwhile. Free when this returns.
 pub(crate) fn free() -> u16 {
     let (low, high) = range();
-    let span = high - low;
-    let offset = process::id() as u16;
+    let span = u32::from(high - low);
+    let first = process::id().wrapping_mul(STRIDE);
     for _ in 0..span {
-        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(offset);
-        let port = low + n % span;
+        let n = first.wrapping_add(LOOKS.fetch_add(1, Ordering::Relaxed));
+        let port = low + (n % span) as u16;
         let mut given = GIVEN.lock().expect("no holder of the lock panics");
         if !given.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             given.insert(port);
