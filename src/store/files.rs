@@ -2,8 +2,13 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+/// What a direct write begins at and is a multiple of, in memory and in the file, on every usual disk.
+const DIRECT_BYTES: usize = 4_096;
 
 /// Makes a folder, and those above it, that only its owner may enter.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
@@ -56,10 +61,37 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Whether files of a folder can be written past the page cache: not on every file system. Tried with a file
+/// that has no name, so that nothing changes in the folder.
+pub(crate) fn takes_direct_writes(dir: &Path) -> bool {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else { return false };
+    let room = [0; 2 * DIRECT_BYTES];
+    let begin = room.as_ptr().align_offset(DIRECT_BYTES);
+    File::from(file).write_all_at(&room[begin..begin + DIRECT_BYTES], 0).is_ok()
+}
+
 /// Whether an error says that the disk is full.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn direct_writes_are_tried_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = fs::metadata(dir.path()).unwrap().modified().unwrap();
+        let is_taken = takes_direct_writes(dir.path());
+        assert_eq!(is_taken, takes_direct_writes(dir.path()));
+        assert_eq!(fs::metadata(dir.path()).unwrap().modified().unwrap(), before);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(!takes_direct_writes(Path::new("/proc")), "it has no files of ours");
+        assert!(!takes_direct_writes(&dir.path().join("missing")));
+    }
 }

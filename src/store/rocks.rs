@@ -13,6 +13,8 @@ use rocksdb::{
     Env, ErrorKind, InfoLogger, LogLevel, Options, SingleThreaded, WriteBufferManager,
 };
 
+use crate::store::files;
+
 /// An open database.
 pub(crate) struct Db {
     db: Inner,
@@ -205,7 +207,10 @@ impl Shared {
         create: bool,
         recovery: Recovery,
     ) -> Result<Db, rocksdb::Error> {
-        let o = self.log_options(create, recovery)?;
+        let mut o = self.log_options(create, recovery)?;
+        // A table of the log is read by who lags, and by nobody else: through the page cache each would cost fresh
+        // pages, and the flushes of those keep the WAL waiting.
+        o.set_use_direct_io_for_flush_and_compaction(files::takes_direct_writes(files::parent(dir)));
         Ok(Db::new(Inner::open_cf_descriptors(&o, dir, self.log_descriptors())?))
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use openraft::storage::IOFlushed;
 use prometheus::Registry;
 
+use crate::store::files::takes_direct_writes;
 use crate::store::log::open::log_dir;
 use crate::store::rocks::{LOG_FAMILIES, STATE_FAMILIES};
 use crate::store::tests::support::{close, folder, open_with, who};
@@ -65,6 +66,10 @@ async fn every_family_has_the_options_it_was_meant_to_have() {
     assert_eq!(get("wal_recovery_mode"), "kTolerateCorruptedTailRecords");
     assert_eq!(get("track_and_verify_wals_in_manifest"), "true");
     assert_eq!(get("max_total_wal_size"), "67108864");
+    // The state's tables are read again at once, for the checksums of a snapshot.
+    let past_the_cache = "use_direct_io_for_flush_and_compaction";
+    assert_eq!(get(past_the_cache), takes_direct_writes(&dir).to_string());
+    assert_eq!(options(&state)[&("DBOptions".to_owned(), past_the_cache.to_owned())], "false");
     for (family, value) in LOG_FAMILIES
         .iter()
         .flat_map(|f| [(f, ("enable_blob_files", "true")), (f, ("min_blob_size", "65536"))])
