@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,6 @@ use crate::consensus;
 use crate::consensus::handle::{WriteError, Written};
 use crate::instants::Instants;
 use crate::leadership;
-use crate::leadership::handle::Leadership;
 use crate::machine::command::Origin;
 use crate::machine::{Command, Outcome};
 use crate::proposals::handle::{Answer, Handle, Proposal, Queued, Waiter, overloaded};
@@ -27,9 +26,6 @@ use crate::types::{Height, NodeId};
 
 /// Proposals taken from the queue at once. By eye: what apply answers in one batch.
 const BATCH_MAX: usize = 1_024;
-
-/// While the lease is over and may come back. By eye: a fraction of any heartbeat.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// A block in flight, and those who wait for it.
 struct Flying {
@@ -129,8 +125,8 @@ impl Task {
                 }
                 () = sleep_until(early_until) => {}
             }
-            let gate = self.gate_after_lapse().await;
             self.forget_landed();
+            let gate = self.gate();
             for queued in batch.drain(..) {
                 self.take(queued, &gate).await;
             }
@@ -138,31 +134,17 @@ impl Task {
         }
     }
 
-    /// A disk or a network that stands still for a moment costs the lease, and nobody else may lead before
-    /// `heartbeat_timeout` is over: until then the lease is waited for, as an answer of `noLeader` would end every
-    /// stream.
-    async fn gate_after_lapse(&self) -> Gate {
-        let patience = self.raft.config().heartbeat_timeout;
-        loop {
-            let now = self.leadership.now();
-            let is_waited_for = is_lapsed(&now)
-                && !(now.is_stopping || now.is_disk_full || now.is_handing_over)
-                && now.quorum_ack_age.is_some_and(|age| age < patience);
-            if !is_waited_for {
-                return self.gate(now);
-            }
-            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
-        }
-    }
-
-    fn gate(&self, now: Leadership) -> Gate {
+    fn gate(&self) -> Gate {
+        let now = self.leadership.now();
         let leads = now.role == consensus::Role::Leader;
         match now.fence {
             Some(fence) => Gate::Open { fence },
             None if now.is_stopping => Gate::NotLeading(ProposeError::ShuttingDown),
             None if leads && now.is_disk_full => Gate::Shut(ProposeError::Storage),
             // A leader whose lease is over knows of no leader (design 11).
-            None if is_lapsed(&now) => Gate::NotLeading(self.no_leader()),
+            None if leads && now.quorum_ack_age.is_some() && !now.lease_valid => {
+                Gate::NotLeading(self.no_leader())
+            }
             None if leads && now.paused && now.is_handing_over => Gate::Shut(ProposeError::Paused),
             None if leads => Gate::Shut(ProposeError::NotReady),
             None => Gate::NotLeading(match now.leader_id {
@@ -396,11 +378,6 @@ impl Drop for Landing {
     }
 }
 
-/// Whether this node leads, as far as it knows, and no quorum acknowledged that lately.
-fn is_lapsed(now: &Leadership) -> bool {
-    now.role == consensus::Role::Leader && now.quorum_ack_age.is_some() && !now.lease_valid
-}
-
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -415,6 +392,8 @@ fn now_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::proposals::Lane;
     use crate::proposals::order::Flight;

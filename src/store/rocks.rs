@@ -207,10 +207,27 @@ impl Shared {
         create: bool,
         recovery: Recovery,
     ) -> Result<Db, rocksdb::Error> {
-        let mut o = self.log_options(create, recovery)?;
         // A table of the log is read by who lags, and by nobody else: through the page cache each would cost fresh
         // pages, and the flushes of those keep the WAL waiting.
-        o.set_use_direct_io_for_flush_and_compaction(files::takes_direct_writes(files::parent(dir)));
+        let is_direct = files::takes_direct_writes(if dir.is_dir() { dir } else { files::parent(dir) });
+        match self.open_log_with(dir, create, recovery, is_direct) {
+            // It reads `CURRENT` that way too, which need not lie where new files do.
+            Err(e) if is_direct && e.kind() == ErrorKind::InvalidArgument => {
+                self.open_log_with(dir, create, recovery, false)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_log_with(
+        &self,
+        dir: &Path,
+        create: bool,
+        recovery: Recovery,
+        is_direct: bool,
+    ) -> Result<Db, rocksdb::Error> {
+        let mut o = self.log_options(create, recovery)?;
+        o.set_use_direct_io_for_flush_and_compaction(is_direct);
         Ok(Db::new(Inner::open_cf_descriptors(&o, dir, self.log_descriptors())?))
     }
 

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | a_leader_whose_disk_hangs_… | design 11: the fence is withdrawn after `leadership.stall_after`, and another leads |
 //! | a_disk_that_hangs_for_less_… | design 10: the patience of an election is not a disk's |
+//! | a_log_on_a_file_system_… | a folder that opened once opens again, on whatever disk its parts lie |
 //! | a_disk_that_fails_ends_the_node | safety 32; design 4: said, in `LAST_EXIT`, exit code 1; never tried again |
 
 use std::{
@@ -16,11 +17,13 @@ use serde_json::json;
 
 use crate::faults::UNABLE;
 use crate::support::{
-    block::Way,
-    cluster::Roles,
-    config::settings,
+    block::{Block, Way},
+    cluster::{Cluster, Roles},
+    config::{Settings, settings},
     disk,
     scene::Scene,
+    small_disk::SmallDisk,
+    stream::fill,
     wait::{SOON, pause, wait_for},
 };
 
@@ -103,4 +106,34 @@ fn a_disk_that_fails_ends_the_node() {
     scene.cluster.leader_above(fence);
     // A core that has to stop says so in many words, all of them openraft's: no quiet end.
     scene.check();
+}
+
+#[test]
+fn a_log_on_a_file_system_without_direct_writes_is_opened_and_written() {
+    let mut cluster = Cluster::new(1, Settings::new());
+    cluster.start();
+    let blocks: Vec<Block> = (1..=40).map(|h| Block::sized(h, "a", 1_000_000)).collect();
+    fill(&cluster.node(1).api.clone(), &blocks[..20]);
+    assert_eq!(cluster.node_mut(1).stop(SOON).0.code(), Some(0));
+    // As an operator does who gives the log a disk of its own.
+    let log = cluster.node(1).data_dir.join("log");
+    let before = log.with_extension("before");
+    fs::rename(&log, &before).expect("nobody has it open");
+    let Some(_disk) = SmallDisk::mount_without_direct_writes(&log) else { return };
+    for file in fs::read_dir(&before).expect("it is there") {
+        let file = file.expect("it is read");
+        fs::copy(file.path(), log.join(file.file_name())).expect("there is room");
+    }
+    fs::remove_dir_all(&before).expect("it is ours");
+    cluster.node_mut(1).start();
+    cluster.leader();
+    // More than the log's memtable takes: tables are written there too.
+    fill(&cluster.node(1).api.clone(), &blocks[20..]);
+    cluster.node_mut(1).kill();
+    cluster.node_mut(1).start();
+    cluster.leader();
+    assert_eq!(cluster.height(1), 40);
+    let rows = cluster.node(1).range(1, 40).expect("it answers");
+    assert_eq!(rows.len(), 40, "every block is there");
+    cluster.end();
 }

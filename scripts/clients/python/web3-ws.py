@@ -14,7 +14,8 @@ class Client(wire.Client):
     async def how(url):
         # how:
         raft = type("Raft", (Module,), {"is_async": True, "leader": Method("raft_leader")})  # names of methods, as many as are wanted
-        async with web3.AsyncWeb3(web3.WebSocketProvider(url, websocket_kwargs={"max_size": None}), external_modules={"raft": raft}) as w3:
+        provider = web3.WebSocketProvider(url, websocket_kwargs={"max_size": None}, request_timeout=6)  # all of it passes where a node stops meanwhile
+        async with web3.AsyncWeb3(provider, external_modules={"raft": raft}) as w3:
             return await w3.raft.leader(True)  # Web3RPCError has rpc_response["error"], with code, message and data
         # end
 

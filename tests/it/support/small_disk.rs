@@ -12,9 +12,17 @@ pub(crate) struct SmallDisk(PathBuf);
 impl SmallDisk {
     /// `None`, and a line that says so: nothing can be mounted here.
     pub(crate) fn mount(dir: &Path, mib: u64) -> Option<Self> {
+        Self::mount_as("tmpfs", &format!("size={mib}m,mode=0700"), dir)
+    }
+
+    /// One without bounds, whose files cannot be written past the page cache.
+    pub(crate) fn mount_without_direct_writes(dir: &Path) -> Option<Self> {
+        Self::mount_as("ramfs", "mode=0700", dir)
+    }
+
+    fn mount_as(kind: &str, options: &str, dir: &Path) -> Option<Self> {
         fs::create_dir_all(dir).expect("writable");
-        let size = format!("size={mib}m,mode=0700");
-        let out = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
+        let out = Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(dir).output();
         match out {
             Ok(out) if out.status.success() => Some(Self(dir.to_owned())),
             _ => {
