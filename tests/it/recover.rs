@@ -347,8 +347,13 @@ fn a_state_ahead_of_its_log_counts_and_is_recovered() {
     fill_patiently(&mut cluster, &kept(61..=BLOCKS));
     cluster.node_mut(ahead).start();
     cluster.settled();
-    // What is in its state reaches no further than its newest snapshot.
-    cluster.node(ahead).call("snapshot_create", &json!({})).expect("it makes one");
+    // What is in its state reaches no further than its newest snapshot; who asks while one is built gets that one.
+    wait_for("a snapshot holds all that was applied", SOON, || {
+        let made = cluster.node(ahead).call("snapshot_create", &json!({}))?;
+        let applied = cluster.node(ahead).status()?["appliedIndex"].clone();
+        ensure!(made["lastIndex"] == applied, "{} of {applied}", made["lastIndex"]);
+        Ok(())
+    });
     cluster.nodes.iter_mut().for_each(|n| n.kill_at_once());
     cluster.nodes.iter_mut().for_each(|n| n.kill());
     cluster.allow_deaths();
