@@ -51,15 +51,6 @@ fn on_demand() -> Settings {
     all
 }
 
-/// The snapshot of a leader that holds all it has, and nothing else does: its log is purged up to there.
-fn compact(cluster: &mut Cluster, leader: NodeId) -> Value {
-    assert_eq!(cluster.leader(), leader, "patient timings keep it");
-    let made = cluster.node(leader).call("snapshot_create", &json!({})).expect("it answers");
-    let purged = cluster.node(leader).call("snapshot_purgeLog", &json!({})).expect("it answers");
-    assert_eq!(purged["purgedIndex"], made["lastIndex"]);
-    made
-}
-
 /// One is away while blocks come; what it lacks is in a snapshot of the leader's alone. The leader, who is
 /// away, and the snapshot.
 fn one_lacks(cluster: &mut Cluster, n_blocks: u64, size: usize) -> (NodeId, NodeId, Value) {
@@ -68,7 +59,7 @@ fn one_lacks(cluster: &mut Cluster, n_blocks: u64, size: usize) -> (NodeId, Node
     let away = cluster.others(leader)[0];
     cluster.node_mut(away).kill();
     fill_patiently(cluster, &blocks(1..=n_blocks, size));
-    let made = compact(cluster, leader);
+    let made = cluster.compact(leader);
     (leader, away, made)
 }
 
@@ -157,7 +148,7 @@ fn the_next_snapshot_sends_only_what_the_last_one_did_not() {
 
     cluster.node_mut(away).kill();
     fill_patiently(&mut cluster, &blocks(BLOCKS + 1..=BLOCKS + MORE, LARGE));
-    compact(&mut cluster, leader);
+    cluster.compact(leader);
     cluster.node_mut(away).start();
     wait_height(&mut cluster, away, BLOCKS + MORE);
     assert_eq!(installs(&cluster, away, "ok"), 1.0);

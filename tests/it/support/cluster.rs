@@ -251,6 +251,16 @@ impl Cluster {
         statuses
     }
 
+    /// The snapshot of a leader that holds all it has, and nothing else does: its log is purged up to there.
+    #[track_caller]
+    pub(crate) fn compact(&mut self, leader: NodeId) -> Value {
+        assert_eq!(self.leader(), leader, "patient timings keep it");
+        let made = self.node(leader).call("snapshot_create", &json!({})).expect("it answers");
+        let purged = self.node(leader).call("snapshot_purgeLog", &json!({})).expect("it answers");
+        assert_eq!(purged["purgedIndex"], made["lastIndex"]);
+        made
+    }
+
     /// The running nodes hold one state: its hash at one index, out of a snapshot of each. Nobody may propose
     /// meanwhile.
     #[track_caller]

@@ -247,7 +247,6 @@ pub(crate) struct Events {
     conn: Connection,
     pub(crate) status: u16,
     body: Vec<u8>,
-    broke: Option<String>,
 }
 
 impl Events {
@@ -270,7 +269,7 @@ impl Events {
         conn.send(format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n{last_id}\r\n").as_bytes())
             .expect("it reads");
         let status = conn.head().expect("it answers").status;
-        Self { conn, status, body: Vec::new(), broke: None }
+        Self { conn, status, body: Vec::new() }
     }
 
     /// As [`Events::open`] where something is there to be read: a node that has not caught up says goodbye
@@ -282,7 +281,7 @@ impl Events {
             let first = events.text();
             let is_let_in = first.as_ref().is_some_and(|text| Event::parse(text).name != "end");
             events.body.splice(..0, first.into_iter().flatten());
-            anyhow::ensure!(is_let_in, "{}", events.ending());
+            anyhow::ensure!(is_let_in, "status {}: {}", events.status, events.body.escape_ascii());
             Ok(events)
         })
     }
@@ -292,24 +291,13 @@ impl Events {
         Some(Event::parse(&self.text()?))
     }
 
-    /// How it ended, for whoever did not expect that.
-    fn ending(&self) -> String {
-        format!("status {}, broke {:?}, at its end: {}", self.status, self.broke, self.body.escape_ascii())
-    }
-
     /// The next event as it came, comments before it included.
     pub(crate) fn text(&mut self) -> Option<Vec<u8>> {
         loop {
             match self.body.windows(2).position(|w| w == b"\n\n") {
                 Some(at) => return Some(self.body.drain(..at + 2).collect()),
-                None => match self.conn.read_body(&mut self.body) {
-                    Ok(true) => {}
-                    Ok(false) => return None,
-                    Err(failure) => {
-                        self.broke = Some(format!("{failure:?}"));
-                        return None;
-                    }
-                },
+                None if !self.conn.read_body(&mut self.body).unwrap_or(false) => return None,
+                None => {}
             }
         }
     }

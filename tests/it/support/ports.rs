@@ -15,7 +15,8 @@ use std::{
 static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 /// Looks so far.
 static LOOKS: AtomicU32 = AtomicU32::new(0);
-/// Ports between the first looks of two test processes that were started one after the other: more than one takes.
+/// Ports between the first looks of two test processes that were started one after the other. By eye: as many as one
+/// takes.
 const STRIDE: u32 = 2_003;
 
 /// Below the range that outgoing connections take their ports from: a node that is started again needs
