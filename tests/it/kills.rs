@@ -86,8 +86,6 @@ fn kills_between_flushes_leave_applied_index_and_blocks_of_one_moment() {
         ]),
     );
     cluster.start();
-    // A write that was cut short.
-    cluster.allow("the last record of the log is torn");
     let mut chance = Chance::new();
     let mut top = 0;
     for round in 0..rounds {

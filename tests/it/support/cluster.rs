@@ -25,6 +25,9 @@ const ALLOWED_ANYWHERE: &[&str] = &[
     "begins before its record is durable",
 ];
 
+/// What only a node that was killed may say, when it is started again.
+const ALLOWED_OF_KILLED: &str = "the last record of the log is torn";
+
 /// The ready leader, the fence it holds, and the others that run.
 #[derive(Debug, Clone)]
 pub(crate) struct Roles {
@@ -299,8 +302,14 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn assert_quiet(&self) {
         for node in &self.nodes {
-            let parts: Vec<&str> =
-                self.allowed.iter().map(String::as_str).chain(ALLOWED_ANYWHERE.iter().copied()).collect();
+            let of_killed = node.was_killed.then_some(ALLOWED_OF_KILLED);
+            let parts: Vec<&str> = self
+                .allowed
+                .iter()
+                .map(String::as_str)
+                .chain(ALLOWED_ANYWHERE.iter().copied())
+                .chain(of_killed)
+                .collect();
             let is_expected = |line: &Line| parts.iter().any(|part| line.message.contains(part));
             let alarming: Vec<_> = node
                 .lines()

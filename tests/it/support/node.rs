@@ -55,6 +55,8 @@ pub(crate) struct Node {
     /// Beside what a node's environment is anyway.
     pub(crate) env: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
+    /// A process of it was, so the next one may find a write that was cut short.
+    pub(crate) was_killed: bool,
 }
 
 impl Node {
@@ -71,6 +73,7 @@ impl Node {
             settings: Settings::new(),
             env: Vec::new(),
             child: None,
+            was_killed: false,
         }
     }
 
@@ -161,6 +164,7 @@ impl Node {
         if let Some(child) = &mut self.child {
             // It may have ended by itself; whoever waits for it sees how.
             let _ = child.kill();
+            self.was_killed = true;
         }
     }
 
