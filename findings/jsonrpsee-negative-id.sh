@@ -12,8 +12,9 @@
 #   id 7.0: 200, null, run 0 times
 #   id 7e0: 200, null, run 0 times
 #
-# A client that draws its ids from signed integers loses every other call, without an error. blockraft looks at every
-# body first and answers such a call with -32600 and the ids there are. Fails when it is otherwise.
+# A client that draws its ids from signed integers loses every other call, without an error. blockraft looks at the body
+# of a POST first and answers such a call with -32600 and the ids there are; over a WebSocket, which is the library's own,
+# it is as above, and counts as a request without an id. Fails when it is otherwise.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -77,8 +77,10 @@ pub(crate) fn openrpc_document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Raft agreement on blocks. JSON-RPC 2.0 over HTTP POST / and WebSocket /. Params by name or by \
                             position; absent, null, [] and {} are the same. Bytes are 0x hex; 64-bit integers are numbers up \
-                            to 2^53 - 1, or decimal or 0x strings. A request without id is not executed. The data of an \
-                            error is #/components/schemas/Data.",
+                            to 2^53 - 1, or decimal or 0x strings. An id is a string, an integer from 0 to 2^64 - 1, or \
+                            null. A request without an id is not executed, nor answered over WebSocket or in a batch; another \
+                            kind of id is an error over HTTP and none over WebSocket. The data of an error is \
+                            #/components/schemas/Data.",
             "license": { "name": "Apache-2.0" }
         },
         "methods": methods,

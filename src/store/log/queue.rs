@@ -20,6 +20,8 @@ use crate::types::position::LogPos;
 pub(crate) const GROUP_BYTES: u64 = 4 << 20;
 /// What may ride along waits so long for something that must be written.
 const IDLE: Duration = Duration::from_millis(50);
+/// `committed` alone needs no sync, and waits for so long only. By eye: a few proposals one after the other.
+const COMMITTED_IDLE: Duration = Duration::from_millis(5);
 /// Weight of an operation beside its payload; by eye.
 const OP_BYTES: u64 = 64;
 
@@ -82,6 +84,9 @@ pub(crate) struct Group {
     pub(crate) ops: Vec<Op>,
     pub(crate) bytes: u64,
     pub(crate) last_seq: u64,
+    /// All but `committed` alone. A process that starts after a kill still knows that, and one that starts after a power
+    /// cut hears of it again.
+    pub(crate) is_durable: bool,
 }
 
 #[derive(Default)]
@@ -97,6 +102,17 @@ struct State {
     is_closed: bool,
     #[cfg(test)]
     is_held: bool,
+}
+
+impl State {
+    fn is_committed_alone(&self) -> bool {
+        self.ops.iter().all(|op| matches!(op, Op::Committed(_)))
+    }
+
+    /// How long the oldest operation that nobody waits for may wait.
+    fn patience(&self) -> Duration {
+        if self.is_committed_alone() { COMMITTED_IDLE } else { IDLE }
+    }
 }
 
 #[derive(Default)]
@@ -163,8 +179,8 @@ impl Queue {
                 return None;
             }
             let wait = match state.idle_since {
-                Some(since) => (since + IDLE).saturating_duration_since(Instant::now()),
-                None => IDLE,
+                Some(since) => (since + state.patience()).saturating_duration_since(Instant::now()),
+                None => COMMITTED_IDLE,
             };
             if wait.is_zero() {
                 break;
@@ -177,6 +193,7 @@ impl Queue {
                 state.is_asleep = false;
             }
         }
+        let is_durable = state.is_closed || !state.is_committed_alone();
         let (mut ops, mut bytes) = (Vec::with_capacity(state.ops.len().min(4096)), 0);
         while let Some(op) = state.ops.front() {
             let weight = op.weight();
@@ -194,7 +211,7 @@ impl Queue {
             state.idle_since = None;
         }
         let last_seq = state.last_seq - state.ops.len() as u64;
-        Some(Group { ops, bytes, last_seq })
+        Some(Group { ops, bytes, last_seq, is_durable })
     }
 
     /// Waits a moment before a write that met a full disk is tried again. `false`: closed meanwhile.
