@@ -81,6 +81,8 @@ def with_values(cluster, fourth):
         ("blockraft ctl block range", "blockraft ctl block range 3"),
         ("blockraft ctl block reconcile HEIGHT HASH", f"blockraft ctl block reconcile 5 {block['hash']}"),
         ("blockraft ctl history", "blockraft ctl history"),
+        # Ends only when it is told to.
+        ("blockraft ctl watch", "timeout 5 blockraft ctl watch || [ $? = 124 ]"),
         ("blockraft ctl settings set", "blockraft ctl settings set state.history_blocks=20000 --yes"),
         ("blockraft ctl settings set state.history_bytes=4GiB", "blockraft ctl settings set state.history_bytes=4GiB --yes"),
         ("blockraft ctl --node ID snapshot create", f"blockraft ctl --node {a.id} snapshot create"),
@@ -91,7 +93,10 @@ def with_values(cluster, fourth):
         ("blockraft ctl --node ID pause", f"blockraft ctl --node {leader.id} pause --yes"),
         ("blockraft ctl --node ID resume", f"blockraft ctl --node {leader.id} resume"),
         ("blockraft ctl members update ID --peer HOST:PORT", f"blockraft ctl members update {a.id} --peer {a.peer.replace('127.0.0.1', 'localhost')}"),
-        ("blockraft ctl members add 4 n4.internal:7500", f"blockraft ctl members add 4 {fourth.peer}"),
+        (
+            "blockraft ctl members add 4 n4.internal:7500 --api n4.internal:7400",
+            f"blockraft ctl members add 4 {fourth.peer} --api {fourth.api}",
+        ),
         ("blockraft ctl members promote 4", "blockraft ctl members promote 4"),
         ("blockraft ctl members demote ID", f"blockraft ctl members demote {b.id} --yes"),
         ("blockraft ctl members remove ID", f"blockraft ctl members remove {b.id} --yes"),

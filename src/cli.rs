@@ -107,6 +107,47 @@ mod tests {
         command().debug_assert();
     }
 
+    /// Every command below, as words of a line, and what its `--help` says.
+    fn helps(command: &mut clap::Command, path: &str) -> Vec<(String, String)> {
+        let path = format!("{path} {}", command.get_name());
+        let mut all = vec![(path.clone(), command.render_long_help().to_string())];
+        for sub in command.get_subcommands_mut() {
+            all.extend(helps(sub, &path));
+        }
+        all
+    }
+
+    #[test]
+    fn every_command_says_what_it_is_for() {
+        let commands = command();
+        for sub in commands.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn the_settings_that_help_texts_name_are_valid() {
+        let required = ["cluster.id=c", "node.id=1", "node.data_dir=/d"].map(String::from);
+        let mut n_checked = 0;
+        for (command, help) in helps(&mut command(), "") {
+            let words: Vec<&str> = help.split_whitespace().collect();
+            for pair in words.windows(2) {
+                let is_example = pair[1].contains('=') && !pair[1].starts_with('<');
+                if !is_example || !["--set", "as"].contains(&pair[0]) {
+                    continue;
+                }
+                let setting = pair[1].trim_end_matches([';', ',', '.']);
+                let set = required.iter().cloned().chain([setting.to_owned()]).collect();
+                let loaded = config_args::ConfigArgs { config: None, set }.load_with(Vec::new());
+                let why = loaded.err().and_then(|f| f.message);
+                assert_eq!(why, None, "{command}: {setting}");
+                n_checked += 1;
+            }
+        }
+        // Of `node`, `dev`, `bench` and `check` at least.
+        assert!(4 <= n_checked, "{n_checked}");
+    }
+
     #[test]
     fn usage_errors_and_help_have_their_codes() {
         let kind = |line: &str| Cli::try_parse_from(line.split(' ')).expect_err("no command").kind();

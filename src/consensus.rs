@@ -32,6 +32,9 @@ pub(crate) enum PeerError {
     NoAddress(NodeId),
     #[error("node {node_id} is not reachable: {why}")]
     Unreachable { node_id: NodeId, why: String },
+    /// Whoever it is that should listen there.
+    #[error("nobody answers at {addr}: {why}")]
+    Nobody { addr: String, why: String },
     #[error("node {node_id} gave no answer within {after:?}")]
     TimedOut { node_id: NodeId, after: Duration },
     #[error("refused: {0}")]

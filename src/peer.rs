@@ -27,6 +27,7 @@ mod keeper;
 mod link;
 mod metrics;
 mod network;
+mod said;
 mod server;
 mod session;
 mod snapshot;

@@ -35,7 +35,7 @@ pub(crate) mod tap;
 pub(crate) mod watermark;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) type Health = health::Health;
 pub(crate) type Identity = identity::Identity;
@@ -141,8 +141,12 @@ pub(crate) fn open(
 /// Those who still read or merge let go meanwhile. By eye: a merge that is cancelled ends at its next key.
 const CLOSED_WITHIN: Duration = Duration::from_millis(200);
 
-/// Ends the threads of the store and closes its databases.
-pub(crate) struct Closer {
+/// Ends the threads of the store and closes its databases. Dropped without [`Closer::close`], it does so on a thread of
+/// its own.
+pub(crate) struct Closer(Option<Open>);
+
+/// What has to be closed.
+struct Open {
     log: Arc<log::Shared>,
     state: Arc<state::Shared>,
     watermark: watermark::Watermark,
@@ -154,9 +158,32 @@ pub(crate) struct Closer {
 }
 
 impl Closer {
+    /// For somebody else: what is left here closes nothing.
+    pub(crate) fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
     /// Blocking. What is queued is written first. On return both databases are closed, so that the folder can be opened
     /// anew; but for one that somebody reads for longer than [`CLOSED_WITHIN`].
-    pub(crate) fn close(self) {
+    pub(crate) fn close(mut self) {
+        if let Some(open) = self.0.take() {
+            open.close();
+        }
+    }
+}
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        let Some(open) = self.0.take() else { return };
+        let closing = std::thread::Builder::new().name("store-close".into()).spawn(move || open.close());
+        if let Err(error) = closing {
+            tracing::warn!(%error, "the store stays open: no thread can be started");
+        }
+    }
+}
+
+impl Open {
+    fn close(self) {
         self.log.queue.close();
         let _ = self.writer.join();
         self.watermark.close();

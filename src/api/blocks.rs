@@ -98,7 +98,9 @@ pub(crate) fn decode(message: Bytes) -> Result<Block, Fault> {
 }
 
 pub(crate) fn too_large(bytes: u64, max: u64) -> Fault {
-    Fault::too_large(format!("the block's message has {bytes} bytes, chain.max_block_bytes allows {max}"))
+    Fault::too_large(format!(
+        "the block's message has {bytes} bytes, at most {max}: chain.max_block_bytes and {MESSAGE_EXTRA_BYTES} for the rest of it"
+    ))
 }
 
 /// `POST /v1/blocks`.

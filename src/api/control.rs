@@ -64,6 +64,8 @@ impl JsonSchema for OperationId {
 pub(crate) struct Noted {
     pub(crate) term: Option<Term>,
     pub(crate) index: Option<LogIndex>,
+    /// What was asked for may still happen.
+    pub(crate) is_unknown: bool,
 }
 
 /// Carries a call out whose parameters were looked at.
@@ -127,6 +129,7 @@ fn begin(method: &'static Method, call: &Call, params: &RawValue) -> Started {
 fn end(started: Started, call: &Call, outcome: &Outcomes) {
     let noted = call.noted();
     let (result, reason, term, index) = match outcome {
+        Ok(_) if noted.is_unknown => (Outcome::Unknown, Some("timedOut".to_owned()), None, None),
         Ok(_) => (Outcome::Ok, None, None, None),
         Err(fault) => {
             let result = match fault.data.kind {

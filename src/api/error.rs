@@ -19,6 +19,9 @@ use crate::types::{Height, LogIndex, NodeId, Term};
 /// By eye: a hand-over takes some 10 ms, a restart about a second.
 const RETRY_LATER_MS: u64 = 1_000;
 
+/// The reason of a block that is over a limit.
+pub(crate) const TOO_LARGE: &str = "tooLarge";
+
 /// The codes of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Code {
@@ -188,7 +191,7 @@ impl Fault {
     /// `chain.max_block_bytes` is exceeded.
     pub(crate) fn too_large(message: String) -> Self {
         let mut fault = Self::param("block", message);
-        fault.data.reason = Some("tooLarge");
+        fault.data.reason = Some(TOO_LARGE);
         fault
     }
 
@@ -237,7 +240,7 @@ impl Fault {
     /// body of any other status away.
     pub(crate) fn status(&self) -> StatusCode {
         match self.code {
-            Code::InvalidParams if self.data.reason == Some("tooLarge") => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::InvalidParams if self.data.reason == Some(TOO_LARGE) => StatusCode::PAYLOAD_TOO_LARGE,
             Code::Parse | Code::InvalidRequest | Code::InvalidParams | Code::BatchTooLarge => {
                 StatusCode::BAD_REQUEST
             }
@@ -371,9 +374,13 @@ fn says(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Conflict => "another block holds that height",
         Refusal::Stale => "the height lies behind the head",
-        Refusal::Gap => "the height lies ahead of the next one",
+        Refusal::Gap => {
+            "the height is not the next one; of the first block it is chain.first_height where that is set"
+        }
         Refusal::BadParent => "the parent hash is not that of the block before",
-        Refusal::BadTimestamp => "the timestamp is not after the head's, or too far ahead of the clock",
+        Refusal::BadTimestamp => {
+            "the timestamp is not after the head's as chain.timestamps wants it, or more than chain.max_ahead ahead of the clock"
+        }
     }
 }
 

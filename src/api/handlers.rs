@@ -64,7 +64,13 @@ pub(crate) struct Call {
 impl Call {
     /// Where in the log the call ended, for its record.
     pub(crate) fn note(&self, term: Option<Term>, index: Option<LogIndex>) {
-        *self.noted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Noted { term, index };
+        *self.noted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+            Noted { term, index, ..Noted::default() };
+    }
+
+    /// It may still happen, though the call has a result.
+    pub(crate) fn note_unknown(&self) {
+        self.noted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_unknown = true;
     }
 
     pub(crate) fn noted(&self) -> Noted {

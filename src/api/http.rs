@@ -194,6 +194,7 @@ impl Front {
         } else if *request.method() == Method::POST {
             self.post(request, connection).await
         } else {
+            self.api.parts.metrics.reject(Rejected::NoRoute);
             body::refuse(request);
             Ok(method_not_allowed("POST"))
         };

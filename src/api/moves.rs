@@ -209,9 +209,17 @@ pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
             intent: Intent::HandOver,
         };
         let done = leadership.hand_over(asked).await.map_err(|e| refused(&call.api.parts, e))?;
-        call.note(Some(done.new_term), None);
-        Ok(to_raw(&HandoverJson::from(done)))
+        Ok(handed_over(call, done))
     })
+}
+
+/// The answer; whoever reads the audit learns the same.
+fn handed_over(call: &Call, done: Done) -> Box<RawValue> {
+    call.note(Some(done.new_term), None);
+    if done.outcome == Outcome::TimedOut {
+        call.note_unknown();
+    }
+    to_raw(&HandoverJson::from(done))
 }
 
 fn dry_run(
@@ -260,7 +268,7 @@ pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         };
         let operation_id = asked.operation_id.clone();
         let outcome = match call.api.parts.leadership.hand_over(asked).await {
-            Ok(done) => return Ok(to_raw(&HandoverJson::from(done))),
+            Ok(done) => return Ok(handed_over(call, done)),
             Err(Refused::NotLeader { .. }) => OutcomeJson::NotLeader,
             Err(Refused::NoTarget(_)) => OutcomeJson::NoTarget,
             Err(e) => return Err(refused(&call.api.parts, e)),

@@ -87,7 +87,7 @@ pub(crate) fn look(parts: &Parts) -> Readiness {
         said(leadership.is_caught_up, "has applied what the leader committed", "still catching up"),
         said(!leadership.is_stopping, "takes proposals", "the node is stopping"),
         match fatal.map(|fatal| fatal.to_string()).or(diverged) {
-            None => (true, "the store is well".to_owned()),
+            None => (true, "the store has not failed".to_owned()),
             Some(why) => (false, why),
         },
         match parts.consensus.removal().get() {

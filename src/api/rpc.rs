@@ -243,7 +243,10 @@ where
                 let answer = match entry {
                     // The library would answer it twice.
                     Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
-                        no_socket(request)
+                        let in_flight = this.api.parts.metrics.begin(&request.method);
+                        let answer = no_socket(request);
+                        in_flight.end(answer.as_error_code());
+                        answer
                     }
                     Ok(BatchEntry::Call(mut request)) => {
                         if let Some(span) = &span {
@@ -257,8 +260,9 @@ where
                         continue;
                     }
                     Err(bad) => {
+                        this.api.parts.metrics.reject(Rejected::Malformed);
                         let (error, id) = bad.into_parts();
-                        MethodResponse::error(id, error)
+                        MethodResponse::error(id, ErrorObjectOwned::owned(error.code(), NO_CALL, None::<()>))
                     }
                 };
                 if let Err(too_large) = answers.append(answer) {
@@ -284,6 +288,10 @@ where
         async move { inner.notification(notification).await }
     }
 }
+
+/// Of a member of a batch. The library does not say which of it is wrong.
+const NO_CALL: &str = "no call: an object with \"jsonrpc\": \"2.0\", a method, and one id that is a string, an integer \
+                       from 0 to 2^64 - 1, or null";
 
 fn no_socket(request: Request<'_>) -> MethodResponse {
     MethodResponse::error(request.id, ErrorObjectOwned::from(subscriptions::no_socket()))

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::blocks::Terms;
 use crate::api::body::BodyError;
-use crate::api::error::{Code, Fault};
+use crate::api::error::{Code, Fault, TOO_LARGE};
 use crate::api::framing::{Framing, FramingError};
 use crate::api::http::{Front, plain_fault};
 use crate::api::metrics::Rejected;
@@ -243,6 +243,12 @@ impl Reader {
 
     /// Says why, as the last line.
     async fn end(&self, fault: Fault) -> Result<(), Over> {
+        // The answer as a whole is a 200. What has another code was counted where it was found.
+        if fault.code == Code::InvalidParams {
+            let is_too_large = fault.data.reason == Some(TOO_LARGE);
+            let reason = if is_too_large { Rejected::BodyTooLarge } else { Rejected::Malformed };
+            self.api.parts.metrics.reject(reason);
+        }
         let _ = self.lines_tx.send(Line::Fault(fault)).await;
         Err(Over)
     }

@@ -88,8 +88,9 @@ async fn view(api: &Api, height: Height) -> Result<TimelineJson, Fault> {
     let asked = members.into_iter().map(|node_id| of_node(parts, node_id, pos));
     let nodes: Vec<NodeTimelineJson> = join_all(asked).await.into_iter().flatten().collect();
     if nodes.is_empty() {
-        let oldest = parts.reader.view().oldest_height;
-        return Err(store::ReadError::NotFound { oldest }.into());
+        let why =
+            "no node keeps the times of that block any more: the newest are kept, until a node is restarted";
+        return Err(Fault { message: why.into(), ..store::ReadError::NotFound { oldest: None }.into() });
     }
     let trace_id = at.trace_id.map(TraceId);
     Ok(TimelineJson { height, term: at.term, index: at.index, trace_id, nodes })

@@ -7,7 +7,19 @@ use crate::config::Settings;
 use crate::config::warnings::{self, Limits};
 use crate::telemetry::trace::variables::complaints;
 
+const AFTER_HELP: &str = "\
+Examples:
+  blockraft check --config n1.toml                 everything that is wrong with them, at once
+  blockraft check --config n1.toml --show          what is in force, and where each value comes from
+  BLOCKRAFT_NODE__ID=2 blockraft check --config n1.toml --set raft.heartbeat_interval=20ms
+
+Reads the file, the environment and the flags as `node` does, and starts nothing. Warnings go to stderr.
+
+Exit codes: 0 a node would start with these settings · 2 it would not";
+
+/// Check the settings of a node: all problems at once, what is unwise, and what is in force.
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) config: ConfigArgs,

@@ -7,7 +7,13 @@ use crate::cli::{
     out,
 };
 
+const AFTER_HELP: &str = "\
+Example:
+  blockraft completions bash > /etc/bash_completion.d/blockraft";
+
+/// Print what a shell needs to complete these commands.
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
     /// The shell that is to complete.
     pub(crate) shell: Shell,

@@ -37,7 +37,8 @@ Examples:
   blockraft ctl --curl status                    the curl line instead
 
 The first endpoint that answers is asked, the others are learned from it, and what only the leader does
-goes to the leader. A command that changes who leads, who belongs, or what is kept asks first; --yes answers.
+goes to the leader. A command that moves leadership, pauses a node, takes a vote or a member away, forces a
+change of members, changes settings of the cluster, or purges a log asks first; --yes answers.
 
 Exit codes: 0 done · 1 refused or unreachable, nothing happened · 2 usage · 3 unknown, it may have happened";
 

@@ -27,7 +27,7 @@ Examples:
   blockraft dev --nodes 5 --produce 100
   blockraft dev --dir ./demo              keep the data, and go on from it the next time
   blockraft dev --base-port 8401          other ports: APIs from 8401, peers from 8501
-  blockraft dev --set raft.heartbeat_timeout=200ms
+  blockraft dev --set raft.heartbeat_interval=20ms
 
 Kill a node with the line that is printed for it, and see another one lead. In another terminal:
   blockraft ctl status --all

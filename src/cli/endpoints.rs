@@ -25,6 +25,11 @@ impl Args {
         endpoint::parse_list(&self.endpoints).map_err(|e| Failure::usage(format!("--endpoints: {e}")))
     }
 
+    /// Nobody said which nodes: it need not be that there is one at each.
+    pub(crate) fn is_default(&self) -> bool {
+        self.endpoints == DEFAULT
+    }
+
     pub(crate) fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }

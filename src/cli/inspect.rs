@@ -18,7 +18,11 @@ Examples:
 
 Changes nothing. The node must be stopped.
 
-Exit codes: 0 read · 1 cannot be read, or --verify found a problem · 2 usage · 4 the folder is damaged";
+Exit codes: 0 no problem seen · 1 it cannot be read, is no data folder, or something is wrong that refuses no
+start · 2 usage · 4 a start would refuse the folder";
+
+/// What whoever uses a folder makes in it first.
+const LOCK: &str = "LOCK";
 
 /// Look into a stopped node's data folder: log range, vote, snapshots, head, membership, sizes, checksums.
 #[derive(Debug, clap::Args)]
@@ -44,6 +48,35 @@ fn show(args: &Args) -> Result<u8, Failure> {
     let found = inspect::look(&args.dir, depth)
         .map_err(|e| Failure { code: e.exit_code(), message: Some(e.to_string()) })?;
     let report = Report::new(&args.dir, found, args.verify);
+    check_taken(&report, args.dir.join(LOCK).exists())?;
     out::print(&if args.json { report.json() } else { report.table(out::is_colored()) })?;
     Ok(report.exit_code())
+}
+
+/// A folder in which nothing is kept is one's only if a node, or a restore, took it.
+fn check_taken(report: &Report, is_taken: bool) -> Result<(), Failure> {
+    if report.is_blank() && !is_taken {
+        return Err(Failure::failed(format!(
+            "{}: this is no data folder of blockraft (no IDENTITY, and no log/ or state/ of a node)",
+            report.dir
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_no_node_took_is_no_data_folder_and_one_just_taken_is() {
+        let nothing = Report { dir: "/tmp".into(), ..Report::default() };
+        let refused = check_taken(&nothing, false).expect_err("no data folder");
+        assert_eq!(refused.code, exit::FAILED);
+        let said = "/tmp: this is no data folder of blockraft (no IDENTITY, and no log/ or state/ of a node)";
+        assert_eq!(refused.message.as_deref(), Some(said));
+        assert_eq!(check_taken(&nothing, true), Ok(()));
+        let told = Report { last_exit: Some("clean: stopped in order".into()), ..nothing };
+        assert_eq!(check_taken(&told, false), Ok(()));
+    }
 }

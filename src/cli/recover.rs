@@ -7,7 +7,7 @@ use crate::cli::exit::{self, Failure};
 use crate::cli::out;
 use crate::cli::table::{Cell, Table, Tone};
 use crate::store::inspect::{self, Depth};
-use crate::store::offline::plan::{Loss, Plan, Survivor, Unusable};
+use crate::store::offline::plan::{Judged, Loss, Plan, Unusable};
 use crate::store::offline::recover::{Pending, Recovered};
 use crate::types::NodeId;
 
@@ -48,16 +48,17 @@ pub(crate) fn run(args: &Recover) -> u8 {
 }
 
 fn plan(dirs: &[PathBuf]) -> Result<u8, Failure> {
-    let (mut survivors, mut unusable) = (Vec::new(), Vec::new());
+    let (mut survivors, mut unusable, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for dir in dirs {
-        let looked = match inspect::look(dir, Depth::Start) {
-            Ok(found) => Survivor::new(dir, &found),
-            Err(e) => Err(e.to_string()),
-        };
-        match looked {
-            Ok(survivor) => survivors.push(survivor),
-            Err(why) => unusable.push(Unusable { dir: dir.clone(), why }),
+        match Judged::new(dir, inspect::look(dir, Depth::Start)) {
+            Judged::Survivor(survivor) => survivors.push(survivor),
+            Judged::Unusable(folder) => unusable.push(folder),
+            Judged::Refused(why) => refused.push(why),
         }
+    }
+    // What is in one of them may decide what is lost.
+    if !refused.is_empty() {
+        return Err(Failure::failed(format!("no plan is made: {}", refused.join("; "))));
     }
     let plan = Plan::new(survivors, unusable).map_err(Failure::failed)?;
     out::print(&told(&plan, out::is_colored()))?;
@@ -113,6 +114,12 @@ fn advice(plan: &Plan) -> String {
         "Lost: whatever the voters {} acknowledged behind that; of {voters} they could do so without the others.\n",
         list(&missing)
     );
+    if let Some(version) = best.removed_at {
+        text += &format!(
+            "Node {} was removed from the cluster by entry {version}: nothing that was accepted since is in its folder.\n",
+            best.node_id
+        );
+    }
     if best.committed < best.last.index {
         text += &format!(
             "Kept, though nobody may have been told that they were accepted: the entries {} to {}.\n",

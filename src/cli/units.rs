@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::api::args::{Patience, integer};
+
 /// `500ms`, `5s`, `10m`, `2h`, `1d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
@@ -17,6 +19,34 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("`{text}` is no duration like 500ms, 5s or 10m")),
     };
     count.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long"))
+}
+
+/// What a node takes for `timeoutMs`.
+const WAIT_MAX: Duration = Duration::from_millis(Patience::MS_MAX);
+
+/// What a node takes for `forMs`.
+const FOR_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// How long a node is to wait, within its bound.
+pub(crate) fn parse_wait(text: &str) -> Result<Duration, String> {
+    within(text, WAIT_MAX, "30s")
+}
+
+/// How long a log filter is to stay, within the node's bound.
+pub(crate) fn parse_for(text: &str) -> Result<Duration, String> {
+    within(text, FOR_MAX, "7d")
+}
+
+fn within(text: &str, max: Duration, max_text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        span if span.is_zero() || max < span => Err(format!("`{text}` is not from 1ms to {max_text}")),
+        span => Ok(span),
+    }
+}
+
+/// A height or an index: decimal, or hex after `0x`, as the API takes it.
+pub(crate) fn parse_integer(text: &str) -> Result<u64, String> {
+    integer(text).ok_or_else(|| format!("`{text}` is no integer, decimal or 0x hex"))
 }
 
 /// `256`, `16KiB`, `1MiB`.
@@ -107,6 +137,27 @@ mod tests {
             ["", "5", "s", "-5s", "1.5s", "5 parsecs", "99999999999999999999s", "18446744073709551615d"]
         {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn waits_that_a_node_takes() {
+        assert_eq!(parse_wait("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_wait("1ms"), Ok(Duration::from_millis(1)));
+        for wrong in ["0s", "31s", "30001ms", "soon"] {
+            assert!(parse_wait(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_for("7d").is_ok() && parse_for("8d").is_err());
+    }
+
+    #[test]
+    fn integers_in_both_forms_of_the_api() {
+        assert_eq!(
+            (parse_integer("26"), parse_integer("0x1a"), parse_integer("0x1A")),
+            (Ok(26), Ok(26), Ok(26))
+        );
+        for wrong in ["", "0x", "1a", "+1", "0x+1", "-1", "0X1", "0xg", "18446744073709551616"] {
+            assert!(parse_integer(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::client::endpoint::Endpoint;
-use crate::client::http::Http;
+use crate::client::http::{Http, HttpError};
 use crate::client::rpc::{self, CallError, Reply};
 use crate::client::wire::{Leader, Members, Status};
 use crate::types::NodeId;
@@ -49,21 +49,51 @@ pub(crate) enum Target {
 pub(crate) enum ClusterError {
     #[error("no endpoint answers: {}", tried.join("; "))]
     NobodyAnswers { tried: Vec<String> },
-    #[error("no node {node_id} among {}", known.join(", "))]
-    NoSuchNode { node_id: NodeId, known: Vec<String> },
+    #[error("no node {node_id} among {}{}", known.join(", "), and_silent(silent))]
+    NoSuchNode { node_id: NodeId, known: Vec<String>, silent: Vec<String> },
+    #[error("node {node_id} does not answer: {}", silent.join("; "))]
+    NodeSilent { node_id: NodeId, silent: Vec<String> },
+    /// Of a member that was added without one.
+    #[error("the API address of node {node_id} is unknown: {}{}", set_api(*node_id), and_silent(silent))]
+    NoApi { node_id: NodeId, silent: Vec<String> },
+    #[error("node {node_id} leads, and its API address is unknown: {}{}", set_api(*node_id), and_silent(silent))]
+    LeaderHasNoApi { node_id: NodeId, silent: Vec<String> },
     #[error("no leader is known to {asked}")]
     NoLeader { asked: Endpoint },
+    /// Of a question that changes nothing: the call itself was not sent.
+    #[error("{0}")]
+    Look(CallError),
     #[error("{0}")]
     Call(#[from] CallError),
+}
+
+fn set_api(node_id: NodeId) -> String {
+    format!("name it in --endpoints, and set it with `ctl members update {node_id} --api HOST:PORT`")
+}
+
+fn and_silent(silent: &[String]) -> String {
+    if silent.is_empty() { String::new() } else { format!("; could not ask {}", silent.join("; ")) }
 }
 
 impl ClusterError {
     pub(crate) fn certainty(&self) -> Certainty {
         match self {
-            Self::NobodyAnswers { .. } | Self::NoSuchNode { .. } | Self::NoLeader { .. } => {
-                Certainty::Refused
-            }
+            Self::NobodyAnswers { .. }
+            | Self::NoSuchNode { .. }
+            | Self::NodeSilent { .. }
+            | Self::NoApi { .. }
+            | Self::LeaderHasNoApi { .. }
+            | Self::NoLeader { .. }
+            | Self::Look(_) => Certainty::Refused,
             Self::Call(e) => e.certainty(),
+        }
+    }
+
+    /// Of a node that was looked for because it leads.
+    fn of_leader(self) -> Self {
+        match self {
+            Self::NoApi { node_id, silent } => Self::LeaderHasNoApi { node_id, silent },
+            other => other,
         }
     }
 }
@@ -113,11 +143,27 @@ impl Cluster {
         let Some((leader_id, leader_api)) = refused.rpc().and_then(rpc::RpcError::leader) else {
             return Err(refused.into());
         };
-        let Ok(second) = self.locate(leader_id, leader_api, end).await else { return Err(refused.into()) };
-        Ok(self.call_at(&second, method, params, end).await?)
+        match self.locate(leader_id, leader_api, end).await.map_err(ClusterError::of_leader) {
+            Ok(second) => Ok(self.call_at(&second, method, params, end).await?),
+            Err(e @ ClusterError::LeaderHasNoApi { .. }) => Err(e),
+            Err(_) => Err(refused.into()),
+        }
     }
 
-    /// One call to one node, until `end`.
+    /// A call without params that changes nothing: no failure of it is unknown.
+    pub(crate) async fn read(&self, target: Target, method: &str) -> Result<Reply, ClusterError> {
+        self.call(target, method, &Value::Null).await.map_err(|e| match e {
+            ClusterError::Call(e) => ClusterError::Look(e),
+            e => e,
+        })
+    }
+
+    /// As the first endpoint that answers knows them.
+    pub(crate) async fn members(&self) -> Result<Members, ClusterError> {
+        self.read(Target::Any, "raft_members").await?.parse().map_err(ClusterError::Look)
+    }
+
+    /// One call to one node, until `end`; nothing is sent once that is over.
     pub(crate) async fn call_at(
         &self,
         endpoint: &Endpoint,
@@ -126,47 +172,53 @@ impl Cluster {
         end: Instant,
     ) -> Result<Reply, CallError> {
         let within = end.saturating_duration_since(Instant::now());
+        if within.is_zero() {
+            let why = "no time was left to ask it".into();
+            return Err(HttpError::NotSent { endpoint: endpoint.clone(), why }.into());
+        }
         rpc::call(&self.http, endpoint, method, params, within).await
     }
 
-    /// Where the target's API is.
+    /// Where the target's API is. Leaves some of the time until `end` for the call itself.
     pub(crate) async fn find(&self, target: Target, end: Instant) -> Result<Endpoint, ClusterError> {
         match target {
-            Target::Any => Ok(self.first_answer(end).await?.0),
+            Target::Any => Ok(self.first_answer(halfway(end)).await?.0),
             Target::Leader => {
-                let (asked, leader) = self.first_answer(end).await?;
+                let (asked, leader) = self.first_answer(halfway(end)).await?;
                 if leader.is_self {
                     return Ok(asked);
                 }
                 let Some(leader_id) = leader.leader_id else { return Err(ClusterError::NoLeader { asked }) };
                 let api = leader.leader_api.and_then(|a| a.parse().ok());
-                self.locate(leader_id, api, end).await
+                self.locate(leader_id, api, end).await.map_err(ClusterError::of_leader)
             }
             Target::Node(node_id) => self.locate(node_id, None, end).await,
         }
     }
 
     /// The first endpoint, in the order given, that answers at all, and whom it takes for the leader.
-    async fn first_answer(&self, end: Instant) -> Result<(Endpoint, Leader), ClusterError> {
+    async fn first_answer(&self, until: Instant) -> Result<(Endpoint, Leader), ClusterError> {
+        let left = until.saturating_duration_since(Instant::now());
+        // However little time there is, each of them is asked within it.
+        let stagger = STAGGER.min(left / (self.endpoints.len() as u32 + 1));
         let mut asked = FuturesUnordered::new();
         let mut next = self.endpoints.iter();
         let mut tried = Vec::new();
         loop {
             if let Some(endpoint) = next.next() {
-                asked.push(self.ask_leader(endpoint, end));
+                asked.push(self.ask_leader(endpoint, until));
             }
-            let wait = if next.len() == 0 { end } else { end.min(Instant::now() + STAGGER) };
-            match tokio::time::timeout_at(wait, asked.next()).await {
-                Ok(Some(Ok(found))) => return Ok(found),
-                Ok(Some(Err(e))) => tried.push(e.to_string()),
-                Ok(None) if next.len() == 0 => return Err(ClusterError::NobodyAnswers { tried }),
-                Err(_) if end <= Instant::now() => {
-                    if tried.is_empty() {
-                        tried.push(format!("nothing within {:?}", self.timeout));
-                    }
-                    return Err(ClusterError::NobodyAnswers { tried });
-                }
-                Ok(None) | Err(_) => {}
+            let is_last = next.len() == 0;
+            let answer = match is_last {
+                // None takes longer than `until`.
+                true => asked.next().await,
+                false => tokio::time::timeout(stagger, asked.next()).await.unwrap_or_default(),
+            };
+            match answer {
+                Some(Ok(found)) => return Ok(found),
+                Some(Err(e)) => tried.push(e.to_string()),
+                None if is_last => return Err(ClusterError::NobodyAnswers { tried }),
+                None => {}
             }
         }
     }
@@ -190,16 +242,16 @@ impl Cluster {
         hint: Option<Endpoint>,
         end: Instant,
     ) -> Result<Endpoint, ClusterError> {
+        let until = halfway(end);
         if let Some(hint) = hint
-            && self.is_node(&hint, node_id, end).await
+            && self.is_node(&hint, node_id, halfway(until)).await
         {
             return Ok(hint);
         }
-        let mut known = Vec::new();
+        let (mut known, mut tried, mut hung) = (Vec::new(), Vec::new(), Vec::new());
         let mut answered = None;
-        let mut tried = Vec::new();
         let mut asked: FuturesUnordered<_> =
-            self.endpoints.iter().map(|e| async move { (e, self.status_at(e, end).await) }).collect();
+            self.endpoints.iter().map(|e| async move { (e, self.status_at(e, until).await) }).collect();
         while let Some((endpoint, status)) = asked.next().await {
             match status {
                 Ok(status) if status.node_id == node_id => return Ok(endpoint.clone()),
@@ -207,25 +259,36 @@ impl Cluster {
                     known.push(format!("{} ({endpoint})", status.node_id));
                     answered = Some(endpoint);
                 }
-                Err(e) => tried.push(e.to_string()),
+                Err(e) => {
+                    if let ClusterError::Look(CallError::Http(_)) = e {
+                        hung.push(endpoint);
+                    }
+                    tried.push(e.to_string());
+                }
             }
         }
         let Some(asked) = answered else { return Err(ClusterError::NobodyAnswers { tried }) };
-        let members: Members = self.call_at(asked, "raft_members", &Value::Null, end).await?.parse()?;
+        let answer = self.call_at(asked, "raft_members", &Value::Null, halfway(end)).await;
+        let members = answer.and_then(|a| a.parse::<Members>()).map_err(ClusterError::Look)?;
         let member = members.all().find(|m| m.node_id == node_id);
-        if let Some(api) = member.and_then(|m| m.api_addr.parse().ok()) {
-            return Ok(api);
+        let Some(member) = member else {
+            known.sort();
+            return Err(ClusterError::NoSuchNode { node_id, known, silent: tried });
+        };
+        match member.api_addr.as_ref().and_then(|api| api.parse().ok()) {
+            Some(api) if hung.contains(&&api) => Err(ClusterError::NodeSilent { node_id, silent: tried }),
+            Some(api) => Ok(api),
+            None => Err(ClusterError::NoApi { node_id, silent: tried }),
         }
-        known.sort();
-        Err(ClusterError::NoSuchNode { node_id, known })
     }
 
     async fn is_node(&self, endpoint: &Endpoint, node_id: NodeId, end: Instant) -> bool {
         self.status_at(endpoint, end).await.is_ok_and(|s| s.node_id == node_id)
     }
 
-    pub(crate) async fn status_at(&self, endpoint: &Endpoint, end: Instant) -> Result<Status, CallError> {
-        self.call_at(endpoint, "raft_status", &Value::Null, end).await?.parse()
+    pub(crate) async fn status_at(&self, endpoint: &Endpoint, end: Instant) -> Result<Status, ClusterError> {
+        let answer = self.call_at(endpoint, "raft_status", &Value::Null, end).await;
+        answer.and_then(|a| a.parse()).map_err(ClusterError::Look)
     }
 
     /// The leader that may produce at this moment: it says itself that it is ready, and gives its fence.
@@ -254,6 +317,12 @@ impl Cluster {
     }
 }
 
+/// What looks for a node may take no longer than that of the time until `end`.
+fn halfway(end: Instant) -> Instant {
+    let now = Instant::now();
+    now + end.saturating_duration_since(now) / 2
+}
+
 /// A leader that may produce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ReadyLeader {
@@ -270,100 +339,4 @@ fn ready(endpoint: &Endpoint, leader: &Leader) -> Option<ReadyLeader> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::client::fake::{Chain, Fake, cluster, dead};
-
-    async fn answered_by(c: &Cluster, target: Target, method: &str) -> Result<u64, ClusterError> {
-        Ok(c.call(target, method, &Value::Null).await?.value()["answeredBy"].as_u64().expect("a node"))
-    }
-
-    #[tokio::test]
-    async fn the_first_endpoint_that_answers_is_asked() {
-        let (chain, gone) = (Chain::default(), dead());
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        let c = cluster(&[&gone, &a.endpoint, &b.endpoint]);
-        assert_eq!(answered_by(&c, Target::Any, "x").await.expect("an answer"), 1);
-        assert_eq!((a.called("x"), b.called("x")), (1, 0));
-    }
-
-    #[tokio::test]
-    async fn nobody_answers_is_a_refusal_that_names_all() {
-        let gone = dead();
-        let e = answered_by(&cluster(&[&gone]), Target::Any, "x").await.expect_err("nobody");
-        assert_eq!(e.certainty(), Certainty::Refused);
-        assert!(e.to_string().contains(gone.as_str()), "{e}");
-    }
-
-    #[tokio::test]
-    async fn a_leader_call_goes_to_the_leader_alone() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        b.leads(3);
-        a.follows(&b);
-        // The leader is learned from a follower.
-        let c = cluster(&[&a.endpoint]);
-        assert_eq!(answered_by(&c, Target::Leader, "raft_promote").await.expect("an answer"), 2);
-        assert_eq!((a.called("raft_promote"), b.called("raft_promote")), (0, 1));
-    }
-
-    #[tokio::test]
-    async fn the_leaders_advertised_address_need_not_lead_there() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        b.leads(3);
-        a.follows(&b);
-        a.set(|s| s.leader_api = Some(dead().to_string()));
-        let c = cluster(&[&a.endpoint, &b.endpoint]);
-        assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
-    }
-
-    #[tokio::test]
-    async fn not_leader_is_followed_once() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        a.leads(3);
-        let moved = json!({"code": -32030, "message": "m", "data": {"kind": "refused", "reason": "notLeader",
-            "leaderId": 2, "leaderApi": b.endpoint.to_string()}});
-        a.set(|s| s.errors.push(("x", moved.clone())));
-        let c = cluster(&[&a.endpoint]);
-        assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
-        b.set(|s| s.errors.push(("x", moved)));
-        let e = answered_by(&c, Target::Leader, "x").await.expect_err("refused twice");
-        assert_eq!((e.certainty(), a.called("x"), b.called("x")), (Certainty::Refused, 2, 2));
-    }
-
-    #[tokio::test]
-    async fn without_a_leader_nothing_is_sent() {
-        let a = Fake::start(1, &Chain::default()).await;
-        let e = answered_by(&cluster(&[&a.endpoint]), Target::Leader, "x").await.expect_err("no leader");
-        assert!(matches!(e, ClusterError::NoLeader { .. }), "{e}");
-        assert_eq!(a.called("x"), 0);
-    }
-
-    #[tokio::test]
-    async fn a_node_is_found_by_its_id() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        let c = cluster(&[&a.endpoint, &b.endpoint]);
-        assert_eq!(answered_by(&c, Target::Node(2), "x").await.expect("an answer"), 2);
-        let end = Instant::now() + c.timeout();
-        assert_eq!(c.find(Target::Node(9), end).await.expect("a member").as_str(), "n9:7400");
-        let e = c.find(Target::Node(5), end).await.expect_err("nobody");
-        assert!(matches!(e, ClusterError::NoSuchNode { node_id: 5, .. }), "{e}");
-    }
-
-    #[tokio::test]
-    async fn of_two_leaders_the_younger_fence_counts() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        let c = cluster(&[&a.endpoint, &b.endpoint]);
-        let end = Instant::now() + c.timeout();
-        assert_eq!(c.ready_leader(end).await, None);
-        a.leads(7);
-        b.leads(8);
-        assert_eq!(c.ready_leader(end).await.map(|l| (l.node_id, l.fence)), Some((2, 8)));
-    }
-}
+mod tests;

@@ -36,6 +36,10 @@ pub(crate) struct Script {
     pub(crate) leader_id: Option<NodeId>,
     pub(crate) leader_api: Option<String>,
     pub(crate) fence: Option<u64>,
+    /// What `raft_members` answers instead of node 9 alone.
+    pub(crate) members: Option<Value>,
+    /// It takes calls and answers none.
+    pub(crate) hangs: bool,
     /// Error objects by method, instead of a result.
     pub(crate) errors: Vec<(&'static str, Value)>,
     /// The connection breaks when it has taken so many blocks, and answers only half of them.
@@ -93,7 +97,10 @@ impl Fake {
 }
 
 pub(crate) fn cluster(endpoints: &[&Endpoint]) -> Cluster {
-    let timeout = Duration::from_secs(10);
+    cluster_within(Duration::from_secs(10), endpoints)
+}
+
+pub(crate) fn cluster_within(timeout: Duration, endpoints: &[&Endpoint]) -> Cluster {
     Cluster::new(Http::new(timeout, None), endpoints.iter().map(|e| (*e).clone()).collect(), timeout)
 }
 
@@ -136,8 +143,15 @@ async fn answer(
     let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     let Ok(call) = serde_json::from_slice::<Value>(&body) else { return Ok(whole(404, &json!({}))) };
     let method = call["method"].as_str().unwrap_or("").to_string();
-    let mut script = script.lock().expect("not poisoned");
-    script.called.push(method.clone());
+    let hangs = {
+        let mut script = script.lock().expect("not poisoned");
+        script.called.push(method.clone());
+        script.hangs
+    };
+    if hangs {
+        return std::future::pending().await;
+    }
+    let script = script.lock().expect("not poisoned");
     if let Some((_, error)) = script.errors.iter().find(|(m, _)| *m == method) {
         return Ok(whole(200, &json!({"jsonrpc": "2.0", "id": 1, "error": error})));
     }
@@ -152,9 +166,9 @@ async fn answer(
             "term": script.fence.unwrap_or(0), "fence": script.fence, "ready": is_self.then_some(script.fence.is_some())})
         }
         "raft_status" => json!({"nodeId": script.node_id, "leaderId": script.leader_id, "head": head}),
-        "raft_members" => {
-            json!({"version": 1, "learners": [], "voters": [{"nodeId": 9, "apiAddr": "n9:7400"}]})
-        }
+        "raft_members" => script.members.clone().unwrap_or_else(
+            || json!({"version": 1, "learners": [], "voters": [{"nodeId": 9, "apiAddr": "n9:7400"}]}),
+        ),
         _ => json!({"answeredBy": script.node_id}),
     };
     Ok(whole(200, &json!({"jsonrpc": "2.0", "id": 1, "result": result})))

@@ -114,7 +114,11 @@ impl Http {
         };
         match tokio::time::timeout(within, whole).await {
             Ok(answer) => answer,
-            Err(_) => Err(HttpError::TimedOut { endpoint: endpoint.clone(), after: within }),
+            // In whole milliseconds: it is told to people.
+            Err(_) => Err(HttpError::TimedOut {
+                endpoint: endpoint.clone(),
+                after: Duration::from_millis(within.as_micros().div_ceil(1_000) as u64),
+            }),
         }
     }
 

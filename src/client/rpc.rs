@@ -23,6 +23,8 @@ pub(crate) struct RpcError {
 /// -32008 and -32011 say that the answer was too large: the call had run by then.
 const ANSWER_TOO_LARGE: [i64; 2] = [-32008, -32011];
 const INTERNAL: i64 = -32603;
+/// Of a hash in a message. By eye: `0x` and eight bytes tell two blocks apart.
+const HASH_CHARS: usize = 2 + 2 * 8;
 
 impl RpcError {
     /// `notLeader`, `gap`, …; the code itself where the error carries none.
@@ -56,6 +58,30 @@ impl RpcError {
         Some((id, api))
     }
 
+    /// What the caller must change, or what is in force instead, each in some words.
+    fn facts(&self) -> Vec<String> {
+        let of = |name: &str| self.data.get(name).unwrap_or(&Value::Null);
+        let mut facts = Vec::new();
+        if let Some(param) = of("param").as_str()
+            && !self.message.split_whitespace().any(|word| word == param)
+        {
+            facts.push(format!("parameter {param}"));
+        }
+        if self.is("fenced") {
+            facts.push(match of("fence") {
+                Value::Null => "no fence is in force".into(),
+                fence => format!("fence {fence} is in force"),
+            });
+        }
+        if let (Some(height), Some(hash)) = (of("head")["height"].as_u64(), of("head")["hash"].as_str()) {
+            facts.push(format!("the head is {height} {}", hash.get(..HASH_CHARS).unwrap_or(hash)));
+        }
+        if let Some(oldest) = of("oldestHeight").as_u64() {
+            facts.push(format!("the oldest block kept is {oldest}"));
+        }
+        facts
+    }
+
     /// How long the node asks to wait before the next attempt.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         self.data.get("retryAfterMs").and_then(Value::as_u64).map(Duration::from_millis)
@@ -65,10 +91,9 @@ impl RpcError {
 impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = if self.message.is_empty() { "no message" } else { &self.message };
-        match self.data.get("reason").and_then(Value::as_str) {
-            Some(reason) => write!(f, "{message} ({reason})"),
-            None => write!(f, "{message} ({})", self.code),
-        }
+        let mut words = vec![self.reason()];
+        words.extend(self.facts());
+        write!(f, "{message} ({})", words.join(", "))
     }
 }
 
@@ -242,6 +267,32 @@ mod tests {
         )
         .expect("an error object");
         assert_eq!(error.leader(), Some((2, Some("n2:7400".parse().expect("well-formed")))));
+    }
+
+    #[test]
+    fn what_is_wrong_and_what_is_in_force_are_said_in_one_line() {
+        use serde_json::json;
+        let head = json!({"height": 41, "hash": "0x00112233445566778899", "timestamp": "1"});
+        let fenced = json!({"reason": "fenced", "fence": 7, "term": 7, "head": head});
+        let of_gap = "m (gap, the head is 41 0x0011223344556677)";
+        for (code, message, data, want) in [
+            (-32602, "unknown parameter", json!({"param": "a"}), "unknown parameter (-32602, parameter a)"),
+            (-32602, "limit is too large", json!({"param": "limit"}), "limit is too large (-32602)"),
+            (-32032, "m", fenced, "m (fenced, fence 7 is in force, the head is 41 0x0011223344556677)"),
+            (-32032, "m", json!({"reason": "fenced", "fence": null}), "m (fenced, no fence is in force)"),
+            (-32033, "m", json!({"reason": "gap", "head": head}), of_gap),
+            (-32033, "m", json!({"reason": "gap", "head": null}), "m (gap)"),
+            (
+                -32037,
+                "m",
+                json!({"reason": "pruned", "oldestHeight": 9}),
+                "m (pruned, the oldest block kept is 9)",
+            ),
+            (-32601, "", Value::Null, "no message (-32601)"),
+        ] {
+            let error = RpcError { code, message: message.into(), data };
+            assert_eq!(error.to_string(), want);
+        }
     }
 
     #[test]

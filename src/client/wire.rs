@@ -80,6 +80,8 @@ pub(crate) struct Membership {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Leader {
     pub(crate) leader_id: Option<NodeId>,
+    /// `None` too while the leader's member record has no API address.
+    #[serde(deserialize_with = "text_or_none")]
     pub(crate) leader_api: Option<String>,
     pub(crate) term: Term,
     pub(crate) fence: Option<u64>,
@@ -108,7 +110,9 @@ pub(crate) struct Member {
     pub(crate) node_id: NodeId,
     pub(crate) name: String,
     pub(crate) peer_addr: String,
-    pub(crate) api_addr: String,
+    /// `None`: it was added without one.
+    #[serde(deserialize_with = "text_or_none")]
+    pub(crate) api_addr: Option<String>,
 }
 
 /// What `block_propose`, `POST /v1/blocks` and a line of the stream answer.
@@ -119,6 +123,11 @@ pub(crate) struct Acked {
     pub(crate) term: Term,
     pub(crate) index: LogIndex,
     pub(crate) duplicate: bool,
+}
+
+/// A text that is not empty.
+fn text_or_none<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
 }
 
 /// A 64-bit integer as a number or as decimal text.
@@ -156,6 +165,22 @@ mod tests {
         assert_eq!(bytes("0x"), Some(Bytes::new()));
         assert_eq!((bytes("00"), bytes("0x0"), bytes("0xzz")), (None, None, None));
         assert_eq!(hex(&[0, 255]), "0x00ff");
+    }
+
+    #[test]
+    fn a_member_without_an_api_address() {
+        let members: Members = serde_json::from_str(
+            r#"{"version":9,"voters":[{"nodeId":1,"name":"","peerAddr":"a:1","apiAddr":"a:2"}],
+                "learners":[{"nodeId":4,"apiAddr":null},{"nodeId":5,"apiAddr":""},{"nodeId":6}]}"#,
+        )
+        .expect("members");
+        let apis: Vec<_> = members.all().map(|m| (m.node_id, m.api_addr.as_deref())).collect();
+        assert_eq!(apis, [(1, Some("a:2")), (4, None), (5, None), (6, None)]);
+        for api in ["null", "\"\""] {
+            let leader: Leader =
+                serde_json::from_str(&format!(r#"{{"leaderId":4,"leaderApi":{api}}}"#)).expect("a leader");
+            assert_eq!((leader.leader_id, leader.leader_api), (Some(4), None), "{api}");
+        }
     }
 
     #[test]

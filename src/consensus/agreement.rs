@@ -62,6 +62,12 @@ impl Marks {
         self.by_node.retain(|id, _| members(*id));
     }
 
+    /// Whether somebody told a mark that this node has not come to: it is compared once it has.
+    pub(crate) fn is_ahead_of(&self, own: &[Mark]) -> bool {
+        let newest = own.iter().map(|(index, _)| *index).max();
+        self.by_node.values().filter_map(|marks| marks.back()).any(|(index, _)| newest < Some(*index))
+    }
+
     /// The newest index at which somebody is known to differ from this node, and what is known of
     /// that index. `own`: this node's marks, oldest first.
     pub(crate) fn dispute(&self, own_id: NodeId, own: &[Mark]) -> Option<Evidence> {
@@ -166,8 +172,10 @@ mod tests {
         assert!(!marks.note(2, (500, A)));
         assert_eq!(marks.dispute(1, &own), None);
         // One that this node has not reached, or has forgotten, says nothing.
+        assert!(!marks.is_ahead_of(&own));
         marks.note(3, (2000, A));
         assert_eq!(marks.dispute(1, &own), None);
+        assert!(marks.is_ahead_of(&own) && marks.is_ahead_of(&[]));
         marks.note(2, (1000, A));
         let found = marks.dispute(1, &own).expect("they differ");
         assert_eq!((found.index, found.hashes), (1000, BTreeMap::from([(1, B), (2, A)])));

@@ -83,7 +83,7 @@ fn written(result: WriteResult) -> Result<Written, WriteError> {
         Ok(response) => Ok(Written { pos: pos_of(&response.log_id), outcome: response.data }),
         Err(ClientWriteError::ForwardToLeader(f)) => Err(WriteError::Forward {
             leader_id: f.leader_id,
-            leader_api: f.leader_node.map(|node| node.api_addr),
+            leader_api: f.leader_node.map(|node| node.api_addr).filter(|addr| !addr.is_empty()),
         }),
         Err(ClientWriteError::LogEntryDiscarded(_)) => Err(WriteError::Discarded),
         Err(e @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
@@ -417,9 +417,9 @@ impl Handle {
         (status::role_of(server.state), others.filter(|id| *id != self.shared.node_id).collect())
     }
 
-    /// The API address of a member, as the membership names it.
+    /// The API address of a member, if the membership names one.
     pub(crate) fn api_addr(&self, status: &Status, node_id: NodeId) -> Option<String> {
-        status.members.nodes.get(&node_id).map(|m| m.api_addr.clone())
+        status.members.nodes.get(&node_id).map(|m| m.api_addr.clone()).filter(|addr| !addr.is_empty())
     }
 
     pub(crate) fn is_leader(&self) -> bool {

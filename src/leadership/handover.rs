@@ -394,9 +394,10 @@ fn refused_by(to: NodeId, error: PeerError) -> Refused {
     match error {
         PeerError::Refused(why) => Refused::NotFit(to, why),
         PeerError::NotYet(why) => Refused::NotCaughtUp(to, why),
-        e @ (PeerError::NoAddress(_) | PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => {
-            Refused::Unreachable(to, e.to_string())
-        }
+        e @ (PeerError::NoAddress(_)
+        | PeerError::Nobody { .. }
+        | PeerError::Unreachable { .. }
+        | PeerError::TimedOut { .. }) => Refused::Unreachable(to, e.to_string()),
     }
 }
 

@@ -251,13 +251,15 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
              look at the disks and at the network between the nodes",
             i.stalled_for.as_millis()
         ),
+        Check::Leader if s.is_started && s.members.nodes.is_empty() => {
+            "no leader is heard, and this node knows no membership: it waits for the cluster's first nodes or \
+             to be added, unless the others refuse it (`peer is refused` in its log)"
+                .into()
+        }
         Check::Leader => {
             "no leader is heard: is a majority of the voters up and reachable on its peer port?".into()
         }
-        Check::CaughtUp => format!(
-            "applied {} of {} entries the cluster committed; wait, or look at this node's disk and network",
-            s.positions.applied, s.positions.cluster_committed
-        ),
+        Check::CaughtUp => caught_up_hint(s),
         Check::Executor => match i.executor {
             Some(ill) => ill.what.to_string(),
             None => "the executor is well".into(),
@@ -274,6 +276,11 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Leadership => "elected; its leadership command is not applied yet".into(),
         Check::Settings => "the first leader has not put the cluster's settings into the log yet".into(),
         Check::Member => match i.removed {
+            Some(removed) if s.members.nodes.is_empty() => format!(
+                "this node knows no membership, and node {} says that it is in none up to version {}: add it \
+                 with `raft_addLearner` on the leader, or stop it",
+                removed.told_by, removed.version
+            ),
             Some(removed) => format!(
                 "node {} says that this node is in no membership up to version {}: add it with \
                  `raft_addLearner` on the leader, or stop it",
@@ -290,6 +297,25 @@ pub(crate) fn hint(check: Check, i: &Inputs<'_>) -> String {
         Check::Paused => {
             "this node was asked not to lead while another can; `raft_resume` takes that back".into()
         }
+    }
+}
+
+fn caught_up_hint(s: &Status) -> String {
+    let (applied, committed) = (s.positions.applied, s.positions.cluster_committed);
+    match s.leader_id {
+        None if applied < committed => {
+            format!(
+                "applied {applied} of at least {committed} committed entries; no leader is heard to send the rest"
+            )
+        }
+        None => format!("no leader is heard, so what is missing behind entry {applied} is not known"),
+        Some(leader) if committed <= applied && s.committed_term != s.term => {
+            format!("nothing that node {leader} committed in term {} has come yet; wait", s.term)
+        }
+        Some(_) => format!(
+            "applied {applied} of {committed} entries the cluster committed; wait, or look at this node's disk \
+             and network"
+        ),
     }
 }
 

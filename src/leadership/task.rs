@@ -52,6 +52,7 @@ pub(crate) async fn run(
         seen: None,
         known: None,
         first_led: None,
+        led_at: None,
         started: Instant::now(),
     };
     task.run(requests).await
@@ -85,6 +86,8 @@ struct Task {
     known: Option<(Term, Option<NodeId>)>,
     /// Term of the first leader that this process heard, or was.
     first_led: Option<Term>,
+    /// When this node led last, with a quorum behind it.
+    led_at: Option<Instant>,
     started: Instant,
 }
 
@@ -202,14 +205,20 @@ impl Task {
             .filter(|c| c.is_voter && c.ack_age.is_some())
             .map(Candidate::grade)
             .min();
+        let is_leader = status.role == Role::Leader;
+        if is_leader && status.leader_id.is_some() {
+            self.led_at = Some(Instant::now());
+        }
         let heard_age = self.handle.raft().heard_age().unwrap_or_else(|| self.started.elapsed());
+        // One that gives its office up hears of the next leader a moment later: until then it was led by itself.
+        let leaderless_for = self.led_at.map_or(heard_age, |at| at.elapsed().min(heard_age));
         let keeper = &mut self.keeper;
         let barred_until = self.handle.config().barred_until;
         let patience = self.handle.raft().config().heartbeat_timeout;
         let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
             let look = Look {
                 now: inputs.now,
-                is_leader: status.role == Role::Leader,
+                is_leader,
                 has_quorum: !verdict.lease_remaining.is_zero(),
                 unfit: &verdict.unfit,
                 is_fit_to_stand: verdict.may_stand,
@@ -218,7 +227,7 @@ impl Task {
                 is_barred: barred_until.is_some_and(|until| inputs.now < until)
                     || status.members.nodes.is_empty()
                     || !inputs.is_itself,
-                leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { heard_age },
+                leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { leaderless_for },
                 is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),
@@ -230,6 +239,8 @@ impl Task {
             self.act(action);
         }
         if let Some(term) = unsure
+            && is_leader
+            && status.term == term
             && !self.asking_quorum
         {
             self.asking_quorum = true;

@@ -57,8 +57,8 @@ impl Agreement {
         if !self.known().marks.note(node_id, mark) {
             return;
         }
-        let own = self.own_at(mark.0);
-        if own.is_some_and(|own| own != mark.1) {
+        // A follower may apply before its leader does: what this node has not come to is compared later.
+        if self.own_at(mark.0) != Some(mark.1) {
             self.news.notify_one();
         }
     }
@@ -100,8 +100,8 @@ impl Judge {
     pub(super) async fn run(self) -> Result<(), Stopped> {
         let mut since: Option<Instant> = None;
         loop {
-            let wait = if since.is_some() { LOOK_EVERY } else { Duration::MAX };
-            // Not in time: the dispute is looked at again.
+            let wait = if since.is_some() || self.is_behind() { LOOK_EVERY } else { Duration::MAX };
+            // Not in time: the dispute, or this node's own mark, is looked at again.
             let _ = tokio::time::timeout(wait, self.agreement.news.notified()).await;
             let told = self.agreement.known().told.take();
             let own = self.collect(&mut since);
@@ -113,6 +113,11 @@ impl Judge {
                 }
             }
         }
+    }
+
+    /// As leader it knows a mark of another node that it has not come to itself.
+    fn is_behind(&self) -> bool {
+        self.raft.is_leader() && self.agreement.known().marks.is_ahead_of(&self.agreement.reader.hash_marks())
     }
 
     /// What this node knows as leader, and shows to the others from here on.

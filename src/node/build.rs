@@ -1,14 +1,13 @@
 //! Putting the parts together, from the folder upwards.
 
 use std::{
-    net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
@@ -25,6 +24,7 @@ use crate::leadership::metrics::{Counters, RaftCollector};
 use crate::node::agreement::{self, Agreement};
 use crate::node::answers::NodeAnswers;
 use crate::node::doubts::{self, Doubts};
+use crate::node::ports::Bound;
 use crate::node::remembered::Remembered;
 use crate::node::tasks::Tasks;
 use crate::node::{StartError, addresses, configs, founders, leading, members, observe, parts, recorded};
@@ -37,6 +37,9 @@ use crate::types::member::Members;
 
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
+
+/// A store that cannot go on ends within a second, whatever hangs.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_millis(800);
 
 /// A node whose tasks run.
 pub(super) struct Running {
@@ -55,26 +58,17 @@ pub(super) struct Running {
     pub(super) tasks: Tasks,
     /// Cancelled: the ports are closed, connections drained.
     pub(super) serving: CancellationToken,
+    /// `None` only while it is put together.
     closer: Option<store::Closer>,
 }
 
 impl Running {
     /// Completes when the node cannot go on.
     pub(super) async fn failed(&mut self) -> StartError {
-        let mut health = self.health.watch();
-        let store_failed = async {
-            match health.wait_for(|h| h.fatal.is_some()).await {
-                Ok(view) => view.fatal.clone(),
-                Err(_) => None,
-            }
-        };
         tokio::select! {
             // What the store says first: a task that ends over it ends at the same moment, and knows less.
             biased;
-            fatal = store_failed => match fatal {
-                Some(fatal) => fatal.into(),
-                None => StartError { exit_code: 1, message: "the store ended".into() },
-            },
+            failed = store_failed(&self.health) => failed,
             ended = self.servers.ended_early() => StartError { exit_code: 1, message: ended.to_string() },
             ended = self.tasks.ended_early() => StartError { exit_code: 1, message: ended.to_string() },
         }
@@ -87,6 +81,29 @@ impl Running {
         if tokio::task::spawn_blocking(move || closer.close()).await.is_err() {
             tracing::error!("closing the store panicked");
         }
+    }
+}
+
+/// One that was not stopped.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(closer) = self.closer.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (raft, within) = (self.raft.clone(), self.settings.raft.shutdown_timeout);
+        runtime.spawn(async move {
+            // What raft still applies would keep the databases open.
+            let _ = tokio::time::timeout(within, raft.core().shutdown()).await;
+            drop(closer);
+        });
+    }
+}
+
+/// Completes when the store cannot go on.
+async fn store_failed(health: &store::Health) -> StartError {
+    let mut health = health.watch();
+    match health.wait_for(|h| h.fatal.is_some()).await.map(|view| view.fatal.clone()) {
+        Ok(Some(fatal)) => fatal.into(),
+        Ok(None) | Err(_) => StartError { exit_code: 1, message: "the store ended".into() },
     }
 }
 
@@ -117,9 +134,62 @@ impl Process {
 pub(super) async fn start(settings: config::Settings, process: Process) -> Result<Running, StartError> {
     let registry = process.registry;
     let observed = observe::begin(&settings, &registry, process.rejected).map_err(metrics_failed)?;
-    let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
+    let instants = Arc::clone(&observed.instants);
     let opening = Instant::now();
     let mut opened = open_store(&settings, &registry, &instants).await?;
+    let (closer, health) = (opened.closer.take(), opened.health.clone());
+    let data_dir = settings.node.data_dir.clone();
+    let parts = Parts { registry, log: process.log, observed, opening };
+    let built = tokio::select! {
+        // What is committed is applied again before raft is built, and an apply that fails never returns.
+        biased;
+        failed = store_failed(&health) => Err(failed),
+        built = assemble(settings, opened, parts) => built,
+    };
+    match built {
+        Ok(mut running) => {
+            running.closer = Some(closer);
+            Ok(running)
+        }
+        Err(error) => {
+            let fatal = health.get().fatal;
+            let error = fatal.clone().map_or(error, StartError::from);
+            give_back(data_dir, closer, fatal.map(|fatal| fatal.to_string())).await;
+            Err(error)
+        }
+    }
+}
+
+/// Closes the store of a node that does not start. `fatal`: what the next start is to be told.
+async fn give_back(data_dir: PathBuf, closer: store::Closer, fatal: Option<String>) {
+    let closing = tokio::task::spawn_blocking(move || {
+        if let Some(text) = fatal
+            && let Err(error) = store::exit::record(&data_dir, store::exit::Cause::Fatal, &text)
+        {
+            tracing::warn!(%error, "LAST_EXIT cannot be written");
+        }
+        closer.close();
+    });
+    if tokio::time::timeout(GIVEN_BACK_WITHIN, closing).await.is_err() {
+        tracing::warn!("the store of a node that does not start is not closed yet: the disk hangs");
+    }
+}
+
+/// What there is beside the store when a node is put together.
+struct Parts {
+    registry: Registry,
+    log: Option<telemetry::log::Handle>,
+    observed: observe::Observed,
+    opening: Instant,
+}
+
+async fn assemble(
+    settings: config::Settings,
+    mut opened: store::Opened,
+    parts: Parts,
+) -> Result<Running, StartError> {
+    let Parts { registry, log, observed, opening } = parts;
+    let (instants, exemplars) = (Arc::clone(&observed.instants), observed.exemplars.clone());
     let audit = observe::open_audit(&settings, &opened, &registry).await?;
     let source = Arc::new(feed::source::Store::new(opened.reader.clone()));
     let feed = feed::Hub::new(configs::feed_config(&settings), source, Arc::clone(&instants), &registry)
@@ -229,7 +299,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         snapshots: opened.snapshots.clone(),
         instants: Arc::clone(&instants),
         exemplars,
-        log: process.log,
+        log,
         last_exit: (opened.last_exit.cause != store::exit::Cause::First)
             .then(|| format!("{}: {}", opened.last_exit.cause.label(), opened.last_exit.text)),
     };
@@ -318,7 +388,7 @@ pub(super) async fn start(settings: config::Settings, process: Process) -> Resul
         servers,
         tasks,
         serving,
-        closer: Some(opened.closer),
+        closer: None,
     })
 }
 
@@ -405,28 +475,5 @@ async fn open_store(
     }
 }
 
-/// The ports of a node, taken before anything else is.
-struct Bound {
-    peer: TcpListener,
-    api: TcpListener,
-    metrics: Option<TcpListener>,
-}
-
-impl Bound {
-    async fn bind(settings: &config::Settings) -> Result<Self, StartError> {
-        Ok(Self {
-            peer: bind("peer.listen", settings.peer.listen).await?,
-            api: bind("api.listen", settings.api.listen).await?,
-            metrics: match settings.metrics.listen {
-                Some(addr) => Some(bind("metrics.listen", addr).await?),
-                None => None,
-            },
-        })
-    }
-}
-
-async fn bind(key: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|e| StartError { exit_code: 1, message: format!("{key} {addr} cannot be bound: {e}") })
-}
+#[cfg(test)]
+mod tests;

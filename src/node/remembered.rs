@@ -16,13 +16,13 @@ use crate::consensus::membership::standing::Removed;
 use crate::node::StartError;
 use crate::peer::Incarnation;
 use crate::store;
+use crate::store::local::REMOVED;
 use crate::types::NodeId;
 use crate::types::position::LogPos;
 
 const INCARNATION: &[u8] = b"peer/incarnation/";
 const FLOOR: &[u8] = b"peer/floor/";
 const COMMANDS: &[u8] = b"peer/commands/";
-const REMOVED: &[u8] = b"node/removed";
 /// Records of one kind that are read at start. By eye: many times the members there ever were.
 const RECORDS_MAX: usize = 10_000;
 

@@ -18,8 +18,6 @@ use crate::telemetry;
 const LOG_WITHIN: Duration = Duration::from_millis(200);
 /// A process that cannot go on ends within a second, whatever hangs.
 const FATAL_WITHIN: Duration = Duration::from_millis(800);
-/// What a stop may take beside its two waits (design 11).
-const REST_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a node until a signal or a failure ends it. Returns the exit code.
 ///
@@ -74,7 +72,7 @@ async fn live(settings: config::Settings, process: Process, until: impl Future<O
     if let Err(error) = telemetry::process::register(&process.registry) {
         tracing::warn!(%error, "no process metrics");
     }
-    let within = settings.raft.shutdown_timeout + settings.raft.resign_timeout + REST_WITHIN;
+    let within = stop::within(&settings);
     let mut starting = std::pin::pin!(build::start(settings, process));
     let started = tokio::select! {
         started = &mut starting => started,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::config;
 use crate::leadership::handover::{Asked, By};
 use crate::leadership::policy::Intent;
 use crate::leadership::task::operation_id;
@@ -17,6 +18,14 @@ const WRITTEN_WITHIN: Duration = Duration::from_millis(100);
 const RECORDED_WITHIN: Duration = Duration::from_millis(200);
 /// And exported, while the store closes (design 11).
 const EXPORTED_WITHIN: Duration = Duration::from_millis(500);
+
+/// What a stop may take beside its two waits (design 11).
+const REST_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a stop takes at most, unless the disk hangs.
+pub(super) fn within(settings: &config::Settings) -> Duration {
+    settings.raft.shutdown_timeout + settings.raft.resign_timeout + REST_WITHIN
+}
 
 /// Stops a node. Durable on return: every acknowledged block is on this disk.
 pub(super) async fn stop(mut running: Running) {

@@ -80,7 +80,7 @@ fn peer_error(node_id: NodeId, error: CallError) -> PeerError {
 
 impl Asker {
     async fn who_listens(&self, addr: &str, within: Duration) -> Result<Probed, PeerError> {
-        let unreachable = |why: String| PeerError::Unreachable { node_id: 0, why };
+        let unreachable = |why: String| PeerError::Nobody { addr: addr.to_owned(), why };
         let asked = async {
             let stream =
                 dial::connect_to(&self.shared, addr).await.map_err(|e| unreachable(e.to_string()))?;
@@ -88,7 +88,7 @@ impl Asker {
         };
         let hello = tokio::time::timeout(within, asked)
             .await
-            .unwrap_or(Err(PeerError::TimedOut { node_id: 0, after: within }))?;
+            .unwrap_or_else(|_| Err(unreachable(format!("no answer within {within:?}"))))?;
         let incarnation = Incarnation::try_from(hello.incarnation.as_ref())
             .map_err(|_| unreachable("its incarnation is malformed".into()))?;
         let is_blank = hello.cluster_epoch == 0 && hello.last_log_id.is_none();

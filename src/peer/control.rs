@@ -19,6 +19,7 @@ use crate::peer::{
     convert,
     hello::{Connection, refused_by_dialler},
     metrics::{Direction, Rpc},
+    said::Topic,
     server::Context,
     session::{self, Answer, check_sender, stopped, unsupported},
     wire::{self, Frame, WireError},
@@ -101,7 +102,10 @@ where
         let peer_id = self.connection.peer_id;
         match frame.kind() {
             Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
-            Some(FrameKind::Ping) => self.pong(id, received_at_ns),
+            Some(FrameKind::Ping) => {
+                context.shared.said.admitted(Topic::Accepted, peer_id);
+                self.pong(id, received_at_ns);
+            }
             Some(FrameKind::Append) => {
                 let request: proto::AppendRequest = frame.decode()?;
                 let told = request.state_hashes.as_ref().and_then(convert::evidence_from_proto);

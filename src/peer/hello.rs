@@ -3,11 +3,7 @@
 //! Both sides compare, both sides refuse, and an incarnation seen for the first time is durable
 //! before the connection is used (safety rule 8). Knows nothing of what is said afterwards.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::{
     TcpStream,
@@ -17,7 +13,8 @@ use tokio::net::{
 use crate::peer::{
     Incarnation, LogPos,
     metrics::{Reason, Rpc},
-    network::{Shared, lock},
+    network::Shared,
+    said::Topic,
     wire::{Frame, HELLO_BYTES_MAX, Outbox, Reader, WireError},
 };
 use crate::raft::convert::KNOWN_COMMANDS;
@@ -84,7 +81,7 @@ impl HelloError {
     }
 
     /// Somebody must look: retrying alone does not help.
-    fn is_refusal(&self) -> bool {
+    pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Here(refused) | Self::There(refused) => refused.code != RefusalCode::Busy,
             Self::Wire(_) | Self::TimedOut => false,
@@ -111,9 +108,12 @@ pub(super) async fn greet(
     let within = shared.config.hello_timeout;
     let greeted = tokio::time::timeout(within, greet_unbounded(shared, stream, node_id, purpose)).await;
     let greeted = greeted.unwrap_or(Err(HelloError::TimedOut));
-    shared.said.note(Topic::Dialled, node_id, &greeted);
-    if let Err(e) = &greeted {
-        shared.metrics_of(node_id).failed(Rpc::Hello, e.label());
+    match &greeted {
+        Ok(_) => shared.said.admitted(Topic::Dialled, node_id),
+        Err(e) => {
+            shared.metrics_of(node_id).failed(Rpc::Hello, e.label());
+            shared.said.refused(Topic::Dialled, node_id, e);
+        }
     }
     greeted
 }
@@ -160,8 +160,9 @@ pub(super) async fn welcome(
     if let Err(e) = &welcomed {
         shared.metrics_of(said_id).failed(Rpc::Hello, e.label());
         tracing::debug!(%from, peer_id = said_id as i64, error = %e, "connection was not admitted");
+        // Whether all is well only the other side knows yet: it may still refuse.
+        shared.said.refused(Topic::Accepted, said_id, e);
     }
-    shared.said.note(Topic::Accepted, said_id, &welcomed);
     welcomed
 }
 
@@ -360,7 +361,7 @@ pub(super) fn refused_by_dialler(shared: &Shared, peer_id: NodeId, frame: Frame)
     };
     let error = HelloError::There(Refused { code: refusal.code(), reason: refusal.reason });
     shared.metrics_of(peer_id).failed(Rpc::Hello, error.label());
-    shared.said.note::<()>(Topic::Accepted, peer_id, &Err(error));
+    shared.said.refused(Topic::Accepted, peer_id, &error);
     WireError::Closed
 }
 
@@ -408,84 +409,4 @@ fn hex(incarnation: &Incarnation) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text
-}
-
-/// What a node may be refused for at a time, each on its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Topic {
-    Dialled,
-    Accepted,
-    /// What it sent cannot be right.
-    Sent,
-}
-
-/// What was said of a node last, so that it is logged once and not at each retry.
-#[derive(Default)]
-pub(super) struct Said {
-    /// Guards a look and a store per handshake; a task would be a queue for that.
-    last: Mutex<BTreeMap<(Topic, NodeId), String>>,
-}
-
-/// Nodes that are told apart, strangers too. By eye.
-const SAID_MAX: usize = 64;
-
-impl Said {
-    /// Whether this differs from what was said of the node last.
-    pub(super) fn is_new(&self, topic: Topic, node_id: NodeId, text: &str) -> bool {
-        let mut last = lock(&self.last);
-        let is_full = SAID_MAX <= last.len();
-        match last.get_mut(&(topic, node_id)) {
-            Some(said) if said == text => false,
-            Some(said) => {
-                *said = text.to_owned();
-                true
-            }
-            None if is_full => false,
-            None => {
-                last.insert((topic, node_id), text.to_owned());
-                true
-            }
-        }
-    }
-
-    /// All is well again; whether it was not.
-    pub(super) fn clear(&self, topic: Topic, node_id: NodeId) -> bool {
-        lock(&self.last).remove(&(topic, node_id)).is_some()
-    }
-
-    fn note<T>(&self, topic: Topic, node_id: NodeId, outcome: &Result<T, HelloError>) {
-        let peer_id = node_id as i64;
-        match outcome {
-            Ok(_) if self.clear(topic, node_id) => {
-                tracing::info!(peer_id, ?topic, "peer is admitted again");
-            }
-            Err(e) if e.is_refusal() && self.is_new(topic, node_id, &e.to_string()) => {
-                tracing::warn!(peer_id, ?topic, error = %e, "peer is refused");
-            }
-            Ok(_) | Err(_) => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_refusal_is_said_once_and_again_after_all_was_well() {
-        let said = Said::default();
-        assert!(said.is_new(Topic::Dialled, 2, "epoch 1"));
-        assert!(!said.is_new(Topic::Dialled, 2, "epoch 1"));
-        assert!(said.is_new(Topic::Accepted, 2, "epoch 1"));
-        assert!(said.is_new(Topic::Dialled, 2, "epoch 3"));
-        assert!(said.clear(Topic::Dialled, 2));
-        assert!(!said.clear(Topic::Dialled, 2));
-        assert!(said.is_new(Topic::Dialled, 2, "epoch 3"));
-    }
-
-    #[test]
-    fn strangers_beyond_a_number_are_not_said() {
-        let said = Said::default();
-        assert_eq!((0..1000).filter(|id| said.is_new(Topic::Accepted, *id, "who")).count(), SAID_MAX);
-    }
 }

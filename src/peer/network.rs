@@ -23,10 +23,10 @@ use crate::peer::{
     Addresses, Asker, Config, Identity, Incarnation, Incarnations, Notices, SnapshotStore,
     client::{Client, Traffic},
     dial::Lookups,
-    hello::Said,
     keeper::Task,
     link::Link,
     metrics::{Metrics, PeerMetrics, Rpc},
+    said::Said,
     wire::{Frame, WireError},
 };
 use crate::raft::{NodeRecord, StoredMembership, TypeConfig};

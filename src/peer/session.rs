@@ -16,9 +16,10 @@ use prost::Message;
 use crate::peer::{
     control::Control,
     convert,
-    hello::{Connection, Topic, refused_by_dialler, wire_reason},
+    hello::{Connection, refused_by_dialler, wire_reason},
     install,
     metrics::Rpc,
+    said::Topic,
     server::Context,
     wire::{self, Frame, WireError},
 };

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::raft::convert::{members_of, stored_membership_from_proto};
 use crate::raft::{StoredMembership, Vote, pos_of};
+use crate::store::local::REMOVED;
 use crate::store::log::open::{self as log_open, Looked};
 use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::snapshot::{self, FILES, check, last_index};
@@ -81,6 +82,8 @@ pub(crate) struct Found {
     pub(crate) membership: Option<StoredMembership>,
     /// Newest first.
     pub(crate) snapshots: Vec<SnapshotManifest>,
+    /// Version of a membership that does not name the node, as another member told it.
+    pub(crate) removed_at: Option<LogIndex>,
     pub(crate) last_exit: Option<exit::LastExit>,
     pub(crate) findings: Vec<Finding>,
 }
@@ -211,6 +214,10 @@ impl Look<'_> {
             file_bytes: size_of_files(&dir).map_err(|e| OpenError::io(&dir, e))?,
         });
         self.found.membership = contents.membership.clone();
+        match removed_at(&looked.db) {
+            Ok(version) => self.found.removed_at = version,
+            Err(e) => self.refused(OpenError::rocks(&dir, &e))?,
+        }
         self.found.last_logged_height = contents.last_block_height();
         Ok(Some(looked))
     }
@@ -335,6 +342,12 @@ fn is_damage(dir: &Path, error: &rocksdb::Error) -> bool {
 
 fn vote_found(vote: &Vote) -> VoteFound {
     VoteFound { term: vote.leader_id.term, voted_for: vote.leader_id.voted_for, committed: vote.committed }
+}
+
+fn removed_at(db: &rocks::Db) -> Result<Option<LogIndex>, rocksdb::Error> {
+    let family = db.cf_handle("local").expect("the family was opened");
+    let record = db.get_cf(family, REMOVED)?;
+    Ok(record.and_then(|record| record.first_chunk().copied()).map(LogIndex::from_be_bytes))
 }
 
 /// Reads every record of the node's own.

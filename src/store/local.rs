@@ -15,6 +15,8 @@ use crate::store::log;
 
 /// What a recover of the folder did, until the node has recorded it.
 pub(crate) const RECOVERED: &[u8] = b"node/recovered";
+/// That a member said the node is none: the version of the membership, then who said so, 8 bytes each.
+pub(crate) const REMOVED: &[u8] = b"node/removed";
 /// Key of the number of starts.
 const STARTS: &[u8] = b"node/starts";
 

@@ -20,7 +20,7 @@ use crate::store::snapshot::{Snapshots, last_index};
 use crate::store::state::db::{self, Loaded, StateDb};
 use crate::store::state::{self, StateMachine, install};
 use crate::store::watermark::Watermark;
-use crate::store::{Closer, Config, OpenError, Opened, Who, disk, exit, files, gauges, rocks};
+use crate::store::{Closer, Config, Open, OpenError, Opened, Who, disk, exit, files, gauges, rocks};
 use crate::types::{LogIndex, position::LogPos};
 
 pub(super) fn open(
@@ -115,7 +115,7 @@ impl Parts<'_> {
             self.instants.clone(),
         );
         let (watermark, marker) = Watermark::start(log.slots, log.mark, self.health.clone()).map_err(io)?;
-        let room = Room::new(log::open::log_dir(data_dir));
+        let room = Room::new(log::open::log_dir(data_dir), self.config.min_free);
         let writer = Writer::new(shared.clone(), log_db, watermark.clone(), room, last, first);
         let writer =
             std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
@@ -142,7 +142,7 @@ impl Parts<'_> {
             },
         );
         gauges::register(registry, self.config.min_free, &self.health, &shared, &machine.shared)?;
-        let closer = Closer {
+        let closer = Closer(Some(Open {
             log: shared.clone(),
             state: machine.shared.clone(),
             watermark,
@@ -150,7 +150,7 @@ impl Parts<'_> {
             marker,
             disk,
             lock: self.lock,
-        };
+        }));
         Ok(Opened {
             log: LogStore { shared: shared.clone() },
             reader: Reader::new(machine.shared.clone(), shared),

@@ -10,6 +10,6 @@ mod shared;
 mod snapshot;
 mod state;
 mod suite;
-mod support;
+pub(crate) mod support;
 mod tap;
 mod torn;

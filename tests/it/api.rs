@@ -14,8 +14,10 @@ use crate::support::{
     checker,
     cluster::Cluster,
     config::Settings,
+    exposition::Scrape,
     http::{Connection, Response},
     rpc::{RpcError, post, result_of},
+    stream::Stream,
     writer::{Attempt, History},
 };
 
@@ -342,6 +344,42 @@ fn what_is_too_large_is_refused_before_it_is_read() {
         assert!(error.http == 413 || (error.http == 200 && way == Way::JsonRpc), "{way:?}: {error}");
         story.goes_on("a block over the bound");
     }
+    story.end();
+}
+
+/// Where the answer as a whole is no error, or has none of the codes.
+#[test]
+fn a_refusal_inside_an_answer_is_counted() {
+    let mut story = Story::begin();
+    let api = story.cluster.node(story.leader).api.clone();
+    let counted = |story: &Story, reason: &str| {
+        let text = story.cluster.node(story.leader).get("/metrics", &[]).expect("it answers").text();
+        Scrape::parse(&text).get("blockraft_rpc_rejected_total", &[("reason", reason)]).unwrap_or(0.0)
+    };
+    let [malformed, too_large, no_route] =
+        ["malformed", "body_too_large", "no_route"].map(|reason| counted(&story, reason));
+    // A message of two bytes that is no block; one that says it is longer than any may be.
+    for body in [&[2, 0xff, 0xff][..], &[0xff, 0xff, 0xff, 0xff, 0x0f][..]] {
+        let mut stream = Stream::open(&api, None).expect("it takes a stream");
+        stream.send_raw(body).expect("it reads");
+        stream.end().expect("it reads");
+        assert!(matches!(stream.next(), Ok(Some(Answer::Refused { .. }))), "{body:?}");
+        assert_eq!(stream.status, Some(200));
+    }
+    let call = json!({"jsonrpc": "2.0", "id": 7, "method": "raft_status"});
+    let answers = story
+        .post(json!([call, 7, {"jsonrpc": "2.0", "id": -1, "method": "raft_status"}]).to_string().as_bytes());
+    let answers = answers.json().expect("JSON");
+    let errors: Vec<_> =
+        answers.as_array().into_iter().flatten().map(|a| a["error"]["code"].clone()).collect();
+    assert_eq!(errors, [Value::Null, json!(-32600), json!(-32600)], "{answers}");
+    assert!(answers[2]["error"]["message"].to_string().contains("0 to 2^64 - 1"), "{answers}");
+    let response = story.connect().request("PUT", "/", &[], b"").expect("it answers");
+    assert_eq!(response.status, 405);
+    assert_eq!(counted(&story, "malformed") - malformed, 3.0);
+    assert_eq!(counted(&story, "body_too_large") - too_large, 1.0);
+    assert_eq!(counted(&story, "no_route") - no_route, 1.0);
+    story.goes_on("what was refused inside an answer");
     story.end();
 }
 

@@ -4,8 +4,11 @@
 //! | --- | --- |
 //! | a_control_call_is_recorded… | design 5: two records a call, refused ones too, over a restart |
 //! | the_record_works_without_a_quorum | design 5: audit and history need no leader |
+//! | a_hand_over_that_is_not_over_… | promise 2: what may still happen is not called done |
 //! | a_caller_that_goes_away_changes_nothing | design 5: the call is carried to its end and recorded |
 //! | every_leadership_is_in_the_history… | safety 18: none is left out, kill -9 included |
+
+use std::collections::BTreeSet;
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -118,6 +121,28 @@ fn the_record_works_without_a_quorum() {
     assert_eq!(verify(node), 4);
     assert!(!events(node).is_empty());
     cluster.assert_quiet();
+}
+
+/// It may still happen, so the record must not say that it did.
+#[test]
+fn a_hand_over_that_is_not_over_in_time_is_recorded_as_unknown() {
+    let mut cluster = Cluster::three(Settings::new());
+    let mut outcomes = BTreeSet::new();
+    while !outcomes.contains("timedOut") {
+        let leader = cluster.leader();
+        let term = cluster.term_of(leader);
+        let params = json!({"timeoutMs": 1});
+        let answer = cluster.node(leader).call("raft_transferLeader", &params).expect("somebody is fit");
+        let outcome = answer["outcome"].as_str().expect("an outcome").to_owned();
+        let records = records(cluster.node(leader));
+        let is_end = |r: &&Value| r["method"] == "raft_transferLeader" && r["outcome"] != "started";
+        let ended = records.iter().rfind(is_end).expect("it is recorded");
+        let expected = if outcome == "timedOut" { "unknown" } else { "ok" };
+        assert_eq!(ended["outcome"], expected, "{answer}, {ended}");
+        outcomes.insert(outcome);
+        cluster.leader_above(term);
+    }
+    cluster.end();
 }
 
 #[test]

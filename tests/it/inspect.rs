@@ -76,8 +76,9 @@ fn a_folder_that_is_not_there_is_not_made() {
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("no such folder"));
     assert!(!gone.exists());
-    let (r, code) = report(dir.path(), &["--verify"]);
-    assert_eq!((code, &r["identity"], &r["log"]), (Some(0), &Value::Null, &Value::Null));
+    let out = inspect(dir.path(), &["--verify"]);
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("this is no data folder of blockraft"));
     assert!(listing(dir.path()).len() == 1, "something was made");
 }
 

@@ -5,6 +5,7 @@
 //! | leadership_moves_under_load_… | promises 1 to 3; safety 13, 18, 20: no refused block is there |
 //! | who_cannot_take_over_is_refused_… | safety 13: the term and the fence stay |
 //! | a_paused_node_… | promise 4; safety 14, 15: also after SIGTERM and kill -9 |
+//! | a_leader_that_hands_over_is_no_… | promise 4: who stands though it is not fit |
 //! | a_paused_leader_goes_on_… | safety 15: unwilling may lead with its fence |
 //! | every_leadership_is_delivered_… | safety 18: none coalesced, from any id |
 //! | a_follower_that_wants_to_lead_… | design 5: the leader is asked, since a candidacy would not win |
@@ -203,6 +204,23 @@ fn a_paused_node_does_not_lead_while_another_can() {
     assert_eq!((cluster.leader(), cluster.term_of(paused)), (paused, term), "it stays, with its fence");
     assert_eq!(call(&cluster, paused, "raft_resume", json!({}))["paused"], false);
     cluster.leader();
+    cluster.end();
+}
+
+/// It hears of the next leader a moment after it gave its office up. Until then it is no last resort, however long
+/// it led: a fit one that wants to lead would lose against it.
+#[test]
+fn a_leader_that_hands_over_is_no_last_resort() {
+    let mut cluster = Cluster::three(settings([("leadership.last_resort_after", "1s".into())]));
+    for _ in 0..3 {
+        let leader = cluster.leader();
+        let term = cluster.term_of(leader);
+        pause(Duration::from_millis(1_200));
+        call(&cluster, leader, "raft_pause", json!({}));
+        assert_ne!(cluster.leader_above(term), leader);
+        assert_eq!(metric(&cluster, leader, "blockraft_raft_last_resorts_total", &[]), 0.0);
+        call(&cluster, leader, "raft_resume", json!({}));
+    }
     cluster.end();
 }
 

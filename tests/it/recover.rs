@@ -3,9 +3,10 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | a_cluster_comes_back_from_the_one_folder_… | safety 10: no fence twice, no second cluster of the same id |
+//! | a_folder_of_a_node_that_was_removed_… | safety 10, 21d: what the lost ones said of it counts no more |
 //! | a_recover_that_was_cut_short_… | design 10: a folder that says so, and can be repeated |
 //! | a_state_ahead_of_its_log_… | a machine that died between an installed snapshot and the purge of the log |
-//! | what_cannot_be_recovered_… | exit codes of design 10 |
+//! | what_cannot_be_recovered_… | exit codes of design 10; a plan around a folder that is whole, or misspelt |
 //! | an_export_is_restored_into_another_cluster | design 10, safety 10: equal blocks, another cluster |
 //! | an_export_that_is_not_whole_… | safety 28: verified before anything rests on it |
 
@@ -29,6 +30,9 @@ use crate::support::{
 };
 
 const BLOCKS: u64 = 150;
+const PLAN: &[&str] = &["recover", "--plan"];
+const APPLY: &[&str] = &["recover", "--yes", "--apply"];
+const RESTORE: &[&str] = &["snapshot", "restore", "--config"];
 /// What `recover` adds to the term (safety rule 10).
 const TERM_STEP: u64 = 1_000_000;
 
@@ -43,6 +47,25 @@ fn run(args: &[&str], dirs: &[&Path]) -> Output {
 
 fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// It succeeds; what it said.
+#[track_caller]
+fn done(args: &[&str], dirs: &[&Path]) -> String {
+    let out = run(args, dirs);
+    assert!(out.status.success(), "{args:?}: {}", said(&out));
+    said(&out)
+}
+
+/// It fails with nothing done, and says all of these; what else it said.
+#[track_caller]
+fn refused(args: &[&str], dirs: &[&Path], words: &[&str]) -> String {
+    let out = run(args, dirs);
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {}", said(&out));
+    for word in words {
+        assert!(said(&out).contains(word), "{word:?} is not in {}", said(&out));
+    }
+    said(&out)
 }
 
 /// With snapshots and purges on the way.
@@ -97,18 +120,16 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
 
     // The documented commands, docs/recovery.md: look, then act.
     let before = listing(&dir);
-    let out = run(&["recover", "--plan"], &[&dir]);
-    assert!(out.status.success(), "{}", said(&out));
+    let plan = done(PLAN, &[&dir]);
     assert_eq!(listing(&dir), before, "the plan changes nothing");
     let block = format!("block {BLOCKS}");
     for word in ["most advanced", "node 3", &block, "voters 1, 2", "--apply"] {
-        assert!(said(&out).contains(word), "{word:?} is not in {}", said(&out));
+        assert!(plan.contains(word), "{word:?} is not in {plan}");
     }
     let asked = run(&["recover", "--apply"], &[&dir]);
     assert_eq!(asked.status.code(), Some(2), "nobody to ask: {}", said(&asked));
     assert_eq!(listing(&dir).len(), before.len(), "asking changes nothing");
-    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
-    assert!(out.status.success(), "{}", said(&out));
+    done(APPLY, &[&dir]);
 
     cluster.node_mut(3).start();
     assert_eq!(cluster.leader(), 3);
@@ -151,11 +172,8 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
     let (peer, api) = (cluster.node(1).peer.clone(), cluster.node(1).api.clone());
     let endpoint = cluster.node(3).api.clone();
     let ctl = |args: &[&str]| {
-        let out = run(
-            &[&["ctl", "--yes", "--timeout", "20s", "--endpoints", &endpoint, "members"], args].concat(),
-            &[],
-        );
-        assert!(out.status.success(), "{args:?}: {}", said(&out));
+        let flags = ["ctl", "--yes", "--timeout", "20s", "--endpoints", &endpoint, "members"];
+        done(&[&flags[..], args].concat(), &[]);
     };
     ctl(&["add", "1", &peer, "--api", &api, "--wait"]);
     ctl(&["promote", "1"]);
@@ -177,13 +195,9 @@ fn a_cluster_comes_back_from_the_one_folder_that_is_left() {
 fn kept_nodes_come_back_with_empty_folders() {
     let (mut cluster, _, _) = two_of_three_lost();
     let dir = cluster.node(3).data_dir.clone();
-    let out = run(&["recover", "--keep", "9,3", "--yes", "--apply"], &[&dir]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    assert!(said(&out).contains("node 9") && said(&out).contains("no member"), "{}", said(&out));
-    let out = run(&["recover", "--keep", "1,2", "--yes", "--apply"], &[&dir]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    let out = run(&["recover", "--keep", "1,2,3", "--yes", "--apply"], &[&dir]);
-    assert!(out.status.success(), "{}", said(&out));
+    refused(&["recover", "--keep", "9,3", "--yes", "--apply"], &[&dir], &["node 9", "no member"]);
+    refused(&["recover", "--keep", "1,2", "--yes", "--apply"], &[&dir], &[]);
+    done(&["recover", "--keep", "1,2,3", "--yes", "--apply"], &[&dir]);
     // What is wiped must not found a cluster of its own: it waits for the others.
     for id in [1, 2] {
         cluster.node_mut(id).settings.insert("cluster.peers".into(), toml::Value::Array(vec![]));
@@ -205,6 +219,37 @@ fn kept_nodes_come_back_with_empty_folders() {
     cluster.end();
 }
 
+/// It was removed, the others were lost, and its folder is what is left: who told it that it is no member is of the
+/// cluster that is left behind.
+#[test]
+fn a_folder_of_a_node_that_was_removed_is_recovered_too() {
+    let mut cluster = Cluster::three(compacting());
+    cluster.allow_deaths();
+    cluster.allow_strangers();
+    fill_patiently(&mut cluster, &kept(1..=BLOCKS));
+    let leader = cluster.leader();
+    let removed = cluster.others(leader)[0];
+    let answer =
+        cluster.node(leader).call("raft_removeMember", &json!({"nodeId": removed})).expect("removed");
+    wait_for("it is told", SOON, || {
+        let status = cluster.node(removed).status()?;
+        ensure!(status["blockers"].to_string().contains("\"member\""), "{}", status["blockers"]);
+        Ok(())
+    });
+    for id in [removed, leader, 6 - removed - leader] {
+        cluster.node_mut(id).stop(SOON);
+    }
+    let dir = cluster.node(removed).data_dir.clone();
+    let out = run(PLAN, &[&dir]);
+    let version = answer["version"].as_u64().expect("a version");
+    let told = format!("Node {removed} was removed from the cluster by entry {version}");
+    assert!(said(&out).contains(&told), "{}", said(&out));
+    done(APPLY, &[&dir]);
+    cluster.node_mut(removed).start();
+    assert_eq!(cluster.leader(), removed);
+    assert_blocks(&cluster, removed, BLOCKS);
+}
+
 #[test]
 fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
     let (mut cluster, _, _) = two_of_three_lost();
@@ -222,8 +267,7 @@ fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
         }
     };
     // The marker of a run that was killed, and each of the two files that it changes in either state.
-    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
-    assert!(out.status.success(), "{}", said(&out));
+    done(APPLY, &[&dir]);
     let identity = fs::read(dir.join("IDENTITY")).expect("readable");
     let recovered: Vec<(PathBuf, Vec<u8>)> = listing(&dir.join("log"))
         .iter()
@@ -259,11 +303,10 @@ fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
         cluster.node_mut(3).assert_refuses(FOLDER, &["UNFINISHED", "recover", "repeat"]);
         let out = run(&["inspect"], &[&dir]);
         assert_eq!(out.status.code(), Some(FOLDER), "{}", said(&out));
-        let other = run(&["recover", "--keep", "1,3", "--yes", "--apply"], &[&dir]);
-        assert_eq!(other.status.code(), Some(1), "another choice halfway: {}", said(&other));
-        let out = run(&["recover", "--yes", "--apply"], &[&dir]);
-        assert!(out.status.success(), "{}", said(&out));
-        assert!(said(&out).contains(&epoch), "the epoch that was chosen first: {}", said(&out));
+        // Another choice halfway, then the first one, with the epoch that was chosen then.
+        refused(&["recover", "--keep", "1,3", "--yes", "--apply"], &[&dir], &[]);
+        let text = done(APPLY, &[&dir]);
+        assert!(text.contains(&epoch), "{text}");
         cluster.node_mut(3).start();
         assert_eq!(cluster.leader(), 3);
         assert_blocks(&cluster, 3, BLOCKS);
@@ -276,30 +319,29 @@ fn what_cannot_be_recovered_is_refused() {
     let (mut cluster, _, lost) = two_of_three_lost();
     let dir = cluster.node(3).data_dir.clone();
     // With a second folder there is a quorum: nothing to recover.
-    let out = run(&["recover", "--plan"], &[&dir, &lost[0].1]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    assert!(said(&out).contains("nothing is lost"), "{}", said(&out));
-    // The same node twice.
+    refused(PLAN, &[&dir, &lost[0].1], &["nothing is lost"]);
+    // One that lost its log.
     let copy = dir.with_extension("copy");
     fs::create_dir(&copy).expect("writable");
     fs::copy(dir.join("IDENTITY"), copy.join("IDENTITY")).expect("writable");
-    let out = run(&["recover", "--plan"], &[&copy]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    assert!(said(&out).contains("nothing of it can be saved"), "{}", said(&out));
+    refused(PLAN, &[&copy], &["nothing of it can be saved"]);
     // A folder that a node uses, one that is not there, one without a past.
     cluster.node_mut(3).start();
     wait_for("node 3 answers", SOON, || cluster.node(3).status());
-    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    assert!(said(&out).contains("in use by"), "{}", said(&out));
+    let (gone, empty) = (dir.with_extension("gone"), dir.with_extension("empty"));
+    fs::create_dir(&empty).expect("writable");
+    refused(APPLY, &[&dir], &["in use by"]);
+    refused(APPLY, &[&gone], &[]);
+    // Nor is there a plan without them, as if they were lost.
+    for (wrong, word) in [(&dir, "stop the node"), (&gone, "check the path"), (&empty, "check the path")] {
+        let text = refused(PLAN, &[&lost[0].1, wrong], &[word, &wrong.to_string_lossy()]);
+        assert!(!text.contains("--apply"), "{text}");
+    }
     cluster.node_mut(3).kill();
-    let gone = dir.with_extension("gone");
-    let out = run(&["recover", "--yes", "--apply"], &[&gone]);
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
     assert!(!gone.exists());
     // A damaged one says which file.
     fs::remove_file(dir.join("WATERMARK")).expect("it was there");
-    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
+    let out = run(APPLY, &[&dir]);
     assert_eq!(out.status.code(), Some(FOLDER), "{}", said(&out));
     assert!(said(&out).contains("WATERMARK"), "{}", said(&out));
 }
@@ -318,11 +360,8 @@ fn export(dir: &Path) -> (PathBuf, u64) {
     let term = old.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
     let tar = dir.join("chain.tar");
     let node = leader.to_string();
-    let out = run(
-        &["ctl", "--endpoints", &old.node(leader).api.clone(), "--node", &node, "snapshot", "export", "-o"],
-        &[&tar],
-    );
-    assert!(out.status.success(), "{}", said(&out));
+    let api = old.node(leader).api.clone();
+    done(&["ctl", "--endpoints", &api, "--node", &node, "snapshot", "export", "-o"], &[&tar]);
     old.end();
     (tar, term)
 }
@@ -363,11 +402,10 @@ fn a_state_ahead_of_its_log_counts_and_is_recovered() {
     copy_dir(&old.join("log"), &dir.join("log"));
     fs::copy(old.join("WATERMARK"), dir.join("WATERMARK")).expect("writable");
 
-    let plan = run(&["recover", "--plan"], &[&shorter, &dir]);
+    let plan = run(PLAN, &[&shorter, &dir]);
     let first = said(&plan).lines().nth(1).unwrap_or_default().to_owned();
     assert!(first.starts_with(&format!("{} ", dir.display())), "the most advanced first: {}", said(&plan));
-    let out = run(&["recover", "--yes", "--apply"], &[&dir]);
-    assert!(out.status.success(), "{}", said(&out));
+    done(APPLY, &[&dir]);
     cluster.node_mut(ahead).start();
     assert_eq!(cluster.leader(), ahead);
     let height = cluster.height(ahead);
@@ -384,12 +422,7 @@ fn an_export_is_restored_into_another_cluster() {
     let (tar, term) = export(dir.path());
     // The same id is refused: two clusters of one name would meet.
     let mut new = Cluster::new(3, compacting());
-    let refused = run(
-        &["snapshot", "restore", "--config", &new.node(1).config.to_string_lossy(), &tar.to_string_lossy()],
-        &[],
-    );
-    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
-    assert!(said(&refused).contains(CLUSTER_ID), "{}", said(&refused));
+    refused(RESTORE, &[&new.node(1).config, &tar], &[CLUSTER_ID]);
     assert_eq!(listing(&new.node(1).data_dir).len(), 2, "but for its lock the folder is empty");
 
     // Two of three are given the export; the third gets its data from them.
@@ -399,14 +432,10 @@ fn an_export_is_restored_into_another_cluster() {
     new.write_configs();
     for id in [1, 2] {
         let config = new.node(id).config.clone();
-        let out =
-            run(&["snapshot", "restore", "--config", &config.to_string_lossy(), &tar.to_string_lossy()], &[]);
-        assert!(out.status.success(), "{}", said(&out));
-        let again =
-            run(&["snapshot", "restore", "--config", &config.to_string_lossy(), &tar.to_string_lossy()], &[]);
-        assert_eq!(again.status.code(), Some(1), "not empty any more: {}", said(&again));
-        let out = run(&["inspect", "--verify"], &[&new.node(id).data_dir.clone()]);
-        assert!(out.status.success(), "{}", said(&out));
+        done(RESTORE, &[&config, &tar]);
+        // Not empty any more.
+        refused(RESTORE, &[&config, &tar], &[]);
+        done(&["inspect", "--verify"], &[&new.node(id).data_dir.clone()]);
     }
     for id in [1, 2] {
         new.node_mut(id).start();

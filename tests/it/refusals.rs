@@ -20,6 +20,7 @@ use crate::support::{
     block::{Block, Way},
     cluster::{CLUSTER_ID, Cluster},
     config::{Founder, Settings, settings},
+    exposition::Scrape,
     folder::listing,
     node::{Node, binary},
     stream::fill,
@@ -128,6 +129,18 @@ fn a_wiped_node_is_refused_and_counts_for_nothing() {
     cluster.node_mut(wiped).wipe();
     cluster.node_mut(wiped).start();
     cluster.node(wiped).wait_line(&["incarnation"]);
+    // Each of the two refuses it on every connection, for as long as it runs.
+    wait_for("they refused it ten times", SOON, || {
+        let text = cluster.node(wiped).get("/metrics", &[])?.text();
+        let n =
+            Scrape::parse(&text).get("blockraft_peer_rpc_errors_total", &[("rpc", "hello")]).unwrap_or(0.0);
+        ensure!(10.0 <= n, "{n} times");
+        Ok(())
+    });
+    let lines = cluster.node(wiped).lines();
+    let n_said = lines.iter().filter(|line| line.message.contains("peer is refused")).count();
+    assert!(n_said <= 4, "{n_said} lines: one for each of the two and the side that dialled");
+    assert!(!lines.iter().any(|line| line.message.contains("admitted again")), "nobody admitted it");
     // The two that are left go on, and it is given nothing.
     let mut conn = cluster.node(leader).connect();
     Block::new(2, "without it").propose(&mut conn, Way::JsonRpc, None).acknowledged();

@@ -14,7 +14,6 @@ use crate::cli::out;
 use crate::client::cluster::{Cluster, ClusterError, Target};
 use crate::client::endpoint::Endpoint;
 use crate::client::rpc;
-use crate::client::wire::Members;
 
 /// For `--curl`: how long to look for the node that the line should name.
 const CURL_PATIENCE: Duration = Duration::from_millis(800);
@@ -83,7 +82,7 @@ pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
     let reply = match cluster.call(target, &call.method, &call.params).await {
         // A node that cannot ask the others still knows why it is not ready itself.
         Err(e) if call.or_status && is_not_found(&e) => {
-            let reply = cluster.call(target, "raft_status", &Value::Null).await?;
+            let reply = cluster.read(target, "raft_status").await?;
             return show(cx, &reply.raw, call.render, false);
         }
         reply => reply.map_err(|e| failure(&call, e))?,
@@ -92,7 +91,13 @@ pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
 }
 
 fn show(cx: &Context, raw: &RawValue, render: render::Render, is_json: bool) -> Result<u8, Failure> {
-    let answer: Value = serde_json::from_str(raw.get()).unwrap_or(Value::Null);
+    let mut answer: Value = serde_json::from_str(raw.get()).unwrap_or(Value::Null);
+    // Of several nodes the one that was named comes first.
+    if let (Some(node_id), Value::Object(fields)) = (cx.flags.node, &mut answer)
+        && fields.contains_key("nodes")
+    {
+        fields.insert("namedNodeId".into(), node_id.into());
+    }
     let shown = render(&answer, cx.is_colored);
     if cx.flags.json || is_json {
         out::print_line(&out::pretty(raw))?;
@@ -178,7 +183,7 @@ async fn range(cx: &Context, from: u64, limit: u64) -> Result<u8, Failure> {
 /// The same question to every member; those that do not answer are told on stderr.
 async fn ask_all(cx: &Context, call: &Call) -> Result<Vec<(u64, Result<rpc::Reply, ClusterError>)>, Failure> {
     let cluster = cx.cluster(call.patience);
-    let members: Members = cluster.call(Target::Any, "raft_members", &Value::Null).await?.parse()?;
+    let members = cluster.members().await?;
     let asked = members.all().map(|m| {
         let cluster: Cluster = cluster.clone();
         let node_id = m.node_id;
@@ -187,13 +192,18 @@ async fn ask_all(cx: &Context, call: &Call) -> Result<Vec<(u64, Result<rpc::Repl
     Ok(futures::future::join_all(asked).await)
 }
 
+/// One line for each endpoint, without asking who belongs to the cluster.
+fn curl_of_all(cx: &Context, call: &Call) -> Result<u8, Failure> {
+    for endpoint in &cx.endpoints {
+        out::print_line(&curl::call(endpoint, &call.method, &call.params, cx.token_file()))?;
+    }
+    Ok(exit::DONE)
+}
+
 /// Lists of all nodes in one, by time.
 async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
     if cx.flags.curl {
-        for endpoint in &cx.endpoints {
-            out::print_line(&curl::call(endpoint, &call.method, &call.params, cx.token_file()))?;
-        }
-        return Ok(exit::DONE);
+        return curl_of_all(cx, &call);
     }
     let mut rows = Vec::new();
     let mut n_answers = 0;
@@ -221,19 +231,59 @@ async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
     show(cx, &raw, call.render, false)
 }
 
+/// What every node says of its own records. One that cannot be asked is a failure: its records are not checked.
 async fn verify_all(cx: &Context, call: &Call) -> Result<u8, Failure> {
+    if cx.flags.curl {
+        return curl_of_all(cx, call);
+    }
     let mut code = exit::DONE;
+    let mut nodes = Vec::new();
     for (node_id, answer) in ask_all(cx, call).await? {
         match answer {
-            Ok(reply) => {
-                out::print(&format!("node {node_id}: "))?;
-                code = code.max(show(cx, &reply.raw, call.render, false)?);
-            }
+            Ok(reply) => nodes.push((node_id, reply.value())),
+            Err(e) if is_not_found(&e) => return Err(failure(call, e)),
             Err(e) => {
                 out::complain(&format!("node {node_id} is missing: {e}"));
                 code = exit::FAILED;
             }
         }
     }
-    Ok(code)
+    let shown = render::records::verdicts(&nodes, cx.is_colored);
+    if cx.flags.json {
+        let raw = RawValue::from_string(verdicts_json(nodes).to_string()).expect("a value is JSON");
+        out::print_line(&out::pretty(&raw))?;
+    } else {
+        out::print(&shown.text)?;
+    }
+    Ok(code.max(shown.code))
+}
+
+fn verdicts_json(nodes: Vec<(u64, Value)>) -> Value {
+    let rows = nodes.into_iter().map(|(node_id, mut verdict)| {
+        if let Value::Object(verdict) = &mut verdict {
+            verdict.insert("nodeId".into(), node_id.into());
+        }
+        verdict
+    });
+    plan::params([("nodes", Value::Array(rows.collect()))])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn verdicts_of_all_nodes_are_one_value() {
+        let nodes = vec![(1, json!({"ok": true, "checked": 3, "problems": []})), (2, json!({"ok": false}))];
+        assert_eq!(
+            verdicts_json(nodes),
+            json!({"nodes": [
+                {"nodeId": 1, "ok": true, "checked": 3, "problems": []},
+                {"nodeId": 2, "ok": false},
+            ]})
+        );
+        assert_eq!(verdicts_json(Vec::new()), json!({"nodes": []}));
+    }
 }

@@ -33,10 +33,11 @@ pub(crate) enum Command {
     Transfer(Transfer),
     /// Have the leader give leadership up.
     Resign {
-        #[arg(long)]
+        /// Why, for history and audit.
+        #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
         /// How long the hand-over may take [default: the node's raft.resign_timeout].
-        #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
+        #[arg(long, value_parser = units::parse_wait, value_name = "TIME")]
         wait: Option<Duration>,
     },
     /// Have one node stand for election (needs --node).
@@ -47,12 +48,14 @@ pub(crate) enum Command {
     },
     /// Not this node if another can: it hands over and does not lead while a fit peer could (needs --node).
     Pause {
-        #[arg(long)]
+        /// Why, for history and audit.
+        #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
     /// Take a pause back (needs --node).
     Resume {
-        #[arg(long)]
+        /// Why, for history and audit.
+        #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
     /// Elections, hand-overs, membership changes, snapshots, pauses, starts and stops.
@@ -78,9 +81,10 @@ pub(crate) enum Command {
     },
     /// Change one node's log filter (needs --node), e.g. `log info,blockraft::leadership=debug --for 10m`.
     Log {
+        /// A level, and levels of single parts after commas: `info,blockraft::leadership=debug`.
         filter: String,
         /// Put the former one back after this time.
-        #[arg(long = "for", value_parser = units::parse_duration, value_name = "TIME")]
+        #[arg(long = "for", value_parser = units::parse_for, value_name = "TIME")]
         duration: Option<Duration>,
     },
     /// Blocks: read them, see where one comes from and where its time went, propose one.
@@ -99,11 +103,14 @@ pub(crate) enum Command {
         /// Params as a JSON object or array; `-` reads them from stdin.
         params: Option<String>,
     },
-    /// Whether the node's process answers: exit code 0 or 1.
+    /// Whether a node's process answers, of several the first that does: exit code 0 or 1.
     Live,
-    /// Whether the node may serve, and its checks: exit code 0 or 1.
+    /// Whether nodes may serve, and their checks: exit code 0 or 1.
+    ///
+    /// The node of --node, else every one of --endpoints: a single one that is not ready, or does not answer, is
+    /// exit code 1. Of the default endpoints those count at which a node listens.
     Ready {
-        /// Ask again until it is, this long.
+        /// Ask again until they are, this long.
         #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
         wait: Option<Duration>,
     },
@@ -124,7 +131,7 @@ pub(crate) struct Transfer {
     /// The node that shall lead.
     pub(crate) to: Option<NodeId>,
     /// How long it may take [default: the node's raft.resign_timeout].
-    #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
+    #[arg(long, value_parser = units::parse_wait, value_name = "TIME")]
     pub(crate) wait: Option<Duration>,
     /// Also to a node that is not fit.
     #[arg(long)]
@@ -165,15 +172,17 @@ pub(crate) struct Change {
 pub(crate) enum Members {
     /// Add a learner: it follows, and is counted in no quorum.
     Add {
+        /// The id in the new node's own settings.
         node_id: NodeId,
         /// host:port for the other nodes.
         peer_addr: String,
-        /// host:port of its API.
+        /// host:port of its API; without it ctl finds the node only when --endpoints names it.
         #[arg(long, value_name = "ADDR")]
         api: Option<String>,
         /// Return only when it has caught up.
         #[arg(long)]
         wait: bool,
+        /// Only if the membership still has this version.
         #[arg(long, value_name = "N")]
         expected_version: Option<LogIndex>,
         /// Also when it cannot be dialled.
@@ -201,12 +210,16 @@ pub(crate) enum Members {
     /// Give a member another address or name.
     Update {
         node_id: NodeId,
+        /// host:port for the other nodes.
         #[arg(long, value_name = "ADDR")]
         peer: Option<String>,
+        /// host:port of its API.
         #[arg(long, value_name = "ADDR")]
         api: Option<String>,
+        /// 1 to 63 of a-z, 0-9 and -; no other member's.
         #[arg(long)]
         name: Option<String>,
+        /// Only if the membership still has this version.
         #[arg(long, value_name = "N")]
         expected_version: Option<LogIndex>,
     },
@@ -243,20 +256,31 @@ pub(crate) enum Block {
         linearizable: bool,
     },
     /// One block, with its content.
-    Get { height: Height },
+    Get {
+        #[arg(value_parser = units::parse_integer)]
+        height: Height,
+    },
     /// Blocks from a height on.
     Range {
+        #[arg(value_parser = units::parse_integer)]
         from: Height,
-        /// At most so many.
-        #[arg(long, default_value_t = 20, value_name = "N")]
+        /// At most so many, from 1 on.
+        #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         limit: u64,
     },
     /// Who proposed a block, when, and where it stands in the log.
-    Provenance { height: Height },
+    Provenance {
+        #[arg(value_parser = units::parse_integer)]
+        height: Height,
+    },
     /// Where a block's time went, on every node.
-    Timeline { height: Height },
+    Timeline {
+        #[arg(value_parser = units::parse_integer)]
+        height: Height,
+    },
     /// What an executor that is at this block would be told.
     Reconcile {
+        #[arg(value_parser = units::parse_integer)]
         height: Height,
         /// 0x hex.
         hash: String,
@@ -274,7 +298,7 @@ pub(crate) struct Propose {
     #[arg(conflicts_with_all = ["height", "hash", "timestamp", "header", "data", "parent_hash"])]
     pub(crate) block: Option<String>,
     /// [default: the head's + 1]
-    #[arg(long)]
+    #[arg(long, value_parser = units::parse_integer)]
     pub(crate) height: Option<Height>,
     /// 0x hex [default: made from the content].
     #[arg(long)]
@@ -295,7 +319,7 @@ pub(crate) struct Propose {
     #[arg(long)]
     pub(crate) fence: Option<Term>,
     /// How long to wait for the commit [default: the node's api.propose_timeout].
-    #[arg(long, value_parser = units::parse_duration, value_name = "TIME")]
+    #[arg(long, value_parser = units::parse_wait, value_name = "TIME")]
     pub(crate) wait: Option<Duration>,
 }
 
@@ -334,10 +358,11 @@ pub(crate) enum Snapshot {
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
     /// From this block on, those already applied first.
-    #[arg(long, visible_alias = "from", value_name = "HEIGHT", conflicts_with = "from_index")]
+    #[arg(long, visible_alias = "from", value_name = "HEIGHT", value_parser = units::parse_integer)]
+    #[arg(conflicts_with = "from_index")]
     pub(crate) from_height: Option<Height>,
     /// From this log index on.
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = units::parse_integer)]
     pub(crate) from_index: Option<LogIndex>,
     /// Items above so many bytes come without header and data.
     #[arg(long, value_name = "BYTES")]

@@ -18,7 +18,7 @@ use crate::cli::exit::{self, Failure};
 use crate::cli::out;
 use crate::client::cluster::{Cluster, ClusterError, Target};
 use crate::client::endpoint::Endpoint;
-use crate::client::wire::{Members, Status};
+use crate::client::wire::{Member, Status};
 use crate::types::NodeId;
 
 /// Between two screens: quick enough to follow the looks.
@@ -48,28 +48,35 @@ pub(crate) async fn run(cx: &Context) -> Result<u8, Failure> {
 /// Who belongs to the cluster, and where each one's API is.
 struct Known {
     cluster_id: String,
+    members: Vec<NodeId>,
+    /// Those whose API is found.
     nodes: Vec<(NodeId, String)>,
 }
 
 async fn learn(cx: &Context) -> Result<Known, Failure> {
     let cluster = cx.cluster(plan::PATIENCE);
-    let failed = |e: ClusterError| Failure::failed(e.to_string());
-    let unreadable = |e: serde_json::Error| Failure::failed(format!("the answer cannot be read: {e}"));
-    let no_params = serde_json::Value::Null;
-    let status = cluster.call(Target::Any, "raft_status", &no_params).await.map_err(failed)?;
-    let status: Status = serde_json::from_str(status.raw.get()).map_err(unreadable)?;
-    let members = cluster.call(Target::Any, "raft_members", &no_params).await.map_err(failed)?;
-    let members: Members = serde_json::from_str(members.raw.get()).map_err(unreadable)?;
-    let mut nodes: Vec<(NodeId, String)> = members
-        .all()
-        .filter(|m| m.api_addr.parse::<Endpoint>().is_ok())
-        .map(|m| (m.node_id, m.api_addr.clone()))
-        .collect();
+    let status = cluster.read(Target::Any, "raft_status").await?;
+    let status: Status = status.parse().map_err(ClusterError::Look)?;
+    let known = cluster.members().await?;
+    let mut members: Vec<NodeId> = known.all().map(|m| m.node_id).collect();
+    members.sort_unstable();
+    let found = futures::future::join_all(known.all().map(|m| api_of(&cluster, m))).await;
+    let mut nodes: Vec<(NodeId, String)> = found.into_iter().flatten().collect();
     nodes.sort();
     if nodes.is_empty() {
-        return Err(Failure::failed("no member has an API address"));
+        return Err(Failure::failed("no member's API address is known: name them in --endpoints"));
     }
-    Ok(Known { cluster_id: status.cluster_id, nodes })
+    Ok(Known { cluster_id: status.cluster_id, members, nodes })
+}
+
+/// As its member record has it, or the given endpoint that says it is that node.
+async fn api_of(cluster: &Cluster, member: &Member) -> Option<(NodeId, String)> {
+    if let Some(api) = member.api_addr.as_ref().filter(|a| a.parse::<Endpoint>().is_ok()) {
+        return Some((member.node_id, api.clone()));
+    }
+    let end = tokio::time::Instant::now() + cluster.timeout();
+    let found = cluster.find(Target::Node(member.node_id), end).await.ok()?;
+    Some((member.node_id, found.to_string()))
 }
 
 /// Shows these nodes until others belong to the cluster.
@@ -84,7 +91,6 @@ async fn follow(cx: &Context, known: Known, screen: &Screen) -> Result<Known, Fa
     let (feeds_tx, mut feeds) = mpsc::channel::<Feeds>(1);
     tokio::spawn(watch::run(cluster.clone(), watch::ELSEWHERE, looks_tx, stop.clone()));
     tokio::spawn(feed::run(cluster, feeds_tx, stop.clone()));
-    let ids: Vec<NodeId> = known.nodes.iter().map(|(id, _)| *id).collect();
     let facts = Facts { cluster_id: known.cluster_id, apis, demo: None };
     let mut board = Board::new(known.nodes);
     let mut draw = tokio::time::interval(DRAW_EVERY);
@@ -94,9 +100,9 @@ async fn follow(cx: &Context, known: Known, screen: &Screen) -> Result<Known, Fa
                 let members = members_of(&look);
                 board.look(look);
                 board.see_head(Instant::now());
-                if members.is_some_and(|m| m != ids)
+                if members.is_some_and(|m| m != known.members)
                     && let Ok(other) = learn(cx).await
-                    && other.nodes.iter().map(|(id, _)| *id).ne(ids.iter().copied())
+                    && other.members != known.members
                 {
                     return Ok(other);
                 }

@@ -141,6 +141,21 @@ impl Report {
         }
     }
 
+    /// Nothing of what a node keeps is there.
+    pub(crate) fn is_blank(&self) -> bool {
+        let is_there = [
+            self.identity.is_some(),
+            self.vote.is_some(),
+            self.log.is_some(),
+            self.state.is_some(),
+            self.membership.is_some(),
+            self.last_exit.is_some(),
+            !self.snapshots.is_empty(),
+            !self.problems.is_empty(),
+        ];
+        !is_there.contains(&true)
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         if self.problems.iter().any(|p| p.refuses) {
             REFUSED
@@ -186,7 +201,9 @@ impl Report {
             }
             return t.render(is_colored);
         }
-        let text = if self.is_verified {
+        let text = if self.is_blank() {
+            "a node took this folder and has kept nothing in it yet"
+        } else if self.is_verified {
             "every checksum holds"
         } else {
             "no problem seen; --verify reads everything"
@@ -348,13 +365,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_was_never_used() {
+    fn a_folder_in_which_nothing_is_kept_yet() {
         let report = Report { dir: "/x".into(), ..Default::default() };
         assert_eq!(
             report.table(false),
-            "folder    /x\nidentity  none\nvote      none\nlog       none\nstate     none\nhead      none\nmembers   none\n\nno problem seen; --verify reads everything\n"
+            "folder    /x\nidentity  none\nvote      none\nlog       none\nstate     none\nhead      none\nmembers   none\n\na node took this folder and has kept nothing in it yet\n"
         );
-        assert_eq!(report.exit_code(), exit::DONE);
+        assert_eq!((report.is_blank(), report.exit_code()), (true, exit::DONE));
+        let told = Report { last_exit: Some("clean: stopped in order".into()), ..report };
+        assert!(
+            !told.is_blank() && told.table(false).contains("no problem seen; --verify reads everything\n")
+        );
     }
 
     #[test]

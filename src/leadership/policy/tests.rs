@@ -194,6 +194,37 @@ fn a_paused_leader_keeps_its_fence() {
 }
 
 #[test]
+fn without_a_leader_or_a_membership_the_hints_claim_nothing_they_cannot_know() {
+    let v = view(7, 2, 4);
+    let said = |s: &Status, check, removed| hint(check, &Inputs { removed, ..inputs(s, &v) });
+    let mut s = status(Role::Follower);
+    s.positions.applied = 23;
+    s.positions.cluster_committed = 23;
+    s.members.nodes = [(1, Default::default())].into();
+    let alone = Status { leader_id: None, ..s.clone() };
+    let unknown = "no leader is heard, so what is missing behind entry 23 is not known";
+    assert_eq!(said(&alone, Check::CaughtUp, None), unknown);
+    let mut behind = alone.clone();
+    behind.positions.cluster_committed = 40;
+    assert!(
+        said(&behind, Check::CaughtUp, None)
+            .starts_with("applied 23 of at least 40 committed entries; no leader")
+    );
+    let old_term = Status { committed_term: 6, ..s.clone() };
+    let waits = "nothing that node 2 committed in term 7 has come yet; wait";
+    assert_eq!(said(&old_term, Check::CaughtUp, None), waits);
+    s.positions.cluster_committed = 40;
+    assert!(said(&s, Check::CaughtUp, None).starts_with("applied 23 of 40 entries"));
+
+    let told = Some(Removed { version: 9, told_by: 2 });
+    assert!(said(&alone, Check::Member, told).starts_with("node 2 says that this node is in no membership"));
+    assert!(said(&alone, Check::Leader, None).starts_with("no leader is heard: is a majority"));
+    let nobody = Status { members: Default::default(), ..alone };
+    assert!(said(&nobody, Check::Member, told).starts_with("this node knows no membership, and node 2 says"));
+    assert!(said(&nobody, Check::Leader, None).contains("this node knows no membership"));
+}
+
+#[test]
 fn a_new_leader_waits_for_its_executor_and_hands_over_when_that_lasts() {
     let (s, v) = (status(Role::Leader), view(7, NODE, 4));
     let now = Instant::now() + Duration::from_secs(100);

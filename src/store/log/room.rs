@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use crate::store::disk::free_bytes;
 use crate::store::log::wal::wals;
 use crate::store::rocks::WAL_RESERVED_BYTES;
 
@@ -21,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 pub(crate) struct Room {
     dir: PathBuf,
+    /// So much stays free beside it: near its end a disk keeps what is left for what must be written.
+    keep_free: u64,
     looked: Option<Instant>,
     newest: Option<Newest>,
 }
@@ -33,8 +36,9 @@ struct Newest {
 }
 
 impl Room {
-    pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, looked: None, newest: None }
+    /// `min_free`: below it the node takes nothing any more.
+    pub(crate) fn new(dir: PathBuf, min_free: u64) -> Self {
+        Self { dir, keep_free: min_free.saturating_add(WAL_RESERVED_BYTES), looked: None, newest: None }
     }
 
     /// Makes the newest file as long as what is reserved for it. What fails costs speed alone.
@@ -53,22 +57,26 @@ impl Room {
             });
         }
         if let Some(newest) = &mut self.newest {
-            newest.extend();
+            let has_space = || {
+                free_bytes(&self.dir)
+                    .is_ok_and(|free| self.keep_free.saturating_add(WAL_RESERVED_BYTES) <= free)
+            };
+            newest.extend(has_space);
         }
     }
 }
 
 impl Newest {
-    fn extend(&mut self) {
+    fn extend(&mut self, has_space: impl Fn() -> bool) {
         let Ok(length) = self.file.metadata().map(|m| m.len()) else { return };
         if self.length == Some(length) {
             return;
         }
         // Never `set_len`, which would cut what is written meanwhile.
         let wanted = length + WAL_RESERVED_BYTES;
-        let made = fallocate(&self.file, FallocateFlags::empty(), 0, wanted);
-        // Not made: a full disk, or a file system that cannot.
-        self.length = Some(if made.is_ok() { wanted } else { length });
+        let is_made = has_space() && fallocate(&self.file, FallocateFlags::empty(), 0, wanted).is_ok();
+        // Not made: a disk that is nearly full, or a file system that cannot.
+        self.length = Some(if is_made { wanted } else { length });
     }
 }
 
@@ -84,7 +92,7 @@ mod tests {
         fs::write(folder.path().join("000004.log"), b"older").unwrap();
         let path = folder.path().join("000010.log");
         fs::write(&path, b"record").unwrap();
-        let mut room = Room::new(folder.path().to_owned());
+        let mut room = Room::new(folder.path().to_owned(), 0);
         let length = || fs::metadata(&path).unwrap().len();
 
         room.look();
@@ -97,5 +105,15 @@ mod tests {
         room.looked = None;
         room.look();
         assert_eq!(length(), grown + WAL_RESERVED_BYTES);
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_is_not_filled_with_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("000010.log");
+        fs::write(&path, b"record").unwrap();
+        let free = free_bytes(folder.path()).unwrap();
+        Room::new(folder.path().to_owned(), free).look();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 6);
     }
 }

@@ -3,8 +3,10 @@
 //! Decides by what [`inspect`](crate::store::inspect) found; reads and changes nothing itself.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::store::OpenError;
 use crate::store::inspect::Found;
 use crate::types::position::LogPos;
 use crate::types::{Height, LogIndex, NodeId, Term};
@@ -25,6 +27,8 @@ pub(crate) struct Survivor {
     pub(crate) voters: BTreeSet<NodeId>,
     /// Index of the membership that names them.
     pub(crate) version: LogIndex,
+    /// Of a newer one that does not name the node, if it was told of that.
+    pub(crate) removed_at: Option<LogIndex>,
 }
 
 /// A folder of which nothing can be saved, and why.
@@ -32,6 +36,15 @@ pub(crate) struct Survivor {
 pub(crate) struct Unusable {
     pub(crate) dir: PathBuf,
     pub(crate) why: String,
+}
+
+/// What one folder is to the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Survivor(Survivor),
+    Unusable(Unusable),
+    /// Nothing is known of what it holds, so nothing is planned. In words, with the folder and what to do.
+    Refused(String),
 }
 
 /// What can be saved.
@@ -49,6 +62,33 @@ pub(crate) enum Loss {
     NoRecoveryNeeded,
     /// Whatever the voters that are missing acknowledged behind the best folder's end is gone.
     Unknown { missing: Vec<NodeId> },
+}
+
+impl Judged {
+    /// Of what [`look`](crate::store::inspect::look) found in it. Damage is something that was found; who cannot
+    /// look knows nothing.
+    pub(crate) fn new(dir: &Path, looked: Result<Found, OpenError>) -> Self {
+        let found = match looked {
+            Ok(found) => found,
+            Err(e @ OpenError::Locked { .. }) => return Self::Refused(format!("{e}: stop the node")),
+            Err(OpenError::Io { path, source }) if path == dir && source.kind() == ErrorKind::NotFound => {
+                return Self::Refused(format!("{}: {source}: check the path", dir.display()));
+            }
+            Err(e) => {
+                let dir = dir.display();
+                return Self::Refused(format!(
+                    "{dir} cannot be looked into, leave it out if it is lost: {e}"
+                ));
+            }
+        };
+        if is_blank(&found) {
+            return Self::Refused(format!("{} is no data folder of a node: check the path", dir.display()));
+        }
+        match Survivor::new(dir, &found) {
+            Ok(survivor) => Self::Survivor(survivor),
+            Err(why) => Self::Unusable(Unusable { dir: dir.to_owned(), why }),
+        }
+    }
 }
 
 impl Survivor {
@@ -73,6 +113,7 @@ impl Survivor {
             vote_term: found.vote.map_or(0, |v| v.term),
             voters: members.voters,
             version: members.version,
+            removed_at: found.removed_at.filter(|removed| members.version < *removed),
         })
     }
 }
@@ -126,6 +167,15 @@ impl Plan {
     }
 }
 
+/// Nothing of a node is in it.
+fn is_blank(found: &Found) -> bool {
+    found.identity.is_none()
+        && found.log.is_none()
+        && found.state.is_none()
+        && found.snapshots.is_empty()
+        && found.findings.is_empty()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +192,7 @@ mod tests {
             vote_term: term,
             voters: [1, 2, 3, 4, 5].into(),
             version: 0,
+            removed_at: None,
         }
     }
 
@@ -153,6 +204,31 @@ mod tests {
         let all = (1..=3).map(|id| survivor(id, 4, 800)).collect();
         assert_eq!(Plan::new(all, vec![]).expect("one cluster").loss(), Some(Loss::NoRecoveryNeeded));
         assert_eq!(Plan::new(vec![], vec![]).expect("nothing").loss(), None);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_looked_into_is_no_folder_that_is_lost() {
+        use crate::store::inspect::Finding;
+        let dir = Path::new("n1");
+        let said = |looked| match Judged::new(dir, looked) {
+            Judged::Refused(why) => why,
+            other => panic!("not refused: {other:?}"),
+        };
+        let why = said(Err(OpenError::Locked { path: dir.into(), by: "process 7".into() }));
+        assert!(why.contains("n1 is in use by process 7") && why.contains("stop the node"), "{why}");
+        let gone = std::io::Error::new(ErrorKind::NotFound, "there is no such folder");
+        let why = said(Err(OpenError::io(dir, gone)));
+        assert!(why.contains("n1: there is no such folder") && why.contains("check the path"), "{why}");
+        let why = said(Err(OpenError::io(&dir.join("LOCK"), ErrorKind::PermissionDenied.into())));
+        assert!(why.contains("n1 cannot be looked into"), "{why}");
+        let why = said(Ok(Found::default()));
+        assert!(why.contains("n1 is no data folder"), "{why}");
+
+        let damaged = Finding { file: "WATERMARK".into(), what: "gone".into(), refuses: true };
+        let mut found = Found::default();
+        found.findings.push(damaged);
+        let unusable = Unusable { dir: dir.into(), why: "WATERMARK: gone".into() };
+        assert_eq!(Judged::new(dir, Ok(found)), Judged::Unusable(unusable));
     }
 
     #[test]

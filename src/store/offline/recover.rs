@@ -12,7 +12,7 @@ use crate::raft::{Membership, NodeRecord, StoredMembership};
 use crate::store::codec::{Link, NO_LINK};
 use crate::store::identity::Lock;
 use crate::store::inspect::{self, Depth, Found};
-use crate::store::local::RECOVERED;
+use crate::store::local::{RECOVERED, REMOVED};
 use crate::store::log::open as log_open;
 use crate::store::offline::{OfflineError, Recovery, Rewrite, UNFINISHED, Unfinished, give_to_owner};
 use crate::store::state::apply::unix_ms;
@@ -115,7 +115,8 @@ impl Pending {
             base_link,
             is_purged,
             membership: &self.membership,
-            forget: &[PEERS],
+            // Whoever removed it is of the cluster that is left behind.
+            forget: &[PEERS, REMOVED],
             note: Some((RECOVERED, note(&recovery, &self.replaced))),
         };
         // The log's own handle on the watermark is closed first.

@@ -104,11 +104,11 @@ pub(super) fn blank(term: Term, index: LogIndex) -> Entry {
     Entry { log_id: log_id_of(pos(term, index)), payload: EntryPayload::Blank }
 }
 
-pub(super) fn command(term: Term, index: LogIndex, command: Command) -> Entry {
+pub(crate) fn command(term: Term, index: LogIndex, command: Command) -> Entry {
     Entry { log_id: log_id_of(pos(term, index)), payload: EntryPayload::Normal(command) }
 }
 
-pub(super) fn membership(term: Term, index: LogIndex, voters: &[u64]) -> Entry {
+pub(crate) fn membership(term: Term, index: LogIndex, voters: &[u64]) -> Entry {
     let nodes = voters.iter().map(|id| (*id, NodeRecord { name: format!("n{id}"), ..NodeRecord::default() }));
     let nodes: std::collections::BTreeMap<_, _> = nodes.collect();
     let membership =
@@ -116,7 +116,7 @@ pub(super) fn membership(term: Term, index: LogIndex, voters: &[u64]) -> Entry {
     Entry { log_id: log_id_of(pos(term, index)), payload: EntryPayload::Membership(membership) }
 }
 
-pub(super) fn block(height: Height, data_bytes: usize) -> Block {
+pub(crate) fn block(height: Height, data_bytes: usize) -> Block {
     Block {
         height,
         hash: Bytes::from(format!("hash of {height:08}")),
@@ -128,7 +128,7 @@ pub(super) fn block(height: Height, data_bytes: usize) -> Block {
 }
 
 /// A block at an index, proposed by the leader of the term.
-pub(super) fn proposed(term: Term, index: LogIndex, block: Block) -> Entry {
+pub(crate) fn proposed(term: Term, index: LogIndex, block: Block) -> Entry {
     command(term, index, Command::block(block, term, 1, 77, None))
 }
 
@@ -167,6 +167,16 @@ impl LogStore {
         use openraft::storage::RaftLogReader;
         self.try_get_log_entries(start..end).await.expect("the log is whole")
     }
+}
+
+/// What a node leaves that is killed before it applies what it knows to be committed.
+pub(crate) async fn leave_unapplied(data_dir: &Path, entries: Vec<Entry>) {
+    let mut opened = open(data_dir);
+    let last = entries.last().expect("one at least").log_id;
+    opened.log.save_vote(&vote(last.committed_leader_id().term, true)).await.expect("the sync succeeds");
+    append(&mut opened.log, entries).await;
+    opened.log.save_committed(Some(last)).await.expect("it only rides along");
+    close(opened);
 }
 
 /// Appends, says that they are committed, and applies.

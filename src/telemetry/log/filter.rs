@@ -31,7 +31,19 @@ pub(crate) struct WrongFilter {
 }
 
 pub(crate) fn parse(text: &str) -> Result<EnvFilter, WrongFilter> {
+    let wrong = |what: String| WrongFilter { text: text.to_owned(), what };
     let directives: Vec<&str> = text.split(',').map(str::trim).filter(|d| !d.is_empty()).collect();
+    if directives.is_empty() {
+        return Err(wrong("it names no level; `off` is one".into()));
+    }
+    // The library takes a word that is no level for a target, and silences everything else: most likely a typo.
+    if let Some(word) =
+        directives.iter().find(|d| !d.contains(['=', '[']) && d.parse::<LevelFilter>().is_err())
+    {
+        return Err(wrong(format!(
+            "{word:?} is no level: off, error, warn, info, debug or trace; of a module: {word}=trace"
+        )));
+    }
     let plain =
         directives.iter().rev().find_map(|d| d.parse::<LevelFilter>().ok()).unwrap_or(LevelFilter::OFF);
     let mut whole = directives.join(",");
@@ -40,9 +52,7 @@ pub(crate) fn parse(text: &str) -> Result<EnvFilter, WrongFilter> {
             whole.push_str(&format!(",{target}={level}"));
         }
     }
-    EnvFilter::builder()
-        .parse(&whole)
-        .map_err(|error| WrongFilter { text: text.to_owned(), what: error.to_string() })
+    EnvFilter::builder().parse(&whole).map_err(|error| wrong(error.to_string()))
 }
 
 /// Whether a directive is about `target` or a module in it.
@@ -80,5 +90,11 @@ mod tests {
     fn a_wrong_filter_is_told() {
         let said = parse("info,a=b=c").expect_err("a wrong filter").to_string();
         assert!(said.starts_with("\"info,a=b=c\" is no log filter"), "{said}");
+        for typo in ["inof", "info,blockraft", "not a filter!!"] {
+            let said = parse(typo).expect_err("no level").to_string();
+            assert!(said.contains("is no level"), "{said}");
+        }
+        assert!(parse(" , ").is_err());
+        assert!(parse("[peer]=debug").is_ok() && parse("OFF").is_ok());
     }
 }

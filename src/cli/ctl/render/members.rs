@@ -61,6 +61,11 @@ pub(crate) fn members(answer: &Value, is_colored: bool) -> Shown {
 /// `transfer` and `resign`: the outcome decides the exit code.
 pub(crate) fn handover(answer: &Value, is_colored: bool) -> Shown {
     let (tone, code, words) = match answer["outcome"].as_str() {
+        // Raft was not told: nothing moved.
+        Some("transferred") if answer["to"].is_u64() && answer["from"] == answer["to"] => {
+            let (node_id, term) = (&answer["to"], &answer["newTerm"]);
+            return format!("nothing to do: node {node_id} leads already (term {term})\n").into();
+        }
         Some("transferred") => (Tone::Good, exit::DONE, "handed over"),
         Some("notLeader") => (Tone::Plain, exit::DONE, "nothing to do: this node does not lead"),
         Some("otherLeads") => (Tone::Warn, exit::FAILED, "another node leads instead"),
@@ -107,6 +112,16 @@ mod tests {
         ] {
             assert_eq!(handover(&json!({"outcome": outcome}), false).code, code, "{outcome}");
         }
+    }
+
+    #[test]
+    fn a_hand_over_to_the_leader_itself_moves_nothing() {
+        let answer = json!({"outcome": "transferred", "from": 2, "to": 2, "oldTerm": 5, "newTerm": 5});
+        let shown = handover(&answer, false);
+        assert_eq!(
+            (shown.text.as_str(), shown.code),
+            ("nothing to do: node 2 leads already (term 5)\n", exit::DONE)
+        );
     }
 
     #[test]

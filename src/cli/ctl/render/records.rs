@@ -95,6 +95,18 @@ pub(crate) fn verdict(answer: &Value, is_colored: bool) -> Shown {
     Shown { text: t.render(is_colored), code: exit::FAILED }
 }
 
+/// The verdict of each node, under its id.
+pub(crate) fn verdicts(nodes: &[(u64, Value)], is_colored: bool) -> Shown {
+    let mut all = Shown { text: String::new(), code: exit::DONE };
+    for (node_id, answer) in nodes {
+        let one = verdict(answer, is_colored);
+        let gap = if one.code == exit::DONE { ' ' } else { '\n' };
+        all.text += &format!("node {node_id}:{gap}{}", one.text);
+        all.code = all.code.max(one.code);
+    }
+    all
+}
+
 pub(crate) fn settings(answer: &Value, is_colored: bool) -> Shown {
     let mut t = Table::new(&["SETTING", "VALUE"]);
     if let Some(map) = answer["settings"].as_object() {
@@ -131,5 +143,12 @@ mod tests {
         );
         let bad = verdict(&json!({"ok": false, "problems": [{"file": "x.sst", "what": "checksum"}]}), false);
         assert_eq!((bad.code, bad.text.as_str()), (exit::FAILED, "WHERE  PROBLEM\nx.sst  checksum\n"));
+        let answers = [
+            (1, json!({"ok": true, "checked": 12, "problems": []})),
+            (3, json!({"ok": false, "problems": [{"id": 7, "what": "hash"}]})),
+        ];
+        let all = verdicts(&answers, false);
+        assert_eq!(all.text, "node 1: ok: 12 checked\nnode 3:\nWHERE  PROBLEM\n    7  hash\n");
+        assert_eq!(all.code, exit::FAILED);
     }
 }
