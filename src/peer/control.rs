@@ -43,6 +43,8 @@ where
 {
     context: &'a Context<SM>,
     connection: Connection,
+    /// It was pinged: neither side refused.
+    is_admitted: bool,
     raft_messages: FuturesUnordered<BoxFuture<'a, Answer>>,
     questions: FuturesUnordered<BoxFuture<'a, Answer>>,
 }
@@ -55,6 +57,7 @@ where
         Self {
             context,
             connection,
+            is_admitted: false,
             raft_messages: FuturesUnordered::new(),
             questions: FuturesUnordered::new(),
         }
@@ -103,7 +106,10 @@ where
         match frame.kind() {
             Some(FrameKind::Refusal) => return Err(refused_by_dialler(&context.shared, peer_id, frame)),
             Some(FrameKind::Ping) => {
-                context.shared.said.admitted(Topic::Accepted, peer_id);
+                // Once: another process that claims this id may be refused meanwhile.
+                if !std::mem::replace(&mut self.is_admitted, true) {
+                    context.shared.said.admitted(Topic::Accepted, peer_id);
+                }
                 self.pong(id, received_at_ns);
             }
             Some(FrameKind::Append) => {

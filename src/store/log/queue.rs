@@ -20,8 +20,9 @@ use crate::types::position::LogPos;
 pub(crate) const GROUP_BYTES: u64 = 4 << 20;
 /// What may ride along waits so long for something that must be written.
 const IDLE: Duration = Duration::from_millis(50);
-/// `committed` alone needs no sync, and waits for so long only. By eye: a few proposals one after the other.
-const COMMITTED_IDLE: Duration = Duration::from_millis(5);
+/// And so long only where nothing would come in time anyway: it is written by itself then, and a process that is killed
+/// has it all the sooner. By eye: a few proposals one after the other.
+const SLOW_IDLE: Duration = Duration::from_millis(5);
 /// Weight of an operation beside its payload; by eye.
 const OP_BYTES: u64 = 64;
 
@@ -84,12 +85,8 @@ pub(crate) struct Group {
     pub(crate) ops: Vec<Op>,
     pub(crate) bytes: u64,
     pub(crate) last_seq: u64,
-    /// All but `committed` alone. A process that starts after a kill still knows that, and one that starts after a power
-    /// cut hears of it again.
-    pub(crate) is_durable: bool,
 }
 
-#[derive(Default)]
 struct State {
     ops: VecDeque<Op>,
     /// Number of the last operation that was queued.
@@ -97,11 +94,32 @@ struct State {
     pressing: usize,
     /// When the oldest operation that nobody waits for came in.
     idle_since: Option<Instant>,
+    /// Since when the `committed` waited that was written by itself last; until something pressing follows it.
+    lone_since: Option<Instant>,
+    /// What could carry a `committed` comes later than that may wait.
+    is_slow: bool,
     /// The writer waits without a limit: nothing came in for a while.
     is_asleep: bool,
     is_closed: bool,
     #[cfg(test)]
     is_held: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            ops: VecDeque::new(),
+            last_seq: 0,
+            pressing: 0,
+            idle_since: None,
+            lone_since: None,
+            is_slow: true,
+            is_asleep: false,
+            is_closed: false,
+            #[cfg(test)]
+            is_held: false,
+        }
+    }
 }
 
 impl State {
@@ -111,7 +129,14 @@ impl State {
 
     /// How long the oldest operation that nobody waits for may wait.
     fn patience(&self) -> Duration {
-        if self.is_committed_alone() { COMMITTED_IDLE } else { IDLE }
+        if self.is_slow && self.is_committed_alone() { SLOW_IDLE } else { IDLE }
+    }
+
+    /// Something pressing came: whether the `committed` in front of it could have waited for it.
+    fn on_pressing(&mut self, now: Instant) {
+        if let Some(since) = self.lone_since.take() {
+            self.is_slow = IDLE <= now.saturating_duration_since(since);
+        }
     }
 }
 
@@ -146,6 +171,7 @@ impl Adding<'_> {
         }
         state.last_seq += 1;
         if op.is_pressing() {
+            state.on_pressing(Instant::now());
             state.pressing += 1;
             self.changed.notify_one();
         } else if state.idle_since.is_none() {
@@ -180,7 +206,7 @@ impl Queue {
             }
             let wait = match state.idle_since {
                 Some(since) => (since + state.patience()).saturating_duration_since(Instant::now()),
-                None => COMMITTED_IDLE,
+                None => state.patience(),
             };
             if wait.is_zero() {
                 break;
@@ -193,7 +219,9 @@ impl Queue {
                 state.is_asleep = false;
             }
         }
-        let is_durable = state.is_closed || !state.is_committed_alone();
+        if 0 == state.pressing && state.is_committed_alone() {
+            state.lone_since = state.idle_since;
+        }
         let (mut ops, mut bytes) = (Vec::with_capacity(state.ops.len().min(4096)), 0);
         while let Some(op) = state.ops.front() {
             let weight = op.weight();
@@ -211,7 +239,7 @@ impl Queue {
             state.idle_since = None;
         }
         let last_seq = state.last_seq - state.ops.len() as u64;
-        Some(Group { ops, bytes, last_seq, is_durable })
+        Some(Group { ops, bytes, last_seq })
     }
 
     /// Waits a moment before a write that met a full disk is tried again. `false`: closed meanwhile.
@@ -248,5 +276,28 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Plain data: what a panicking holder leaves behind is as good as any.
         self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_waits_for_what_is_likely_to_carry_it() {
+        let queue = Queue::default();
+        let committed = || queue.add().push(Op::Committed(LogPos { term: 1, index: 1 }));
+        committed();
+        assert_eq!(queue.lock().patience(), SLOW_IDLE, "nothing is known yet");
+        assert_eq!(queue.take().map(|group| group.ops.len()), Some(1));
+        let since = queue.lock().lone_since.expect("it was written by itself");
+        // The next entry would have come in time.
+        queue.lock().on_pressing(since + IDLE - Duration::from_millis(1));
+        committed();
+        assert_eq!(queue.lock().patience(), IDLE);
+        assert!(queue.take().is_some(), "in vain");
+        let since = queue.lock().lone_since.expect("it was written by itself");
+        queue.lock().on_pressing(since + IDLE);
+        assert_eq!(queue.lock().patience(), SLOW_IDLE);
     }
 }

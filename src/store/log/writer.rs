@@ -1,7 +1,7 @@
 //! The thread that writes the log.
 //!
-//! Takes whatever waits, up to 4 MiB, writes it in one batch, synced but for a `committed` alone, then reports: the
-//! newest `Notify` callback and every `Signal`, in order. Never tries a failed sync again.
+//! Takes whatever waits, up to 4 MiB, writes it in one synced batch, then reports: the newest
+//! `Notify` callback and every `Signal`, in order. Never tries a failed sync again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ impl Writer {
         }
         self.room.look();
         let n_entries = group.ops.iter().filter(|op| matches!(op, Op::Entry { .. })).count();
-        let (last, took) = match self.write_group(&group) {
+        let (last, took) = match self.write_synced(&group) {
             Ok(written) => written,
             Err(Failed::Sync(what)) => {
                 self.shared.health.set_fatal(Fatal::SyncFailed { what: what.clone() });
@@ -113,10 +113,11 @@ impl Writer {
         true
     }
 
-    /// Writes until it is durable, or written where that is enough, or has failed for good. A full disk is neither.
-    fn write_group(&mut self, group: &Group) -> Result<(Option<Edge>, Duration), Failed> {
+    /// Writes until it is durable or has failed for good. A full disk is neither.
+    fn write_synced(&mut self, group: &Group) -> Result<(Option<Edge>, Duration), Failed> {
         let mut options = WriteOptions::default();
-        options.set_sync(group.is_durable);
+        // Each record, `committed` alone too: that nothing whole lies behind a torn one is what tells it from damage.
+        options.set_sync(true);
         let mut is_blocked = false;
         loop {
             let (batch, last, first) = self.batch(group);
@@ -127,9 +128,7 @@ impl Writer {
             let took = began.elapsed();
             let error = match result {
                 Ok(()) => {
-                    if group.is_durable {
-                        self.shared.metrics.sync_seconds.observe(took.as_secs_f64());
-                    }
+                    self.shared.metrics.sync_seconds.observe(took.as_secs_f64());
                     self.first = first;
                     if is_blocked {
                         self.shared.health.set_blocked(Database::Log, false);

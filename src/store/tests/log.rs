@@ -6,12 +6,10 @@ use std::time::Duration;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
 
 use crate::raft::log_id_of;
-use crate::store::codec::edge_from_bytes;
 use crate::store::health::Fatal;
 use crate::store::log::open::log_dir;
 use crate::store::log::queue::GROUP_BYTES;
 use crate::store::log::read;
-use crate::store::log::writer::KEY_COMMITTED;
 use crate::store::tests::support::{
     append, apply, blank, block, blocks, build_snapshot, close, folder, membership, open, pos, proposed,
     submit, vote,
@@ -112,34 +110,6 @@ async fn what_was_committed_is_never_cut() {
     let fatal = opened.health.get().fatal.expect("the node cannot go on");
     assert!(matches!(fatal, Fatal::TruncateBelowCommitted { after: Some(3), committed: 4 }), "{fatal}");
     assert_eq!(fatal.exit_code(), 4);
-    close(opened);
-}
-
-/// It rides along with what must be synced; where nothing comes, a sync of its own would be one for each block of a
-/// slow chain.
-#[tokio::test]
-async fn committed_alone_is_written_without_a_sync() {
-    let (_guard, dir) = folder();
-    let mut opened = open(&dir);
-    let shared = opened.log.shared.clone();
-    append(&mut opened.log, blocks(1, 1..=4, 10)).await;
-    let syncs = || shared.metrics.sync_seconds.get_sample_count();
-    let before = syncs();
-    let db = shared.db().unwrap();
-    let stored = || db.get(KEY_COMMITTED).unwrap().and_then(|bytes| edge_from_bytes(&bytes)).map(|e| e.pos);
-    for index in 1..=3 {
-        opened.log.save_committed(Some(log_id_of(pos(1, index)))).await.unwrap();
-        while stored() != Some(pos(1, index)) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-    assert_eq!(syncs(), before);
-    // What cuts the log is not left to chance.
-    opened.log.truncate_after(Some(log_id_of(pos(1, 3)))).await.unwrap();
-    while syncs() == before {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    drop(db);
     close(opened);
 }
 
