@@ -211,11 +211,11 @@ fn a_paused_node_does_not_lead_while_another_can() {
 /// it led: a fit one that wants to lead would lose against it.
 #[test]
 fn a_leader_that_hands_over_is_no_last_resort() {
-    let mut cluster = Cluster::three(settings([("leadership.last_resort_after", "1s".into())]));
-    for _ in 0..3 {
+    let mut cluster = Cluster::three(settings([("leadership.last_resort_after", "2s".into())]));
+    for _ in 0..2 {
         let leader = cluster.leader();
         let term = cluster.term_of(leader);
-        pause(Duration::from_millis(1_200));
+        pause(Duration::from_millis(2_200));
         call(&cluster, leader, "raft_pause", json!({}));
         assert_ne!(cluster.leader_above(term), leader);
         assert_eq!(metric(&cluster, leader, "blockraft_raft_last_resorts_total", &[]), 0.0);

@@ -112,8 +112,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("000010.log");
         fs::write(&path, b"record").unwrap();
-        let free = free_bytes(folder.path()).unwrap();
-        Room::new(folder.path().to_owned(), free).look();
+        Room::new(folder.path().to_owned(), u64::MAX).look();
         assert_eq!(fs::metadata(&path).unwrap().len(), 6);
     }
 }
