@@ -87,6 +87,7 @@ pub(crate) struct Group {
     pub(crate) last_seq: u64,
 }
 
+#[derive(Default)]
 struct State {
     ops: VecDeque<Op>,
     /// Number of the last operation that was queued.
@@ -96,30 +97,13 @@ struct State {
     idle_since: Option<Instant>,
     /// Since when the `committed` waited that was written by itself last; until something pressing follows it.
     lone_since: Option<Instant>,
-    /// What could carry a `committed` comes later than that may wait.
-    is_slow: bool,
+    /// What could carry a `committed` comes while that may wait.
+    is_busy: bool,
     /// The writer waits without a limit: nothing came in for a while.
     is_asleep: bool,
     is_closed: bool,
     #[cfg(test)]
     is_held: bool,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            ops: VecDeque::new(),
-            last_seq: 0,
-            pressing: 0,
-            idle_since: None,
-            lone_since: None,
-            is_slow: true,
-            is_asleep: false,
-            is_closed: false,
-            #[cfg(test)]
-            is_held: false,
-        }
-    }
 }
 
 impl State {
@@ -129,13 +113,13 @@ impl State {
 
     /// How long the oldest operation that nobody waits for may wait.
     fn patience(&self) -> Duration {
-        if self.is_slow && self.is_committed_alone() { SLOW_IDLE } else { IDLE }
+        if !self.is_busy && self.is_committed_alone() { SLOW_IDLE } else { IDLE }
     }
 
     /// Something pressing came: whether the `committed` in front of it could have waited for it.
     fn on_pressing(&mut self, now: Instant) {
         if let Some(since) = self.lone_since.take() {
-            self.is_slow = IDLE <= now.saturating_duration_since(since);
+            self.is_busy = now.saturating_duration_since(since) < IDLE;
         }
     }
 }
