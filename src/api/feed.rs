@@ -1,5 +1,6 @@
 //! The feed of applied blocks as JSON: what a subscriber asks for, and the items it is sent.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -97,7 +98,7 @@ pub(crate) struct CaughtUpJson {
 #[schemars(rename = "End")]
 pub(crate) struct EndJson {
     code: i32,
-    message: &'static str,
+    message: Cow<'static, str>,
     reason: &'static str,
     /// A subscription from the index behind it misses nothing.
     last_index: Option<LogIndex>,
@@ -108,7 +109,7 @@ impl EndJson {
     pub(crate) fn shutting_down(last_index: u64) -> Self {
         Self {
             code: Code::Unavailable.number(),
-            message: "the node is stopping",
+            message: "the node is stopping".into(),
             reason: "shuttingDown",
             last_index: Some(last_index),
         }
@@ -151,7 +152,7 @@ impl ItemJson {
     }
 
     /// The last item of a feed that was refused before it began.
-    pub(crate) fn of_refusal(code: Code, reason: &'static str, message: &'static str) -> Self {
+    pub(crate) fn of_refusal(code: Code, reason: &'static str, message: Cow<'static, str>) -> Self {
         Self::End { end: EndJson { code: code.number(), message, reason, last_index: None } }
     }
 }
@@ -180,7 +181,7 @@ impl From<End> for ItemJson {
             EndReason::Slow => (Code::Overloaded, "slow", "the buffer was full"),
             EndReason::Storage => (Code::Storage, "storage", "the store cannot be read"),
         };
-        Self::End { end: EndJson { code: code.number(), message, reason, last_index } }
+        Self::End { end: EndJson { code: code.number(), message: message.into(), reason, last_index } }
     }
 }
 

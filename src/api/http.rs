@@ -94,7 +94,7 @@ impl Front {
         if let Err((reason, fault)) = self.admit(&request, &connection, open, is_rpc) {
             self.api.parts.metrics.reject(reason);
             let goodbye = match &found {
-                Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason),
+                Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason, &fault),
                 Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
             };
             let version = request.version();

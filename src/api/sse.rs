@@ -4,7 +4,7 @@
 //! the caller must change gets one; everything else is a stream that says why it ends. No blank line stands
 //! anywhere but behind an event, for some readers take it for an empty one.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashSet, fmt::Write, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -41,19 +41,20 @@ const ITEM_BYTES: u64 = 384 << 10;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Why a feed ends before it begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Goodbye {
     NotReady,
     ShuttingDown,
-    Overloaded,
+    /// Names the bound that was met.
+    Overloaded(Cow<'static, str>),
 }
 
 impl Goodbye {
     /// Of a request that was turned away; `None`: its sender must change something.
-    pub(crate) fn of(reason: Rejected) -> Option<Self> {
+    pub(crate) fn of(reason: Rejected, fault: &Fault) -> Option<Self> {
         match reason {
             Rejected::ShuttingDown => Some(Self::ShuttingDown),
-            Rejected::Connections | Rejected::RateLimit => Some(Self::Overloaded),
+            Rejected::Connections | Rejected::RateLimit => Some(Self::Overloaded(fault.message.clone())),
             Rejected::Host
             | Rejected::Origin
             | Rejected::MediaType
@@ -106,7 +107,9 @@ pub(crate) async fn applied(
             answer(head.version, Body::from_stream(pieces))
         }
         Err(SubscribeError::ShuttingDown) => goodbye(head.version, Goodbye::ShuttingDown),
-        Err(SubscribeError::TooMany) => goodbye(head.version, Goodbye::Overloaded),
+        Err(error @ SubscribeError::TooMany) => {
+            goodbye(head.version, Goodbye::Overloaded(error.to_string().into()))
+        }
         Err(SubscribeError::Storage) => goodbye(head.version, Goodbye::NotReady),
         Err(error @ (SubscribeError::Pruned { .. } | SubscribeError::Buffer)) => {
             plain_fault(&Fault::from(error))
@@ -117,11 +120,11 @@ pub(crate) async fn applied(
 /// A stream of one event.
 pub(crate) fn goodbye(version: Version, why: Goodbye) -> Response<Body> {
     let (ms, code, reason, message) = match why {
-        Goodbye::NotReady => (RETRY_MS, Code::Unavailable, "notReady", "the node is not caught up"),
+        Goodbye::NotReady => (RETRY_MS, Code::Unavailable, "notReady", "the node is not caught up".into()),
         Goodbye::ShuttingDown => {
-            (RETRY_STOPPED_MS, Code::Unavailable, "shuttingDown", "the node is stopping")
+            (RETRY_STOPPED_MS, Code::Unavailable, "shuttingDown", "the node is stopping".into())
         }
-        Goodbye::Overloaded => (RETRY_MS, Code::Overloaded, "overloaded", "there are too many of them"),
+        Goodbye::Overloaded(message) => (RETRY_MS, Code::Overloaded, "overloaded", message),
     };
     let mut text = retry(ms);
     text += &event("end", None, &ItemJson::of_refusal(code, reason, message));
@@ -241,7 +244,12 @@ fn read(uri: &Uri, headers: &HeaderMap) -> Result<Asked, Fault> {
         .map_err(|_| Fault::param("query", "the query cannot be decoded"))?;
     let (mut from_height, mut from_index, mut buffer, mut max_bytes) = (None, None, None, None);
     let (mut name, mut on_full) = (None, OnFull::default());
+    let mut seen = HashSet::new();
     for (key, value) in pairs {
+        if !seen.insert(key.clone()) {
+            let key = args::short(&key);
+            return Err(Fault::param(key.clone(), format!("{key} is given twice")));
+        }
         let integer = || {
             let why = format!("{key} is not a decimal or 0x integer below 2^64");
             args::integer(&value).filter(|_| !value.is_empty()).ok_or_else(|| Fault::param(key.clone(), why))
@@ -324,6 +332,7 @@ mod tests {
             ("/v1/applied?buffer=0", None, "buffer"),
             ("/v1/applied?buffer=10001", None, "buffer"),
             ("/v1/applied?onFull=wait", None, "onFull"),
+            ("/v1/applied?fromHeight=1&fromHeight=2", None, "fromHeight"),
             ("/v1/applied", Some("1.5"), "Last-Event-ID"),
             ("/v1/applied", Some("+1"), "Last-Event-ID"),
         ] {
@@ -335,7 +344,7 @@ mod tests {
 
     #[test]
     fn an_event_ends_with_its_only_blank_line() {
-        let item = ItemJson::of_refusal(Code::Unavailable, "notReady", "m");
+        let item = ItemJson::of_refusal(Code::Unavailable, "notReady", "m".into());
         assert_eq!(
             event("end", Some(7), &item),
             "event: end\nid: 7\ndata: {\"end\":{\"code\":-32040,\"message\":\"m\",\"reason\":\"notReady\",\"lastIndex\":null}}\n\n"

@@ -2,12 +2,12 @@
 
 pub(crate) mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::exit::{self, Failure};
 use crate::cli::inspect::report::Report;
 use crate::cli::out;
-use crate::store::inspect::{self, Depth};
+use crate::store::inspect::{self, Depth, Found};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -47,18 +47,18 @@ fn show(args: &Args) -> Result<u8, Failure> {
     let depth = if args.verify { Depth::All } else { Depth::Start };
     let found = inspect::look(&args.dir, depth)
         .map_err(|e| Failure { code: e.exit_code(), message: Some(e.to_string()) })?;
+    check_taken(&args.dir, &found, args.dir.join(LOCK).exists())?;
     let report = Report::new(&args.dir, found, args.verify);
-    check_taken(&report, args.dir.join(LOCK).exists())?;
     out::print(&if args.json { report.json() } else { report.table(out::is_colored()) })?;
     Ok(report.exit_code())
 }
 
 /// A folder in which nothing is kept is one's only if a node, or a restore, took it.
-fn check_taken(report: &Report, is_taken: bool) -> Result<(), Failure> {
-    if report.is_blank() && !is_taken {
+fn check_taken(dir: &Path, found: &Found, is_taken: bool) -> Result<(), Failure> {
+    if found.is_blank() && !is_taken {
         return Err(Failure::failed(format!(
             "{}: this is no data folder of blockraft (no IDENTITY, and no log/ or state/ of a node)",
-            report.dir
+            dir.display()
         )));
     }
     Ok(())
@@ -67,16 +67,19 @@ fn check_taken(report: &Report, is_taken: bool) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::exit::{Cause, LastExit};
 
     #[test]
     fn a_folder_that_no_node_took_is_no_data_folder_and_one_just_taken_is() {
-        let nothing = Report { dir: "/tmp".into(), ..Report::default() };
-        let refused = check_taken(&nothing, false).expect_err("no data folder");
+        let dir = Path::new("/tmp");
+        let refused = check_taken(dir, &Found::default(), false).expect_err("no data folder");
         assert_eq!(refused.code, exit::FAILED);
         let said = "/tmp: this is no data folder of blockraft (no IDENTITY, and no log/ or state/ of a node)";
         assert_eq!(refused.message.as_deref(), Some(said));
-        assert_eq!(check_taken(&nothing, true), Ok(()));
-        let told = Report { last_exit: Some("clean: stopped in order".into()), ..nothing };
-        assert_eq!(check_taken(&told, false), Ok(()));
+        assert_eq!(check_taken(dir, &Found::default(), true), Ok(()));
+        let ended = LastExit { cause: Cause::Clean, at_ms: 1, text: "stopped in order".into() };
+        let mut told = Found::default();
+        told.last_exit = Some(ended);
+        assert_eq!(check_taken(dir, &told, false), Ok(()));
     }
 }

@@ -199,7 +199,7 @@ const API: &[Key] = &[
     key(
         "metrics.listen",
         Kind::Text(is_listen),
-        OFF,
+        Fallback::Absent { shown: "off", example: r#""0.0.0.0:7600""# },
         LISTEN,
         "A second port for /metrics and the probes alone.",
     ),

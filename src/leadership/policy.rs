@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::consensus::membership::standing::Removed;
 use crate::consensus::{Role, Status};
 use crate::leadership::executor::{Ill, Illness};
 use crate::machine::apply::View;
+use crate::types::member::Removed;
 use crate::types::proto::FitnessGrade;
 use crate::types::{LogIndex, NodeId, Term};
 

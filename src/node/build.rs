@@ -38,8 +38,8 @@ use crate::types::member::Members;
 /// The servers get so long to end after they were told to.
 pub(super) const SERVERS_WITHIN: Duration = Duration::from_millis(500);
 
-/// A store that cannot go on ends within a second, whatever hangs.
-const GIVEN_BACK_WITHIN: Duration = Duration::from_millis(800);
+/// What cannot go on ends within a second, whatever hangs.
+pub(super) const FATAL_WITHIN: Duration = Duration::from_millis(800);
 
 /// A node whose tasks run.
 pub(super) struct Running {
@@ -170,7 +170,7 @@ async fn give_back(data_dir: PathBuf, closer: store::Closer, fatal: Option<Strin
         }
         closer.close();
     });
-    if tokio::time::timeout(GIVEN_BACK_WITHIN, closing).await.is_err() {
+    if tokio::time::timeout(FATAL_WITHIN, closing).await.is_err() {
         tracing::warn!("the store of a node that does not start is not closed yet: the disk hangs");
     }
 }

@@ -6,11 +6,11 @@ use crate::audit::history::{Event, History, Kind};
 use crate::consensus::core::Stopped;
 use crate::consensus::handle::Handle;
 use crate::consensus::membership::Changer;
-use crate::consensus::membership::standing::Removed;
 use crate::node::remembered::Remembered;
 use crate::telemetry::ticks;
 use crate::types::NodeId;
 use crate::types::member::Members;
+use crate::types::member::Removed;
 
 /// How often it is looked at the membership beside what raft tells of it: its own view and what it tells are
 /// two watches, the second of which is ahead for a moment.

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use crate::audit;
 use crate::consensus;
-use crate::consensus::membership::standing::Removed;
 use crate::consensus::{BoxFuture, Fitness, Handover, agreement::Evidence, snapshots};
 use crate::instants::Instants;
 use crate::leadership;
@@ -24,6 +23,7 @@ use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
 use crate::store;
 use crate::store::snapshot::receive::ReceiveError;
+use crate::types::member::Removed;
 use crate::types::{
     Height, LogIndex, NodeId, block::Block, error::Accepted, position::LogPos, proto::SnapshotManifest,
 };

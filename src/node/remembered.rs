@@ -12,12 +12,12 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::consensus::membership::standing::Removed;
 use crate::node::StartError;
 use crate::peer::Incarnation;
 use crate::store;
-use crate::store::local::REMOVED;
+use crate::store::local::{REMOVED, read_removed, write_removed};
 use crate::types::NodeId;
+use crate::types::member::Removed;
 use crate::types::position::LogPos;
 
 const INCARNATION: &[u8] = b"peer/incarnation/";
@@ -95,8 +95,7 @@ impl Remembered {
         each(COMMANDS, &mut |known, value| {
             known.commands = value.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
         })?;
-        let removed = local.get(REMOVED)?.and_then(|value| from_two(&value));
-        let removed = removed.map(|(version, told_by)| Removed { version, told_by });
+        let removed = local.get(REMOVED)?.and_then(|value| read_removed(&value));
         Ok(Self { shared: Arc::new(Shared { local, health, peers: Mutex::new(peers), removed }) })
     }
 
@@ -110,7 +109,7 @@ impl Remembered {
     }
 
     pub(super) fn set_removed(&self, removed: Option<Removed>) {
-        let value = removed.map(|r| Bytes::copy_from_slice(&two(r.version, r.told_by)));
+        let value = removed.map(write_removed);
         self.shared.local.write_later(vec![(REMOVED.to_vec(), value)]);
     }
 

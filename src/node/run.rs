@@ -16,8 +16,6 @@ use crate::telemetry;
 
 /// Log lines that are still queued get so long at the end.
 const LOG_WITHIN: Duration = Duration::from_millis(200);
-/// A process that cannot go on ends within a second, whatever hangs.
-const FATAL_WITHIN: Duration = Duration::from_millis(800);
 
 /// Runs a node until a signal or a failure ends it. Returns the exit code.
 ///
@@ -152,7 +150,7 @@ async fn end_fatally(data_dir: PathBuf, failure: StartError) -> u8 {
     let recorded = tokio::task::spawn_blocking(move || {
         store::exit::record(&data_dir, store::exit::Cause::Fatal, &failure.message)
     });
-    if tokio::time::timeout(FATAL_WITHIN, recorded).await.is_err() {
+    if tokio::time::timeout(build::FATAL_WITHIN, recorded).await.is_err() {
         tracing::warn!("LAST_EXIT is not written: the disk hangs");
     }
     leave_now(code)

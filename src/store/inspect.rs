@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::raft::convert::{members_of, stored_membership_from_proto};
 use crate::raft::{StoredMembership, Vote, pos_of};
-use crate::store::local::REMOVED;
+use crate::store::local::{REMOVED, read_removed};
 use crate::store::log::open::{self as log_open, Looked};
 use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::snapshot::{self, FILES, check, last_index};
@@ -101,6 +101,21 @@ impl Found {
         let last = self.log.and_then(|log| log.last).unwrap_or_default();
         let applied = self.state.as_ref().and_then(|state| state.applied).unwrap_or_default();
         if last.index < applied.index { applied } else { last }
+    }
+
+    /// Nothing of a node is in the folder.
+    pub(crate) fn is_blank(&self) -> bool {
+        let is_there = [
+            self.identity.is_some(),
+            self.vote.is_some(),
+            self.log.is_some(),
+            self.state.is_some(),
+            self.membership.is_some(),
+            self.last_exit.is_some(),
+            !self.snapshots.is_empty(),
+            !self.findings.is_empty(),
+        ];
+        !is_there.contains(&true)
     }
 
     /// The membership in the words of the API.
@@ -346,8 +361,8 @@ fn vote_found(vote: &Vote) -> VoteFound {
 
 fn removed_at(db: &rocks::Db) -> Result<Option<LogIndex>, rocksdb::Error> {
     let family = db.cf_handle("local").expect("the family was opened");
-    let record = db.get_cf(family, REMOVED)?;
-    Ok(record.and_then(|record| record.first_chunk().copied()).map(LogIndex::from_be_bytes))
+    let value = db.get_cf(family, REMOVED)?;
+    Ok(value.and_then(|value| read_removed(&value)).map(|removed| removed.version))
 }
 
 /// Reads every record of the node's own.

@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 
 use crate::raft::storage_error;
 use crate::store::log;
+use crate::types::member::Removed;
+use crate::types::{LogIndex, NodeId};
 
 /// What a recover of the folder did, until the node has recorded it.
 pub(crate) const RECOVERED: &[u8] = b"node/recovered";
@@ -19,6 +21,18 @@ pub(crate) const RECOVERED: &[u8] = b"node/recovered";
 pub(crate) const REMOVED: &[u8] = b"node/removed";
 /// Key of the number of starts.
 const STARTS: &[u8] = b"node/starts";
+
+/// The value under [`REMOVED`].
+pub(crate) fn write_removed(removed: Removed) -> Bytes {
+    [removed.version.to_be_bytes(), removed.told_by.to_be_bytes()].concat().into()
+}
+
+/// `None`: it is no such value.
+pub(crate) fn read_removed(value: &[u8]) -> Option<Removed> {
+    let (version, told_by) = value.split_first_chunk()?;
+    let told_by = NodeId::from_be_bytes(told_by.try_into().ok()?);
+    Some(Removed { version: LogIndex::from_be_bytes(*version), told_by })
+}
 
 /// One change: `None` deletes.
 pub(crate) type Record = (Vec<u8>, Option<Bytes>);

@@ -29,6 +29,14 @@ pub struct Members {
     pub joint: bool,
 }
 
+/// What a member said of this node: it is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Removed {
+    /// Of a membership that does not name this node.
+    pub(crate) version: LogIndex,
+    pub(crate) told_by: NodeId,
+}
+
 /// 1 to 63 of `a-z0-9-`.
 pub(crate) fn is_node_name(text: &str) -> bool {
     is_word(text, 63)

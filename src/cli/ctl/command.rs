@@ -191,24 +191,28 @@ pub(crate) enum Members {
     },
     /// Make a learner a voter.
     Promote {
+        /// Its id, as `members` lists it.
         node_id: NodeId,
         #[command(flatten)]
         change: Change,
     },
     /// Make a voter a learner.
     Demote {
+        /// Its id, as `members` lists it.
         node_id: NodeId,
         #[command(flatten)]
         change: Change,
     },
     /// Remove a node from the cluster.
     Remove {
+        /// Its id, as `members` lists it.
         node_id: NodeId,
         #[command(flatten)]
         change: Change,
     },
     /// Give a member another address or name.
     Update {
+        /// Its id, as `members` lists it.
         node_id: NodeId,
         /// host:port for the other nodes.
         #[arg(long, value_name = "ADDR")]
@@ -257,11 +261,13 @@ pub(crate) enum Block {
     },
     /// One block, with its content.
     Get {
+        /// Decimal, or hex with 0x.
         #[arg(value_parser = units::parse_integer)]
         height: Height,
     },
     /// Blocks from a height on.
     Range {
+        /// Decimal, or hex with 0x.
         #[arg(value_parser = units::parse_integer)]
         from: Height,
         /// At most so many, from 1 on.
@@ -270,16 +276,19 @@ pub(crate) enum Block {
     },
     /// Who proposed a block, when, and where it stands in the log.
     Provenance {
+        /// Decimal, or hex with 0x.
         #[arg(value_parser = units::parse_integer)]
         height: Height,
     },
     /// Where a block's time went, on every node.
     Timeline {
+        /// Decimal, or hex with 0x.
         #[arg(value_parser = units::parse_integer)]
         height: Height,
     },
     /// What an executor that is at this block would be told.
     Reconcile {
+        /// Decimal, or hex with 0x.
         #[arg(value_parser = units::parse_integer)]
         height: Height,
         /// 0x hex.

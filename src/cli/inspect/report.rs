@@ -29,6 +29,9 @@ pub(crate) struct Report {
     pub(crate) last_exit: Option<String>,
     /// Every checksum was looked at.
     pub(crate) is_verified: bool,
+    /// Nothing of what a node keeps is there.
+    #[serde(skip)]
+    pub(crate) is_blank: bool,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -123,6 +126,7 @@ const REFUSED: u8 = 4;
 impl Report {
     pub(crate) fn new(dir: &Path, found: Found, is_verified: bool) -> Self {
         let membership = found.members().map(Membership::from);
+        let is_blank = found.is_blank();
         Self {
             dir: dir.display().to_string(),
             identity: found.identity.map(Identity::from),
@@ -137,23 +141,9 @@ impl Report {
             snapshots: found.snapshots.iter().map(Snapshot::from).collect(),
             last_exit: found.last_exit.map(|e| format!("{}: {}", e.cause.label(), e.text)),
             is_verified,
+            is_blank,
             problems: found.findings.into_iter().map(Problem::from).collect(),
         }
-    }
-
-    /// Nothing of what a node keeps is there.
-    pub(crate) fn is_blank(&self) -> bool {
-        let is_there = [
-            self.identity.is_some(),
-            self.vote.is_some(),
-            self.log.is_some(),
-            self.state.is_some(),
-            self.membership.is_some(),
-            self.last_exit.is_some(),
-            !self.snapshots.is_empty(),
-            !self.problems.is_empty(),
-        ];
-        !is_there.contains(&true)
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -201,7 +191,7 @@ impl Report {
             }
             return t.render(is_colored);
         }
-        let text = if self.is_blank() {
+        let text = if self.is_blank {
             "a node took this folder and has kept nothing in it yet"
         } else if self.is_verified {
             "every checksum holds"
@@ -363,19 +353,21 @@ fn snapshots(snapshots: &[Snapshot]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::exit::{Cause, LastExit};
 
     #[test]
     fn a_folder_in_which_nothing_is_kept_yet() {
-        let report = Report { dir: "/x".into(), ..Default::default() };
+        let report = Report::new(Path::new("/x"), Found::default(), false);
         assert_eq!(
             report.table(false),
             "folder    /x\nidentity  none\nvote      none\nlog       none\nstate     none\nhead      none\nmembers   none\n\na node took this folder and has kept nothing in it yet\n"
         );
-        assert_eq!((report.is_blank(), report.exit_code()), (true, exit::DONE));
-        let told = Report { last_exit: Some("clean: stopped in order".into()), ..report };
-        assert!(
-            !told.is_blank() && told.table(false).contains("no problem seen; --verify reads everything\n")
-        );
+        assert_eq!(report.exit_code(), exit::DONE);
+        let ended = LastExit { cause: Cause::Clean, at_ms: 1, text: "stopped in order".into() };
+        let mut told = Found::default();
+        told.last_exit = Some(ended);
+        let told = Report::new(Path::new("/x"), told, false);
+        assert!(told.table(false).contains("no problem seen; --verify reads everything\n"));
     }
 
     #[test]

@@ -5,16 +5,8 @@
 
 use std::sync::Mutex;
 
-use crate::types::member::Members;
-use crate::types::{LogIndex, NodeId};
-
-/// What a member said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Removed {
-    /// Of a membership that does not name this node.
-    pub(crate) version: LogIndex,
-    pub(crate) told_by: NodeId,
-}
+use crate::types::NodeId;
+use crate::types::member::{Members, Removed};
 
 /// What this node knows of being no member.
 ///
@@ -68,6 +60,7 @@ fn names(members: &Members, node_id: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::LogIndex;
     use crate::types::member::Member;
 
     fn own(version: LogIndex, ids: &[NodeId]) -> Members {

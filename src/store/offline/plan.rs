@@ -81,7 +81,7 @@ impl Judged {
                 ));
             }
         };
-        if is_blank(&found) {
+        if found.is_blank() {
             return Self::Refused(format!("{} is no data folder of a node: check the path", dir.display()));
         }
         match Survivor::new(dir, &found) {
@@ -165,15 +165,6 @@ impl Plan {
             false => Loss::Unknown { missing },
         })
     }
-}
-
-/// Nothing of a node is in it.
-fn is_blank(found: &Found) -> bool {
-    found.identity.is_none()
-        && found.log.is_none()
-        && found.state.is_none()
-        && found.snapshots.is_empty()
-        && found.findings.is_empty()
 }
 
 #[cfg(test)]
