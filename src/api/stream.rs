@@ -228,10 +228,11 @@ impl Reader {
     async fn admit(&self, bytes: u64) -> Result<Permit, Option<Fault>> {
         loop {
             let progress = self.shared.progress.notified();
-            match self.api.parts.proposals.admit(bytes) {
-                Err(ProposeError::Overloaded { .. })
-                    if self.shared.n_written.load(Ordering::Acquire) < self.n_taken => {}
-                outcome => return outcome.map_err(|e| Some(e.into())),
+            if let Some(room) = self.api.parts.proposals.try_admit(bytes) {
+                return Ok(room);
+            }
+            if self.n_taken <= self.shared.n_written.load(Ordering::Acquire) {
+                return self.api.parts.proposals.admit(bytes).map_err(|e| Some(e.into()));
             }
             tokio::select! {
                 () = progress => {}

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use serde_json::Value;
 
+use crate::audit::history::Event;
 use crate::consensus::Role;
 use crate::consensus::core::Stopped;
 use crate::leadership::handle::Handle;
@@ -113,16 +115,51 @@ impl Tally {
     }
 }
 
-/// Why this node stands, seen when it began to.
 #[derive(Debug)]
 struct Candidacy {
     began: Instant,
     rounds_before: u64,
+    why: Why,
+}
+
+/// Why this node stands, seen when it began to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Why {
     trigger: &'static str,
-    heartbeat_age: Option<Duration>,
-    sync_in_progress: Option<Duration>,
-    stall: Option<Duration>,
+    heartbeat_age_ms: Option<u64>,
+    sync_in_progress_ms: Option<u64>,
+    stall_ms: Option<u64>,
     clock_jump_ms: Option<i64>,
+}
+
+impl Why {
+    fn see(handle: &Handle, stalls: &Stalls) -> Self {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let heartbeat_age = handle.raft().heard_age();
+        Self {
+            trigger: match (handle.trigger(), heartbeat_age) {
+                (Some(trigger), _) => trigger,
+                (None, None) => "start",
+                (None, Some(_)) => "silence",
+            },
+            heartbeat_age_ms: heartbeat_age.map(ms),
+            sync_in_progress_ms: handle.sync_in_progress().map(ms),
+            stall_ms: stalls.recent(CAUSE_WITHIN).map(ms),
+            clock_jump_ms: stalls.recent_jump_ms(CAUSE_WITHIN),
+        }
+    }
+
+    /// An event of the history with it as its detail.
+    pub(super) fn tell(&self, event: Event) -> Event {
+        let numbers = [
+            ("heartbeatAgeMs", self.heartbeat_age_ms.map(Value::from)),
+            ("syncInProgressMs", self.sync_in_progress_ms.map(Value::from)),
+            ("stallMs", self.stall_ms.map(Value::from)),
+            ("clockJumpMs", self.clock_jump_ms.map(Value::from)),
+        ];
+        let known = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        known.fold(event.with("trigger", self.trigger), |event, (name, value)| event.with(name, value))
+    }
 }
 
 /// Counts and tells of candidacies until raft stops. `rounds` are the transport's counts of rounds of
@@ -153,7 +190,9 @@ pub(crate) async fn run(
         }
         let status = handle.raft().status();
         let is_ours = status.role == Role::Leader && led != Some(status.term);
-        let is_over = tally.is_open() && status.role != Role::Leader && status.leader_id.is_some();
+        let stood_for = candidacy.as_ref().map_or(Duration::MAX, |c| c.began.elapsed());
+        let names_other = status.role != Role::Leader && status.leader_id.is_some();
+        let is_over = tally.is_open() && names_other && is_heard(handle.raft().heard_age(), stood_for);
         let (news, outcome) = match (is_ours, is_over) {
             (true, _) => (tally.on_won(), "won"),
             (false, true) => (tally.on_settled(), "lost"),
@@ -165,43 +204,41 @@ pub(crate) async fn run(
         }
         let ended = tally.pre_vote_rounds + tally.vote_rounds;
         let candidacy = candidacy.take().unwrap_or_else(|| Candidacy::begin(&handle, &stalls, ended));
+        if !is_ours {
+            handle.memory().candidacy = None;
+        }
         tracer.record(candidacy.span(handle.raft().node_id(), status.term, outcome, ended));
     }
 }
 
+/// Whether a leader was heard since this node stands: raft goes on naming one that fell silent for a while.
+fn is_heard(heard_age: Option<Duration>, stood_for: Duration) -> bool {
+    heard_age.is_some_and(|age| age < stood_for)
+}
+
 impl Candidacy {
     fn begin(handle: &Handle, stalls: &Stalls, rounds_before: u64) -> Self {
-        let heartbeat_age = handle.raft().heard_age();
-        Self {
-            began: Instant::now(),
-            rounds_before,
-            trigger: match (handle.trigger(), heartbeat_age) {
-                (Some(trigger), _) => trigger,
-                (None, None) => "start",
-                (None, Some(_)) => "silence",
-            },
-            heartbeat_age,
-            sync_in_progress: handle.sync_in_progress(),
-            stall: stalls.recent(CAUSE_WITHIN),
-            clock_jump_ms: stalls.recent_jump_ms(CAUSE_WITHIN),
-        }
+        let why = Why::see(handle, stalls);
+        // The leadership that comes of it may be applied before this task hears that it was won.
+        handle.memory().candidacy = Some(why.clone());
+        Self { began: Instant::now(), rounds_before, why }
     }
 
     fn span(self, node_id: u64, term: Term, outcome: &'static str, rounds: u64) -> Span {
         let clock = Clock::now();
         let mut span = Span::own(names::span::ELECTION, clock.at(self.began), clock.at(Instant::now()));
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let why = self.why;
         span.attributes.extend([
             int(names::TERM, term),
             int(names::NODE_ID, node_id),
             text(names::OUTCOME, outcome),
-            text(names::TRIGGER, self.trigger),
+            text(names::TRIGGER, why.trigger),
             int(names::ROUNDS, rounds.saturating_sub(self.rounds_before)),
         ]);
-        span.attributes.extend(self.heartbeat_age.map(|d| int(names::HEARTBEAT_AGE_MS, ms(d))));
-        span.attributes.extend(self.sync_in_progress.map(|d| int(names::SYNC_IN_PROGRESS_MS, ms(d))));
-        span.attributes.extend(self.stall.map(|d| int(names::STALL_MS, ms(d))));
-        span.attributes.extend(self.clock_jump_ms.map(|ms| signed(names::CLOCK_JUMP_MS, ms)));
+        span.attributes.extend(why.heartbeat_age_ms.map(|ms| int(names::HEARTBEAT_AGE_MS, ms)));
+        span.attributes.extend(why.sync_in_progress_ms.map(|ms| int(names::SYNC_IN_PROGRESS_MS, ms)));
+        span.attributes.extend(why.stall_ms.map(|ms| int(names::STALL_MS, ms)));
+        span.attributes.extend(why.clock_jump_ms.map(|ms| signed(names::CLOCK_JUMP_MS, ms)));
         span
     }
 }
@@ -238,6 +275,13 @@ mod tests {
         let mut tally = Tally::default();
         tally.on_rounds(1, 0);
         assert_eq!(tally.on_settled(), [News::PreVoteLost]);
+    }
+
+    #[test]
+    fn a_leader_that_fell_silent_before_ends_no_candidacy() {
+        let s = Duration::from_secs;
+        assert!(is_heard(Some(s(1)), s(3)));
+        assert!(!is_heard(Some(s(3)), s(1)) && !is_heard(None, s(3)));
     }
 
     #[test]

@@ -354,7 +354,7 @@ impl Handle {
         // One that has begun answers in its own time.
         let patience = asked.within + self.shared.config.election_timeout;
         let (answer, outcome) = oneshot::channel();
-        let request = Request { asked, answer: Some(answer), told: None };
+        let request = Request::new(asked, Some(answer));
         if self.shared.requests.send(request).await.is_err() {
             return Err(Refused::Stopped);
         }
@@ -368,7 +368,7 @@ impl Handle {
     pub(crate) async fn begin_handover(&self, asked: Asked) -> Result<Term, Refused> {
         let (answer, outcome) = oneshot::channel();
         let (told, is_told) = oneshot::channel();
-        let request = Request { asked, answer: Some(answer), told: Some(told) };
+        let request = Request::new(asked, Some(answer)).tells(told);
         if self.shared.requests.send(request).await.is_err() {
             return Err(Refused::Stopped);
         }

@@ -61,10 +61,35 @@ pub(crate) enum By {
 /// An operation on its way to the leadership task.
 pub(crate) struct Request {
     pub(crate) asked: Asked,
-    /// Taken when it is used.
-    pub(crate) answer: Option<oneshot::Sender<Result<Done, Refused>>>,
+    /// Taken when it is used. `None`: this node asks for it itself.
+    answer: Option<oneshot::Sender<Result<Done, Refused>>>,
     /// Told the term once raft was told.
-    pub(crate) told: Option<oneshot::Sender<Term>>,
+    told: Option<oneshot::Sender<Term>>,
+    /// It was counted, and whoever asked was answered.
+    has_ended: bool,
+}
+
+impl Request {
+    pub(super) fn new(asked: Asked, answer: Option<oneshot::Sender<Result<Done, Refused>>>) -> Self {
+        Self { asked, answer, told: None, has_ended: false }
+    }
+
+    pub(super) fn tells(self, told: oneshot::Sender<Term>) -> Self {
+        Self { told: Some(told), ..self }
+    }
+
+    /// Whoever asked for it still waits.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.answer.as_ref().is_none_or(|answer| !answer.is_closed())
+    }
+
+    /// Not carried out, for another one is under way.
+    pub(super) fn busy(self, running: String) {
+        if let Some(answer) = self.answer {
+            // Whoever asked may have gone.
+            let _ = answer.send(Err(Refused::Busy(running)));
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,13 +225,17 @@ fn ended(handle: &Handle, result: &Result<Done, Refused>) -> Ended {
 
 /// The first answer is the one that counts; what is learned later is in the log.
 fn tell(handle: &Handle, request: &mut Request, began: Instant, result: Result<Done, Refused>) {
-    let Some(answer) = request.answer.take() else { return };
+    if std::mem::replace(&mut request.has_ended, true) {
+        return;
+    }
     let asked = &request.asked;
     let outcome = result.as_ref().map_or("refused", |done| done.outcome.label());
     handle.operations().ended(asked.cause, outcome, began.elapsed(), result.is_ok());
     handle.tracer().record(span(handle, asked, began, outcome, result.as_ref().ok()));
-    // Whoever asked may have gone: the operation did not.
-    let _ = answer.send(result);
+    if let Some(answer) = request.answer.take() {
+        // Whoever asked may have gone: the operation did not.
+        let _ = answer.send(result);
+    }
 }
 
 fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, done: Option<&Done>) -> Span {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::consensus::{Fitness, Handover, Role, Status};
+use crate::leadership::elections::Why;
 use crate::leadership::executor::Executor;
 use crate::leadership::metrics::LagMax;
 use crate::leadership::policy::{Check, Intent};
@@ -45,6 +46,8 @@ pub(super) struct Memory {
     pub(super) unsure_term: Option<Term>,
     /// Operation of the hand-over under way.
     pub(super) handover: Option<String>,
+    /// Of the candidacy that began last, until the leadership that came of it is recorded.
+    pub(super) candidacy: Option<Why>,
     /// Why this node stands, where that is not its timer.
     stands: Option<(Instant, &'static str)>,
     /// The term in which it leads by a transfer that was forced upon it.
@@ -70,6 +73,7 @@ impl Memory {
             clocks: Clocks::default(),
             unsure_term: None,
             handover: None,
+            candidacy: None,
             stands: None,
             forced_term: None,
         }

@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 use crate::consensus::{Role, Status};
-use crate::leadership::ages::{Ages, lag_seconds};
+use crate::leadership::ages::{Ages, oldest};
 use crate::leadership::handle::{Handle, Leadership};
 use crate::types::{LogIndex, position::Positions, proto::LeadershipCause};
 
@@ -301,8 +301,8 @@ impl Gauges {
         self.apply_lag.set(signed(p.apply_lag()));
         self.apply_lag_max.set(signed(facts.apply_lag_max.max(p.apply_lag())));
         self.behind.set(signed(p.behind()));
-        let waits = (p.applied < p.committed).then(|| ages.since_committed(p.applied + 1)).flatten();
-        self.oldest_wait.set(waits.unwrap_or_default().as_secs_f64());
+        let waits = oldest(p.applied, p.committed, |index| ages.since_committed(index));
+        self.oldest_wait.set(waits.as_secs_f64());
         self.compaction_lag.set(signed(p.compaction_lag()));
         self.log_entries.set(signed(log_entries(p)));
         // What a removed node's log ends with is in force no more: the entry behind it went to the others alone.
@@ -336,7 +336,7 @@ impl Gauges {
             if let Some(matched) = peer.matched {
                 self.peer_matched.with_label_values(&[&id]).set(signed(matched));
                 self.peer_lag.with_label_values(&[&id]).set(signed(peer.lag));
-                let lag = lag_seconds(matched, status.positions.last, ages);
+                let lag = oldest(matched, status.positions.last, |index| ages.since_appended(index));
                 self.peer_lag_seconds.with_label_values(&[&id]).set(lag.as_secs_f64());
             }
             self.peer_ack_age.with_label_values(&[&id]).set(silent(peer.ack_age));

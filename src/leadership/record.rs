@@ -11,7 +11,13 @@ pub(super) fn leaderships(handle: &Handle, history: &History, recorded: Term) ->
         return recorded;
     }
     for leadership in handle.reader().leaderships(Some(recorded + 1), usize::MAX) {
-        let event = Event::new(Kind::Leadership, leadership.pos.term, word(leadership.cause));
+        let mut event = Event::new(Kind::Leadership, leadership.pos.term, word(leadership.cause));
+        // Only this node knows, and only while it runs, why it stood.
+        let is_own = leadership.node_id == handle.raft().node_id() && leadership.pos.term == newest;
+        let why = if is_own { handle.memory().candidacy.take() } else { None };
+        if let Some(why) = why {
+            event = why.tell(event);
+        }
         history.record(Event {
             // By the leader's clock; an old command has no time.
             at: (leadership.started_at_ms != 0).then_some(leadership.started_at_ms),

@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, sync::oneshot, task::JoinSet};
 
 use crate::consensus::{Role, Status, core::Stopped};
 use crate::leadership::handle::Handle;
-use crate::leadership::handover::{self, Asked, By, Refused, Request};
+use crate::leadership::handover::{self, Asked, By, Request};
 use crate::leadership::keeper::{Action, Keeper, Look};
 use crate::leadership::metrics::{Counters, reason};
 use crate::leadership::numbers;
@@ -280,12 +280,12 @@ impl Task {
                     by: By::Node,
                     intent: Intent::HandOver,
                 };
-                self.begin(Request { asked, answer: None, told: None });
+                self.begin(Request::new(asked, None));
             }
         }
     }
 
-    fn on_request(&mut self, mut request: Request) {
+    fn on_request(&mut self, request: Request) {
         let running = self.handle.memory().handover.clone();
         let Some(running) = running else { return self.begin(request) };
         match request.asked.cause {
@@ -293,12 +293,7 @@ impl Task {
             LeadershipCause::Resign | LeadershipCause::Shutdown | LeadershipCause::Pause => {
                 self.waiting.push_back(request);
             }
-            _ => {
-                if let Some(answer) = request.answer.take() {
-                    // Whoever asked may have gone.
-                    let _ = answer.send(Err(Refused::Busy(running)));
-                }
-            }
+            _ => request.busy(running),
         }
     }
 
@@ -341,7 +336,7 @@ impl Task {
         }
         while let Some(request) = self.waiting.pop_front() {
             // Whoever waits no more was told so: it must not happen behind its back.
-            if request.answer.as_ref().is_none_or(|answer| !answer.is_closed()) {
+            if request.is_wanted() {
                 return self.begin(request);
             }
         }

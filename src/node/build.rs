@@ -231,6 +231,7 @@ async fn assemble(
             health: opened.health.clone(),
             min_free: settings.store.min_free,
             doubts: doubts.clone(),
+            sends: Mutex::default(),
         }),
         &registry,
     )

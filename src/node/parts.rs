@@ -213,6 +213,8 @@ pub(super) struct SnapshotStore {
     /// Bytes that stay free, as for entries.
     pub(super) min_free: u64,
     pub(super) doubts: Doubts,
+    /// Transfers to others that run. A lock, so that the gauge is set in the order in which they are counted.
+    pub(super) sends: Mutex<usize>,
 }
 
 impl peer::SnapshotStore for SnapshotStore {
@@ -249,7 +251,9 @@ impl peer::SnapshotStore for SnapshotStore {
     }
 
     fn sending(&self, is_running: bool) {
-        self.snapshots.metrics().set_running("send", is_running);
+        let mut sends = self.sends.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *sends = if is_running { *sends + 1 } else { sends.saturating_sub(1) };
+        self.snapshots.metrics().set_running("send", 0 < *sends);
     }
 }
 

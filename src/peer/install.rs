@@ -25,6 +25,7 @@ use crate::peer::{
     Receiving,
     hello::{Connection, refused_by_dialler},
     network::{Shared, lock},
+    said::Topic,
     server::Context,
     session::{stopped, unsupported},
     wire::{self, WireError},
@@ -74,16 +75,17 @@ where
     let ended = answer(context, &mut connection).await;
     match ended {
         Ok(vote) => {
+            context.shared.said.clear(Topic::SnapshotReceived, connection.peer_id);
             let installed = proto::SnapshotInstalled { vote: Some(vote_to_proto(&vote)) };
             connection.outbox.put(FrameKind::SnapshotInstalled, 0, &installed);
             connection.outbox.flush().await
         }
         Err(Ended::Refused(error)) => {
-            tracing::warn!(
-                peer_id = connection.peer_id as i64,
-                reason = %error.reason,
-                "snapshot was not installed"
-            );
+            let (peer_id, reason) = (connection.peer_id, &error.reason);
+            match context.shared.said.is_new_kind(Topic::SnapshotReceived, peer_id, reason) {
+                true => tracing::warn!(peer_id = peer_id as i64, reason, "snapshot was not installed"),
+                false => tracing::debug!(peer_id = peer_id as i64, reason, "snapshot was not installed"),
+            }
             connection.outbox.put(FrameKind::Error, 0, &error);
             connection.outbox.flush().await
         }

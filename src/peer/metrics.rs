@@ -174,7 +174,7 @@ impl Metrics {
         let clock_offset = GaugeVec::new(
             Opts::new(
                 "blockraft_peer_clock_offset_seconds",
-                "The other node's clock minus this one's, from round trips.",
+                "The other node's clock minus this one's, from round trips; 0 while there is no connection.",
             ),
             &["peer_id"],
         )?;
@@ -340,9 +340,13 @@ impl PeerMetrics {
         if let Some(gauge) = &self.connected {
             gauge.set(i64::from(is_connected));
         }
+        if !is_connected {
+            // What was measured before says nothing of a clock that nobody sees.
+            self.set_clock_offset(0.0);
+        }
     }
 
-    /// `None` before the first round trip.
+    /// `None` before the first round trip of a connection.
     pub(super) fn clock_offset(&self) -> Option<f64> {
         self.clock_offset.as_ref().map(Gauge::get).filter(|seconds| *seconds != 0.0)
     }

@@ -16,6 +16,10 @@ pub(super) enum Topic {
     Accepted,
     /// What it sent cannot be right.
     Sent,
+    /// A snapshot for it.
+    SnapshotSent,
+    /// A snapshot of it.
+    SnapshotReceived,
 }
 
 /// What was said of a node last, so that it is logged once and not at each retry.
@@ -64,6 +68,11 @@ impl Said {
         lock(&self.last).remove(&(topic, node_id)).is_some()
     }
 
+    /// As [`Said::is_new`], whatever numbers the text has: bytes that are free are others at each try.
+    pub(super) fn is_new_kind(&self, topic: Topic, node_id: NodeId, text: &str) -> bool {
+        self.is_new(topic, node_id, &text.replace(|c: char| c.is_ascii_digit(), ""))
+    }
+
     /// Both sides admitted each other.
     pub(super) fn admitted(&self, topic: Topic, node_id: NodeId) {
         if self.clear(topic, node_id) {
@@ -88,6 +97,8 @@ mod tests {
         assert!(said.is_new(Topic::Dialled, 2, "epoch 1"));
         assert!(!said.is_new(Topic::Dialled, 2, "epoch 1"));
         assert!(said.is_new(Topic::Accepted, 2, "epoch 1"));
+        assert!(said.is_new_kind(Topic::SnapshotSent, 2, "no room: 7 bytes are free"));
+        assert!(!said.is_new_kind(Topic::SnapshotSent, 2, "no room: 12 bytes are free"));
         assert!(said.is_new(Topic::Dialled, 2, "epoch 3"));
         assert!(said.clear(Topic::Dialled, 2));
         assert!(!said.clear(Topic::Dialled, 2));

@@ -15,6 +15,7 @@ use crate::peer::{
     link::error_reason,
     metrics::{Reason, Rpc},
     network::{Shared, decode},
+    said::Topic,
     wire::{Frame, WireError},
 };
 use crate::raft::{
@@ -102,6 +103,7 @@ pub(super) async fn send(
             Ok(vote) => {
                 metrics.answered(Rpc::Snapshot, started.elapsed());
                 shared.snapshots.sent(SendOutcome::Ok, started.elapsed());
+                shared.said.clear(Topic::SnapshotSent, target);
                 return Ok(vote);
             }
             Err(e) => e,
@@ -111,9 +113,12 @@ pub(super) async fn send(
         if !error.is_transient() || ATTEMPTS_MAX <= n_failed {
             let outcome = if error.is_corrupt() { SendOutcome::Corrupt } else { SendOutcome::Failed };
             shared.snapshots.sent(outcome, started.elapsed());
-            match error.is_away() {
-                true => tracing::debug!(peer_id = target as i64, %error, "snapshot was not sent"),
-                false => tracing::warn!(peer_id = target as i64, %error, "snapshot was not sent"),
+            // Tried again each second, for as long as the receiver's disk is full.
+            let is_news =
+                !error.is_away() && shared.said.is_new_kind(Topic::SnapshotSent, target, &error.to_string());
+            match is_news {
+                false => tracing::debug!(peer_id = target as i64, %error, "snapshot was not sent"),
+                true => tracing::warn!(peer_id = target as i64, %error, "snapshot was not sent"),
             }
             if error.is_corrupt() {
                 shared.snapshots.doubted(&snapshot.manifest.id);

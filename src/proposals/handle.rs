@@ -231,8 +231,18 @@ impl Handle {
         (Self { shared: Arc::new(shared), queue }, rx)
     }
 
-    /// Takes room for a body of so many bytes before it is read. At least one proposal always fits.
+    /// Takes room for a body of so many bytes before it is read. A refusal is counted as an outcome: whoever
+    /// tries again asks with [`Handle::try_admit`].
     pub(crate) fn admit(&self, bytes: u64) -> Result<Permit, ProposeError> {
+        self.try_admit(bytes).ok_or_else(|| {
+            let refused = Err(overloaded());
+            self.shared.metrics.ended(&refused, Duration::ZERO);
+            overloaded()
+        })
+    }
+
+    /// As [`Handle::admit`], and nobody is told when there is no room. At least one proposal always fits.
+    pub(crate) fn try_admit(&self, bytes: u64) -> Option<Permit> {
         let s = &self.shared;
         let count = s.count.fetch_add(1, Ordering::AcqRel);
         let held = s.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -240,13 +250,7 @@ impl Handle {
         let permit = Permit { shared: Arc::clone(s), bytes, is_proposed: false };
         let fits = count < s.config.in_flight_max
             && (held == 0 || held.saturating_add(bytes) <= s.config.in_flight_bytes_max);
-        if fits {
-            return Ok(permit);
-        }
-        drop(permit);
-        let refused = Err(overloaded());
-        s.metrics.ended(&refused, Duration::ZERO);
-        refused.map(|_: Accepted| unreachable!("it is an error"))
+        fits.then_some(permit)
     }
 
     /// Proposes a block and waits for its verdict. Dropping the future does not take the proposal

@@ -214,7 +214,7 @@ impl BlockMetrics {
                 .time("blockraft_block_head_timestamp_seconds", "Timestamp that the head carries.")?,
             applied_timestamp: b.time(
                 "blockraft_block_applied_timestamp_seconds",
-                "When this node last applied a block; 0 before the first since the start.",
+                "When this node last applied a block; of one applied before it was started, when it was proposed.",
             )?,
             checkpoints: b.add(Checkpoints::new())?,
         })

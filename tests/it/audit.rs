@@ -5,12 +5,13 @@
 //! | a_control_call_is_recorded… | design 5: two records a call, refused ones too, over a restart |
 //! | the_record_works_without_a_quorum | design 5: audit and history need no leader |
 //! | a_hand_over_that_is_not_over_… | promise 2: what may still happen is not called done |
+//! | the_node_that_was_elected_says_why_it_stood | promise 7: one look answers why there was an election |
 //! | a_caller_that_goes_away_changes_nothing | design 5: the call is carried to its end and recorded |
 //! | every_leadership_is_in_the_history… | safety 18: none is left out, kill -9 included |
 
 use std::collections::BTreeSet;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -121,6 +122,29 @@ fn the_record_works_without_a_quorum() {
     assert_eq!(verify(node), 4);
     assert!(!events(node).is_empty());
     cluster.assert_quiet();
+}
+
+#[test]
+fn the_node_that_was_elected_says_why_it_stood() {
+    let mut cluster = Cluster::three(Settings::new());
+    let leader = cluster.leader();
+    let term = cluster.term_of(leader);
+    cluster.node_mut(leader).kill();
+    let elected = cluster.leader_above(term);
+    let term = cluster.term_of(elected);
+    for id in cluster.others(leader) {
+        let detail = wait_for("the leadership is in the history", SOON, || {
+            let events = events(cluster.node(id));
+            let event = events.iter().find(|e| e["kind"] == "leadership" && e["term"] == term);
+            Ok(event.context("not yet")?["detail"].clone())
+        });
+        // The others cannot know.
+        let knows = detail["trigger"].is_string() && detail["heartbeatAgeMs"].is_u64();
+        assert_eq!(knows, id == elected, "{detail}");
+    }
+    cluster.node_mut(leader).start();
+    cluster.settled();
+    cluster.end();
 }
 
 /// It may still happen, so the record must not say that it did.

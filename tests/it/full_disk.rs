@@ -7,7 +7,7 @@
 //! | a_disk_that_fills_during_an_install_… | safety 28: in the middle of a transfer, which goes on from there |
 //! | killed_on_a_full_disk_… | design 4: with 2 MiB it opens, whatever it did when there was no room |
 
-use std::{fs, thread};
+use std::{fs, thread, time::Instant};
 
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
@@ -106,6 +106,7 @@ fn a_full_disk_kills_nobody() {
     fill_patiently(&mut cluster, &blocks(1..=300, 2_000));
     cluster.settled();
     // Full while snapshots are due: it refuses entries, and stays up.
+    let began = Instant::now();
     let filler = disk.fill(256 << 10);
     fill_patiently(&mut cluster, &blocks(301..=900, 2_000));
     wait_for("node 3 says that its disk is full", SOON, || {
@@ -125,6 +126,10 @@ fn a_full_disk_kills_nobody() {
         ensure!(status["head"]["height"] == 1_500, "{}", status["head"]);
         Ok(())
     });
+    for db in ["log", "state"] {
+        let waited = cluster.node(3).counted("blockraft_store_write_stall_seconds_total", &[("db", db)]);
+        assert!(waited <= began.elapsed().as_secs_f64(), "writes of {db} waited for {waited} s");
+    }
     let rows = cluster.node(3).range(1, 1_500).expect("it answers");
     for (block, row) in blocks(1..=1_500, 2_000).iter().zip(&rows) {
         block.assert_json(&row["block"]);

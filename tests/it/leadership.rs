@@ -394,6 +394,11 @@ fn an_executor_that_lags_costs_leadership_and_learns_the_fence() {
         metric(&cluster, others[1], "blockraft_raft_leader_changes_total", &[("reason", "unfit")]),
         1.0
     );
+    // Nobody asked for it, and it is counted all the same.
+    let unfit = [("reason", "unfit")];
+    assert_eq!(metric(&cluster, leader, "blockraft_raft_resignations_total", &unfit), 1.0);
+    let handovers = [("outcome", "transferred")];
+    assert_eq!(metric(&cluster, leader, "blockraft_raft_handover_seconds_count", &handovers), 1.0);
     assert_eq!(metric(&cluster, leader, "blockraft_executor_lag_blocks", &[]), 5.0);
     assert_eq!(metric(&cluster, leader, "blockraft_executor_verdicts_total", &[("verdict", "behind")]), 2.0);
     // A fork costs it at once; the only fit one is gone, so nobody holds the fence until one is well.

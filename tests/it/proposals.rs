@@ -6,6 +6,7 @@
 //! | a_block_that_waits_… | promise 3: a block enters in the term it was proposed in, or not at all |
 //! | a_change_of_settings_… | a call ends in time, without a quorum too |
 //! | a_part_of_a_block_… | memory: room is taken before bytes are kept |
+//! | a_stream_that_waits_for_room_… | promise 7: slowing a producer down is no refusal |
 //! | a_stream_that_falls_silent_… | memory and room held by who sends no more |
 
 use std::{
@@ -189,6 +190,18 @@ fn a_part_of_a_block_takes_the_room_of_the_whole() {
     stream.next().expect("it answers").expect("a line for each").acknowledged();
     wait_in_flight(&cluster, node, 0);
     propose(&sized(2)).acknowledged();
+    cluster.end();
+}
+
+/// That is how a fast producer is slowed down, and no refusal.
+#[test]
+fn a_stream_that_waits_for_room_counts_as_no_refusal() {
+    let (cluster, node) = small();
+    let blocks: Vec<Block> = (1..=50).map(sized).collect();
+    fill(&cluster.node(node).api, &blocks);
+    let counted =
+        |outcome| cluster.node(node).counted("blockraft_raft_proposals_total", &[("outcome", outcome)]);
+    assert_eq!((counted("committed"), counted("overloaded")), (50.0, 0.0));
     cluster.end();
 }
 

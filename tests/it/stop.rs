@@ -7,6 +7,7 @@
 //! | a_second_signal_ends_a_stop_at_once | promise 6 |
 //! | a_start_that_hangs_… | promise 6: a disk that answers nothing |
 //! | a_killed_node_says_so_after_the_restart | promise 7: `LAST_EXIT` |
+//! | when_the_last_block_was_applied_… | promise 7: a chain that stands still is told of after a restart too |
 //! | what_must_not_stop_a_node | design 11: SIGHUP, SIGPIPE, a closed stdout |
 
 use std::{fs, sync::Arc, time::Duration};
@@ -183,6 +184,31 @@ fn a_killed_node_says_so_after_the_restart() {
     assert_last_exit(cluster.node(1), "clean");
     let starts = cluster.node(1).get("/metrics", &[]).expect("it answers").text();
     assert_eq!(Scrape::parse(&starts).get("blockraft_node_starts_total", &[]), Some(3.0));
+    cluster.end();
+}
+
+/// Else nobody would be told of a chain that stands still once all nodes were started again.
+#[test]
+fn when_the_last_block_was_applied_outlives_a_restart() {
+    let mut cluster = Cluster::new(1, Settings::new());
+    let leader = cluster.start();
+    fill(&cluster.node(leader).api.clone(), &[Block::new(1, "last")]);
+    let applied_at = |cluster: &Cluster| {
+        let name = "blockraft_block_applied_timestamp_seconds";
+        cluster.node(leader).counted(name, &[])
+    };
+    let first = applied_at(&cluster);
+    for is_killed in [false, true] {
+        match is_killed {
+            true => cluster.node_mut(leader).kill(),
+            false => cluster.node_mut(leader).stop(SOON),
+        }
+        cluster.node_mut(leader).start();
+        cluster.leader();
+        let again = applied_at(&cluster);
+        // When it was proposed, by the same clock.
+        assert!(first - 60.0 < again && again <= first, "{first}, then {again}");
+    }
     cluster.end();
 }
 

@@ -49,8 +49,8 @@ pub(crate) struct Receiving {
     /// Where what was linked comes from.
     origins: Origins,
     began: Instant,
-    /// When a line last said how far it is.
-    told: Instant,
+    /// When a line last said how far it is; `None`: nothing came yet.
+    told: Option<Instant>,
     is_over: bool,
 }
 
@@ -77,21 +77,14 @@ impl Snapshots {
         }
         let received_bytes = have.values().sum();
         self.receiving(&manifest, received_bytes);
-        tracing::info!(
-            id = manifest.id,
-            received_bytes,
-            size_bytes = size_of(&manifest),
-            "a snapshot is being received"
-        );
-        let began = Instant::now();
         Ok(Receiving {
             snapshots: self.clone(),
             manifest,
             tmp,
             have,
             origins,
-            began,
-            told: began,
+            began: Instant::now(),
+            told: None,
             is_over: false,
         })
     }
@@ -161,8 +154,8 @@ impl Receiving {
         out.write_all_at(bytes, offset)?;
         self.snapshots.received_more(&self.manifest.id, end - *have);
         *have = end;
-        if TELL_EVERY <= self.told.elapsed() {
-            self.told = Instant::now();
+        if self.told.is_none_or(|told| TELL_EVERY <= told.elapsed()) {
+            self.told = Some(Instant::now());
             tracing::info!(
                 id = self.manifest.id,
                 received_bytes = self.have.values().sum::<u64>(),

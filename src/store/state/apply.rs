@@ -25,7 +25,7 @@ use crate::store::state::db::{self, Family, KEY_MACHINE, KEY_MEMBERSHIP, StateDb
 use crate::store::state::table::{Changes, Overlay};
 use crate::store::state::told::Told;
 use crate::store::tap::Tapped;
-use crate::types::{LogIndex, position::LogPos, proto};
+use crate::types::{Height, LogIndex, position::LogPos, proto};
 
 /// Payload bytes that one batch takes at most, but one entry: as much as one sync of the log.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -151,7 +151,7 @@ impl StateMachine {
         // Waits for nothing, so that it may be done right here.
         options.set_no_slowdown(true);
         let mut result = self.db.db().write_opt(fill(&self.db, applied, record), &options);
-        let began = Instant::now();
+        let mut began = Instant::now();
         let mut is_blocked = false;
         while let Err(error) = &result {
             let kind = rocks::classify(error);
@@ -183,7 +183,9 @@ impl StateMachine {
                 // The runtime is going away: so does this node.
                 Err(_) => std::future::pending().await,
             };
-            self.metrics.stall_seconds("state").inc_by(began.elapsed().as_secs_f64());
+            let now = Instant::now();
+            self.metrics.stall_seconds("state").inc_by((now - began).as_secs_f64());
+            began = now;
         }
         if is_blocked {
             self.health.set_blocked(Database::State, false);
@@ -219,9 +221,11 @@ impl StateMachine {
             rows.push((height, row));
         }
         let view = self.machine.view();
-        if !rows.is_empty() {
+        if let Some((_, row)) = rows.last() {
             self.metrics.blocks.set_head(view.head.as_ref());
-            self.metrics.blocks.set_applied_at(unix_ms);
+            // What a start applies again is no news.
+            let is_news = self.replay_upto < row.index;
+            self.metrics.blocks.set_applied_at(if is_news { unix_ms } else { row.proposed_at_ms });
         }
         // Before anybody else learns of the batch: what they tell of it comes after it.
         if self.instants.wants_blocks() {
@@ -250,15 +254,22 @@ impl StateMachine {
         let view = self.machine.view();
         self.metrics.blocks.set_head(view.head.as_ref());
         let Some(head) = &view.head else { return };
+        // A chain that stands still does so since then, whoever was started meanwhile.
+        if let Some(row) = self.row(head.height) {
+            self.metrics.blocks.set_applied_at(row.proposed_at_ms);
+        }
         for (slot, every) in CHECKPOINTS.iter().enumerate() {
             let height = head.height / every * every;
-            let row = self.db.bytes(Family::Rows, &height_key(height)).ok().flatten();
-            if let Some(row) = row.filter(|_| 0 < height && self.floor <= height)
-                && let Ok(row) = proto::BlockRow::decode(row)
-            {
+            if let Some(row) = Some(height).filter(|h| 0 < *h).and_then(|height| self.row(height)) {
                 self.metrics.blocks.checkpoints.set(slot, height, &row.hash);
             }
         }
+    }
+
+    /// Of a block of the kept history.
+    fn row(&self, height: Height) -> Option<proto::BlockRow> {
+        let row = self.db.bytes(Family::Rows, &height_key(height)).ok().flatten();
+        row.filter(|_| self.floor <= height).and_then(|row| proto::BlockRow::decode(row).ok())
     }
 }
 
