@@ -34,6 +34,7 @@ pub(crate) mod envelope;
 pub(crate) mod error;
 #[cfg(test)]
 mod examples;
+pub(crate) mod executors;
 pub(crate) mod feed;
 pub(crate) mod framing;
 pub(crate) mod handlers;

@@ -87,6 +87,8 @@ pub(crate) trait Peers: Send + Sync + 'static {
         pos: LogPos,
         within: Duration,
     ) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+    /// The life of a node that was admitted here first; `None`: it never was.
+    fn incarnation(&self, node_id: NodeId) -> Option<[u8; 16]>;
     /// Whether a node said at connect that it does not know a command.
     fn lacks(&self, node_id: NodeId, kind: u8, version: u8) -> bool;
     /// Whoever listens there says who it is, and is not admitted (safety rule 8).
@@ -170,9 +172,9 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn founding(&self) -> FoundingState;
     /// When an entry reached each stage here, as JSON; empty: it is not remembered.
     fn timeline(&self, pos: LogPos) -> Bytes;
-    /// Whether this node would take leadership over when asked now by a leader that accepts no worse than
-    /// `accepts`; `Err` says why not (safety rule 14).
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined>;
+    /// Whether this node would take leadership over when asked now by the leader of `term`, which accepts no worse
+    /// than `accepts`; `Err` says why not (safety rule 14).
+    fn may_take_over(&self, term: Term, accepts: FitnessGrade) -> Result<(), Declined>;
     /// How fit this node is to lead.
     fn fitness(&self) -> Fitness;
     /// Another node wants to lead in this one's place. Returns once raft was told, or with why it was not.

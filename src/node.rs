@@ -121,6 +121,8 @@ impl From<Result<Done, Refused>> for Resignation {
             },
             Err(Refused::NotLeader { .. } | Refused::Stopped) => Self::NotLeader,
             Err(Refused::Busy(_)) => Self::UnderWay,
+            // This node leads on.
+            Err(Refused::Changing) => Self::NoTarget,
             Err(
                 Refused::NotMember(_)
                 | Refused::NotVoter(_)

@@ -20,6 +20,8 @@ use crate::types::block::Block;
 
 /// Greatest integer that every JSON reader keeps exact; above it only text is accepted.
 pub(crate) const NUMBER_MAX: u64 = (1 << 53) - 1;
+/// Digits of an integer as text, leading zeros included: what 64 bits are written with, in base 2 as well.
+const DIGITS_MAX: usize = 64;
 /// Longest name that an error repeats: `data` stays far below 4 KiB whatever was sent.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -191,8 +193,8 @@ pub(crate) fn integer(text: &str) -> Option<u64> {
         Some(hex) => (hex, 16),
         None => (text, 10),
     };
-    // `from_str_radix` would take a sign.
-    if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+    // `from_str_radix` would take a sign, and zeros without end.
+    if DIGITS_MAX < digits.len() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
     u64::from_str_radix(digits, radix).ok()

@@ -202,6 +202,13 @@ impl Fault {
         fault
     }
 
+    /// It was not over in time, and may still happen.
+    pub(crate) fn unknown(message: impl Into<Cow<'static, str>>) -> Self {
+        let mut fault = Self::refused(Code::Unknown, "timeout", message);
+        fault.data.kind = Some(Kind::Unknown);
+        fault
+    }
+
     /// A bound was met, which the message names.
     pub(crate) fn overloaded(message: impl Into<Cow<'static, str>>, retry_after_ms: u64) -> Self {
         let mut fault = Self::refused(Code::Overloaded, "overloaded", message);
@@ -414,11 +421,7 @@ impl From<membership::ChangeError> for Fault {
                 f.data.version = Some(version);
                 f
             }
-            membership::ChangeError::Unknown { .. } => {
-                let mut f = Self::refused(Code::Unknown, "timeout", message);
-                f.data.kind = Some(Kind::Unknown);
-                f
-            }
+            membership::ChangeError::Unknown { .. } => Self::unknown(message),
         }
     }
 }
@@ -445,11 +448,7 @@ impl From<handle::ConfigureError> for Fault {
                 let message = format!("node {node_id} does not know the command: upgrade it first");
                 Self::refused(Code::Precondition, "upgradeNeeded", message)
             }
-            handle::ConfigureError::Unknown => {
-                let mut f = Self::refused(Code::Unknown, "timeout", "not committed and applied in time");
-                f.data.kind = Some(Kind::Unknown);
-                f
-            }
+            handle::ConfigureError::Unknown => Self::unknown("not committed and applied in time"),
         }
     }
 }

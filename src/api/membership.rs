@@ -176,6 +176,7 @@ pub(crate) fn update<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 /// leader commits the change, and hands over once that is answered (design 11).
 async fn leave(call: &Call, prepared: Prepared) -> Result<Changed, Fault> {
     let parts = &call.api.parts;
+    parts.leadership.set_leaving(true);
     parts.leadership.set_intent(Intent::HandOver);
     if tokio::time::timeout(DRAINED_WITHIN, parts.proposals.drained()).await.is_err() {
         tracing::warn!(in_flight = parts.proposals.in_flight(), "leaving with proposals unanswered");
@@ -184,11 +185,15 @@ async fn leave(call: &Call, prepared: Prepared) -> Result<Changed, Fault> {
         Ok(changed) => {
             let (leadership, operation) = (parts.leadership.clone(), call.operation_id.clone());
             let operation = operation.unwrap_or_else(operation_id);
-            call.api.tasks.spawn(async move { leave::hand_over(&leadership, operation).await });
+            call.api.tasks.spawn(async move {
+                leave::hand_over(&leadership, operation).await;
+                leadership.set_leaving(false);
+            });
             Ok(changed)
         }
         Err(error) => {
             parts.leadership.set_intent(Intent::Lead);
+            parts.leadership.set_leaving(false);
             Err(error.into())
         }
     }

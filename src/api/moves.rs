@@ -1,34 +1,31 @@
-//! Moving leadership, pausing a node, and what an executor asks and reports.
+//! Moving leadership, and pausing a node.
 
-use std::time::Duration;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use bytes::Bytes;
-
 use crate::api::args::{Args, Patience};
 use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::status::{RoleJson, ms};
-use crate::api::wire::BlockRefJson;
 use crate::api::{Api, Parts};
 use crate::consensus::{HandoverAsk, HandoverRefusal, Role};
-use crate::leadership::executor::{Claim, Report, Verdict};
+use crate::leadership;
 use crate::leadership::handover::{Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
 use crate::leadership::target;
 use crate::leadership::task::operation_id;
-use crate::types::block::BlockRef;
 use crate::types::error::ProposeError;
 use crate::types::proto::{FitnessGrade, LeadershipCause};
-use crate::types::{Height, NodeId, Term};
+use crate::types::{NodeId, Term};
 
 /// Characters of a reason: it is kept, and shown to people.
 const REASON_CHARS_MAX: usize = 256;
-/// Bytes of a block's hash.
-const HASH_BYTES_MAX: usize = 64;
 
 /// How a hand-over ended.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -103,64 +100,6 @@ pub(crate) struct ElectionJson {
     started: bool,
 }
 
-/// How an executor's block stands to the agreed ones.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(tag = "verdict", rename_all = "camelCase", rename_all_fields = "camelCase")]
-#[schemars(rename = "Verdict")]
-pub(crate) enum VerdictJson {
-    /// It is the head.
-    InSync,
-    /// It is ours, and so many blocks follow.
-    Behind { by: u64 },
-    /// Above the head; null: there is none yet.
-    Ahead { by: u64, head: Option<BlockRefJson> },
-    /// Above the head, and its block at the head's height is the head.
-    AheadOfStaleState { by: u64, head: Option<BlockRefJson> },
-    /// Another block than ours stands at this height.
-    Forked { height_differs: Height },
-    /// Before the kept history.
-    Unknown { oldest_height: Option<Height> },
-}
-
-impl From<Verdict> for VerdictJson {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::InSync => Self::InSync,
-            Verdict::Behind { by } => Self::Behind { by },
-            Verdict::Ahead { by, head } => Self::Ahead { by, head: head.map(Into::into) },
-            Verdict::AheadOfStaleState { by, head } => {
-                Self::AheadOfStaleState { by, head: Some(head.into()) }
-            }
-            Verdict::Forked { height_differs } => Self::Forked { height_differs },
-            Verdict::Unknown { oldest_height } => Self::Unknown { oldest_height },
-        }
-    }
-}
-
-/// What an executor learns when it reports.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "ExecutorAnswer")]
-pub(crate) struct ExecutorJson {
-    verdict: &'static str,
-    lag: u64,
-    ready: bool,
-    /// Goes with every proposal of the producer; null unless ready.
-    fence: Option<u64>,
-    head: Option<BlockRefJson>,
-}
-
-/// As the contract writes verdicts.
-fn verdict_name(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::InSync => "inSync",
-        Verdict::Behind { .. } => "behind",
-        Verdict::Ahead { .. } => "ahead",
-        Verdict::AheadOfStaleState { .. } => "aheadOfStaleState",
-        Verdict::Forked { .. } => "forked",
-        Verdict::Unknown { .. } => "unknown",
-    }
-}
-
 /// A refusal, with the version of the membership it was made under.
 fn refused(parts: &Parts, refusal: impl Into<Fault>) -> Fault {
     let mut fault = refusal.into();
@@ -170,7 +109,7 @@ fn refused(parts: &Parts, refusal: impl Into<Fault>) -> Fault {
     fault
 }
 
-pub(crate) fn reason(args: &Args<'_>) -> Result<Option<String>, Fault> {
+pub(super) fn reason(args: &Args<'_>) -> Result<Option<String>, Fault> {
     let reason: Option<String> = args.get("reason")?;
     if reason.as_ref().is_some_and(|r| REASON_CHARS_MAX < r.chars().count()) {
         return Err(Fault::param("reason", "reason is longer than 256 characters"));
@@ -188,9 +127,55 @@ fn within(api: &Api, args: &Args<'_>) -> Result<Duration, Fault> {
     Ok(asked.map_or(api.parts.leadership.config().resign_timeout, |p| p.0))
 }
 
+/// Between two looks for a leadership that is on its way.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a call with the caller's id made before, here in another life or on another node: the new leader's first
+/// command carries the id, so it is in the log (design 5, "Once"). A client that sends its calls in flight again
+/// after a change of leader would else move leadership once more.
+async fn made_before(call: &Call, to: Option<NodeId>, within: Duration) -> Option<HandoverJson> {
+    let operation_id = call.operation_id.clone()?;
+    let leadership = &call.api.parts.leadership;
+    let began = Instant::now();
+    let (made, before) = loop {
+        if let Some(found) = leadership.handed_over_by(&operation_id) {
+            break found;
+        }
+        let under_way = leadership.heard_of(&operation_id)?;
+        if within <= began.elapsed() {
+            call.note_unknown();
+            return Some(HandoverJson {
+                operation_id,
+                from: under_way.from_node_id,
+                to,
+                old_term: under_way.from_term,
+                new_term: leadership.now().term,
+                elapsed_ms: ms(began.elapsed()),
+                leader_id: leadership.now().leader_id,
+                outcome: OutcomeJson::TimedOut,
+                would: None,
+            });
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let is_meant = to.is_none_or(|to| to == made.node_id);
+    Some(HandoverJson {
+        operation_id,
+        from: before.as_ref().map_or(made.node_id, |before| before.node_id),
+        to: Some(to.unwrap_or(made.node_id)),
+        old_term: before.map_or(made.pos.term, |before| before.pos.term),
+        new_term: made.pos.term,
+        elapsed_ms: ms(began.elapsed()),
+        leader_id: leadership.now().leader_id,
+        outcome: if is_meant { OutcomeJson::Transferred } else { OutcomeJson::OtherLeads },
+        would: None,
+    })
+}
+
 pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let to: Option<NodeId> = args.get("to")?;
+        let within = within(&call.api, &args)?;
         let is_forced = args.get::<bool>("force")? == Some(true);
         let accepts = if is_forced { FitnessGrade::Unable } else { FitnessGrade::Fit };
         let leadership = &call.api.parts.leadership;
@@ -198,9 +183,12 @@ pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         if args.get::<bool>("dryRun")? == Some(true) {
             return dry_run(call, to, accepts, operation_id);
         }
+        if let Some(made) = made_before(call, to, within).await {
+            return Ok(to_raw(&made));
+        }
         let asked = Asked {
             to,
-            within: within(&call.api, &args)?,
+            within,
             accepts,
             cause: LeadershipCause::Transfer,
             operation_id,
@@ -256,13 +244,17 @@ fn dry_run(
 
 pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
+        let (within, reason) = (within(&call.api, &args)?, reason(&args)?);
+        if let Some(made) = made_before(call, None, within).await {
+            return Ok(to_raw(&made));
+        }
         let asked = Asked {
             to: None,
-            within: within(&call.api, &args)?,
+            within,
             accepts: FitnessGrade::Fit,
             cause: LeadershipCause::Resign,
             operation_id: operation_of(call),
-            reason: reason(&args)?,
+            reason,
             by: By::Call,
             intent: Intent::HandOver,
         };
@@ -270,7 +262,12 @@ pub(crate) fn resign<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         let outcome = match call.api.parts.leadership.hand_over(asked).await {
             Ok(done) => return Ok(handed_over(call, done)),
             Err(Refused::NotLeader { .. }) => OutcomeJson::NotLeader,
-            Err(Refused::NoTarget(_)) => OutcomeJson::NoTarget,
+            Err(Refused::NoTarget(_) | Refused::Changing) => OutcomeJson::NoTarget,
+            // Another hand-over is under way: this one's wish may still come true.
+            Err(Refused::Busy(_)) => {
+                call.note_unknown();
+                OutcomeJson::TimedOut
+            }
             Err(e) => return Err(refused(&call.api.parts, e)),
         };
         let now = call.api.parts.leadership.now();
@@ -301,6 +298,11 @@ pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a>
         if !status.members.voters.contains(&raft.node_id()) {
             return Err(refused(parts, Refused::NotVoter(raft.node_id())));
         }
+        if let Some(id) = &call.operation_id
+            && parts.leadership.handed_over_by(id).is_some()
+        {
+            return answer(true);
+        }
         let is_heard = raft.heard_age().is_some_and(|age| age < raft.config().heartbeat_timeout);
         match status.leader_id.filter(|_| is_heard) {
             // The others' leases would refuse every candidacy.
@@ -310,6 +312,9 @@ pub(crate) fn trigger_election<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a>
                 answer(true)
             }
             None => {
+                if let Some(why) = parts.leadership.barred(Instant::now()) {
+                    return Err(refused(parts, Refused::NotFit(raft.node_id(), why.into())));
+                }
                 let fitness = parts.leadership.fitness_to_stand();
                 if let Err(why) = fitness
                     && !is_forced
@@ -336,15 +341,26 @@ async fn ask_leader(parts: &Parts, leader_id: NodeId, operation_id: String) -> R
     Err(refused(parts, refusal))
 }
 
+/// Waits for what a hung disk may hold up: it is carried to its end whoever waits, so that what the disk has in the
+/// end is what this node goes by.
+async fn saved(
+    leadership: &leadership::handle::Handle,
+    saving: impl Future<Output = io::Result<()>> + Send + 'static,
+) -> Result<(), Fault> {
+    let patience = leadership.config().resign_timeout;
+    match tokio::time::timeout(patience, tokio::spawn(saving)).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(_))) => Err(ProposeError::Storage.into()),
+        Ok(Err(_)) | Err(_) => Err(Fault::unknown("it is not saved yet: the disk hangs or is full")),
+    }
+}
+
 pub(crate) fn pause<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let reason = reason(&args)?;
         let leadership = &call.api.parts.leadership;
-        let patience = leadership.config().resign_timeout;
-        let saved = tokio::time::timeout(patience, leadership.set_paused(reason.clone())).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            return Err(ProposeError::Storage.into());
-        }
+        let (saving, why) = (leadership.clone(), reason.clone());
+        saved(leadership, async move { saving.set_paused(why).await }).await?;
         if leadership.raft().is_leader() {
             let asked = Asked {
                 to: None,
@@ -369,64 +385,8 @@ pub(crate) fn resume<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let reason = reason(&args)?;
         let leadership = &call.api.parts.leadership;
-        let patience = leadership.config().resign_timeout;
-        let saved = tokio::time::timeout(patience, leadership.resume(reason)).await;
-        if !matches!(saved, Ok(Ok(()))) {
-            return Err(ProposeError::Storage.into());
-        }
+        let saving = leadership.clone();
+        saved(leadership, async move { saving.resume(reason).await }).await?;
         Ok(to_raw(&PausedJson { paused: false, role: leadership.now().role.into() }))
-    })
-}
-
-/// A block's place as an executor names it: height 0 has no hash, every other one has.
-fn claim(args: &Args<'_>, hash_at_head: Option<Bytes>) -> Result<Claim, Fault> {
-    let height: Height = args.need("height")?;
-    let hash: Bytes = args.need("hash")?;
-    let is_well = match height {
-        0 => hash.len() <= HASH_BYTES_MAX,
-        _ => (1..=HASH_BYTES_MAX).contains(&hash.len()),
-    };
-    if !is_well {
-        return Err(Fault::param("hash", "hash has not 1 to 64 bytes; none is for height 0 alone"));
-    }
-    if hash_at_head.as_ref().is_some_and(|h| !(1..=HASH_BYTES_MAX).contains(&h.len())) {
-        return Err(Fault::param("hashAtHead", "hashAtHead has not 1 to 64 bytes"));
-    }
-    Ok(Claim { height, hash, hash_at_head })
-}
-
-pub(crate) fn reconcile<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let claim = claim(&args, args.get("hashAtHead")?)?;
-        let verdict = call.api.parts.leadership.reconcile(&claim)?;
-        Ok(to_raw(&VerdictJson::from(verdict)))
-    })
-}
-
-pub(crate) fn report<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
-    Box::pin(async move {
-        let claim = claim(&args, None)?;
-        let parts = &call.api.parts;
-        let verdict = parts.leadership.reconcile(&claim)?;
-        let head: Option<BlockRef> = parts.reader.view().head.clone();
-        let lag = head.as_ref().map_or(0, |h| h.height.saturating_sub(claim.height));
-        let name = verdict_name(&verdict);
-        parts.leadership.report(Report {
-            height: claim.height,
-            is_healthy: args.get::<bool>("healthy")?.unwrap_or(true),
-            is_active: args.get("active")?,
-            reason: reason(&args)?,
-            verdict,
-            lag,
-        });
-        let now = parts.leadership.now();
-        let answer = ExecutorJson {
-            verdict: name,
-            lag,
-            ready: now.ready,
-            fence: now.fence,
-            head: head.map(Into::into),
-        };
-        Ok(to_raw(&answer))
     })
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::value::RawValue;
@@ -14,9 +14,8 @@ use tokio::sync::watch;
 
 use crate::api::control::{OPERATION_ID, Outcomes};
 use crate::api::error::{Fault, Kind};
+use crate::leadership::once::REMEMBERED_FOR;
 
-/// An id is remembered so long (design 5).
-const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// Ids at once. By eye: 16 a second over ten minutes, far above what operators do.
 const IDS_MAX: usize = 10_000;
 /// Before a caller that found no room tries again.
@@ -33,7 +32,8 @@ pub(crate) struct Once {
 struct Made {
     at: Instant,
     method: &'static str,
-    params: Box<RawValue>,
+    /// Of the parameters: they may have 32 MiB, and are kept for ten minutes.
+    params: blake3::Hash,
     /// `None`: under way.
     outcome: watch::Receiver<Option<Outcomes>>,
 }
@@ -71,12 +71,13 @@ impl Once {
         params: &RawValue,
         now: Instant,
     ) -> Result<Turn, Fault> {
+        let params = blake3::hash(params.get().as_bytes());
         let mut calls = lock(&self.calls);
         calls.retain(|_, made| {
             now.saturating_duration_since(made.at) < REMEMBERED_FOR || made.outcome.borrow().is_none()
         });
         if let Some(made) = calls.get(id) {
-            if (made.method, made.params.get()) == (method, params.get()) {
+            if (made.method, made.params) == (method, params) {
                 return Ok(Turn::Join(First(made.outcome.clone())));
             }
             let message = "operationId was given to another call less than 10 minutes ago";
@@ -86,7 +87,7 @@ impl Once {
             return Err(Fault::overloaded("too many operationIds are remembered", RETRY_AFTER_MS));
         }
         let (outcome, receiver) = watch::channel(None);
-        let made = Made { at: now, method, params: params.to_owned(), outcome: receiver };
+        let made = Made { at: now, method, params, outcome: receiver };
         calls.insert(id.to_owned(), made);
         Ok(Turn::First(Begun { calls: Arc::clone(&self.calls), id: id.to_owned(), outcome }))
     }

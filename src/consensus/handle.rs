@@ -106,6 +106,8 @@ struct Shared {
     /// Base of the bounded waits: `raft.send_timeout`.
     send_timeout: Duration,
     memory: status::Memory,
+    /// See [`Handle::turn`].
+    turn: Arc<tokio::sync::Mutex<()>>,
     removal: Standing,
     /// The core has run once: before that its metrics say learner, term 0, empty log.
     is_started: AtomicBool,
@@ -129,6 +131,7 @@ impl Handle {
             config,
             send_timeout,
             memory,
+            turn: Arc::default(),
             removal: Standing::default(),
             is_started: AtomicBool::new(false),
             snapshot_asked: Notify::new(),
@@ -194,6 +197,13 @@ impl Handle {
     /// Since this node won that term, while it leads in it.
     pub(crate) fn leading_for(&self, term: Term) -> Option<Duration> {
         self.shared.memory.leading_for(term)
+    }
+
+    /// Held over a change of the membership, both of its entries included, and over a hand-over from the choice of
+    /// its target on: a leader whose transfer goes to a node that just lost its vote takes no entries any more and
+    /// is succeeded by nobody.
+    pub(crate) fn turn(&self) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.shared.turn)
     }
 
     /// Whether this node was told that it is no member.

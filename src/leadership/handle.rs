@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::chain::Chain;
-use crate::audit::history::{Event, History, Kind};
+use crate::audit::history::History;
 use crate::consensus::core::Stopped;
 use crate::consensus::{self, BoxFuture, Fitness, Handover, Role, Status};
 use crate::leadership::executor::{self, At, Claim, Executor, Kept, Report, Verdict as Compared};
@@ -20,6 +19,7 @@ use crate::leadership::memory::Memory;
 use crate::leadership::metrics::Facts;
 use crate::leadership::numbers::Numbers;
 use crate::leadership::operations::Operations;
+use crate::leadership::pause;
 use crate::leadership::policy::{Inputs, Intent, Verdict, hint, judge};
 use crate::leadership::target::Candidate;
 use crate::store;
@@ -28,9 +28,6 @@ use crate::types::{NodeId, Term, proto::LeadershipCause};
 
 /// Requests for hand-overs that wait for the task. By eye: it takes each at once.
 const REQUESTS_MAX: usize = 16;
-/// The record of a pause among this node's own.
-const PAUSED: &[u8] = b"leadership/paused";
-
 /// One look at this node's leadership. True at the moment it was taken, and not cached.
 #[derive(Debug, Clone)]
 pub(crate) struct Leadership {
@@ -131,7 +128,7 @@ struct Shared {
 impl Handle {
     /// The requests are for [`crate::leadership::task::run`]. Reads this node's records: blocking, short.
     pub(crate) fn new(config: Config, parts: Parts) -> io::Result<(Self, mpsc::Receiver<Request>)> {
-        let is_paused = parts.local.get(PAUSED)?.is_some();
+        let is_paused = parts.local.get(pause::PAUSED)?.is_some();
         let executor = Executor::new(config.executor, Instant::now());
         let memory = Mutex::new(Memory::new(executor, is_paused));
         let numbers = Numbers::load(&parts.local)?;
@@ -279,6 +276,26 @@ impl Handle {
         })
     }
 
+    /// Was caught up when a leader was last heard, or has applied all it knows to be committed.
+    pub(crate) fn has_applied_enough(&self) -> bool {
+        let status = self.raft().status();
+        self.judged(&status, |_, inputs, _| inputs.has_applied_enough)
+    }
+
+    /// Why this node must not stand for election, whoever asks: an old leader's lease may hold still (safety rule
+    /// 16), or the membership names another life of it (rule 8).
+    pub(crate) fn barred(&self, now: Instant) -> Option<&'static str> {
+        if self.shared.config.barred_until.is_some_and(|until| now < until) {
+            return Some("it has just started, and the lease of the leader before may hold still");
+        }
+        (!self.raft().is_itself()).then_some("the membership names another life of it")
+    }
+
+    /// The leader's own vote is being taken: it hands over once that is agreed on, and not before.
+    pub(crate) fn set_leaving(&self, is_leaving: bool) {
+        self.memory().is_leaving = is_leaving;
+    }
+
     /// Withdraws or restores the fence of this node. A stop is never taken back.
     pub(crate) fn set_intent(&self, intent: Intent) {
         let mut memory = self.memory();
@@ -381,33 +398,6 @@ impl Handle {
                 Err(_) => Err(Refused::Stopped),
             },
         }
-    }
-
-    /// Whether this node was asked not to lead while another can. Durable on return.
-    pub(crate) async fn set_paused(&self, reason: Option<String>) -> io::Result<()> {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut record = (since.as_millis() as u64).to_be_bytes().to_vec();
-        record.extend_from_slice(reason.as_deref().unwrap_or_default().as_bytes());
-        self.shared.parts.local.write(vec![(PAUSED.to_vec(), Some(Bytes::from(record)))]).await?;
-        self.memory().is_paused = true;
-        self.record_pause("pause", reason);
-        Ok(())
-    }
-
-    /// Takes a pause back. Durable on return.
-    pub(crate) async fn resume(&self, reason: Option<String>) -> io::Result<()> {
-        self.shared.parts.local.write(vec![(PAUSED.to_vec(), None)]).await?;
-        self.memory().is_paused = false;
-        self.record_pause("resume", reason);
-        Ok(())
-    }
-
-    fn record_pause(&self, cause: &'static str, reason: Option<String>) {
-        let event = Event::new(Kind::Pause, self.raft().status().term, cause);
-        self.history().record(match reason {
-            Some(reason) => event.with("reason", reason),
-            None => event,
-        });
     }
 
     /// Compares an executor's block with the agreed ones; changes nothing. Reads one row: blocking, short.

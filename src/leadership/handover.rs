@@ -144,6 +144,8 @@ pub(crate) enum Refused {
     NoTarget(String),
     #[error("another hand-over is under way: operation {0}")]
     Busy(String),
+    #[error("a change of the membership is under way")]
+    Changing,
     #[error("raft has stopped")]
     Stopped,
 }
@@ -160,7 +162,7 @@ impl Refused {
             Self::NotCaughtUp(..) => "notCaughtUp",
             Self::NotFit(..) => "notFit",
             Self::NoTarget(_) => "noTarget",
-            Self::Busy(_) => "changeInProgress",
+            Self::Busy(_) | Self::Changing => "changeInProgress",
             Self::Stopped => "shuttingDown",
         }
     }
@@ -294,6 +296,9 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
             Err(e) => return Err(refused_by(to, e)),
         }
     }
+    // Whoever is chosen keeps its vote until it leads.
+    let turn = tokio::time::timeout_at(began + asked.within / 2, raft.turn().lock_owned()).await;
+    let _turn = turn.map_err(|_| Refused::Changing)?;
     handle.set_intent(asked.intent);
     // What is stuck has waited for `leadership.stall_after` already: its outcome is unknown either way, and nobody
     // produces until another leads.
@@ -338,13 +343,26 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         }
         // Raft ends no transfer by itself: the same again, or another one if that is gone.
         handover.accepts = handover.accepts.max(FitnessGrade::Unwilling);
-        let candidates = handle.candidates(&raft.status());
-        let again = choose(&candidates, Some(to), handover.accepts, &BTreeSet::new())
-            .or_else(|_| choose(&candidates, None, handover.accepts, &BTreeSet::new()));
-        let again = again.ok().flatten().unwrap_or(to);
+        let again = ask_around(handle, to, &handover).await;
         tracing::info!(term, to = again, "nobody took over in time; asking again");
         tell_raft(handle, again, &handover).await?;
     }
+}
+
+/// Who would take over now: another than the one that did not, else that one. What was heard of them says nothing
+/// any more: a leader whose raft was told sends no heartbeats.
+async fn ask_around(handle: &Handle, to: NodeId, handover: &Handover) -> NodeId {
+    let raft = handle.raft();
+    let mut voters = handle.candidates(&raft.status());
+    voters.retain(|c| c.is_voter && c.missing == Some(0));
+    voters.sort_by_key(|c| (c.node_id == to, c.grade()));
+    for voter in voters {
+        match raft.peers().would_take_over(voter.node_id, handover, raft.send_timeout()).await {
+            Ok(()) => return voter.node_id,
+            Err(error) => tracing::debug!(peer_id = voter.node_id, %error, "a voter does not take over"),
+        }
+    }
+    to
 }
 
 /// Returns once somebody could take over, as heartbeats tell. A voter that answers and is unable may be one that

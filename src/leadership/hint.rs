@@ -59,16 +59,13 @@ async fn stand(handle: &Handle, term: Term, leader_id: NodeId) -> Result<(), Sto
             return Ok(());
         }
         // Its own fitness holds here too (safety rule 14).
-        if handle.judged(&status, |verdict, inputs, _| verdict.may_stand && !is_barred(handle, inputs.now)) {
+        let may_stand = handle.judged(&status, |verdict, _, _| verdict.may_stand);
+        if may_stand && handle.barred(Instant::now()).is_none() {
             handle.stand("deadLeader").await?;
         }
         tokio::time::sleep(RANK_STEP * n_voters).await;
     }
     Ok(())
-}
-
-fn is_barred(handle: &Handle, now: Instant) -> bool {
-    handle.config().barred_until.is_some_and(|until| now < until)
 }
 
 /// Until the lease of the leader that was heard so long ago is over, and those before in rank have stood.

@@ -149,6 +149,7 @@ impl Keeper {
         self.handed_over.push_back(look.now);
         let cause = match own {
             FitnessGrade::Unwilling => LeadershipCause::Pause,
+            _ if look.unfit.contains(&Check::Member) => LeadershipCause::Removed,
             _ => LeadershipCause::Unfit,
         };
         let why = *look.unfit.first().expect("who is not fit has a reason");

@@ -17,6 +17,8 @@ const COMMITTED_AGO: Duration = Duration::from_secs(1);
 /// A leadership that begins so soon after a hand-over was announced came by it.
 /// By eye: a transfer takes milliseconds; an election begins a heartbeat_timeout later.
 pub(super) const HANDOVER_WITHIN: Duration = Duration::from_secs(1);
+/// One that was announced so long ago has become a leadership, or nothing: the longest a call waits for it.
+const HEARD_OF_WITHIN: Duration = Duration::from_secs(30);
 /// Wall clock and monotonic clock part by no more than this between two looks unless one of them jumped. By
 /// eye: far above what a clock is slewed by, and below every lease.
 const JUMP_MIN: Duration = Duration::from_millis(50);
@@ -46,6 +48,10 @@ pub(super) struct Memory {
     pub(super) unsure_term: Option<Term>,
     /// Operation of the hand-over under way.
     pub(super) handover: Option<String>,
+    /// This leader's own vote is being taken, and a hand-over follows.
+    pub(super) is_leaving: bool,
+    /// The hand-over that was heard of last, and when.
+    heard_of: Option<(Instant, Handover)>,
     /// Of the candidacy that began last, until the leadership that came of it is recorded.
     pub(super) candidacy: Option<Why>,
     /// Why this node stands, where that is not its timer.
@@ -73,6 +79,8 @@ impl Memory {
             clocks: Clocks::default(),
             unsure_term: None,
             handover: None,
+            is_leaving: false,
+            heard_of: None,
             candidacy: None,
             stands: None,
             forced_term: None,
@@ -132,7 +140,16 @@ impl Memory {
     }
 
     pub(super) fn announced(&mut self, now: Instant, handover: Handover, is_target: bool) {
+        self.heard_of = Some((now, handover.clone()));
         self.announced = Some((now, handover, is_target));
+    }
+
+    /// A hand-over with that id which may be under way.
+    pub(super) fn heard_of(&self, now: Instant, operation_id: &str) -> Option<&Handover> {
+        let (at, handover) = self.heard_of.as_ref()?;
+        let is_it =
+            handover.operation_id == operation_id && now.saturating_duration_since(*at) < HEARD_OF_WITHIN;
+        is_it.then_some(handover)
     }
 
     /// The hand-over that a leadership which begins now came by.

@@ -231,7 +231,7 @@ impl Task {
                 is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),
-                is_busy: memory.handover.is_some(),
+                is_busy: memory.handover.is_some() || memory.is_leaving,
             };
             (keeper.step(&look), memory.unsure_term)
         });

@@ -67,7 +67,7 @@ impl Answers for NodeAnswers {
         }
     }
 
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
+    fn may_take_over(&self, term: Term, accepts: FitnessGrade) -> Result<(), Declined> {
         let now = self.leadership.now();
         if now.is_stopping {
             return Err(Declined::Unfit("the node is stopping".into()));
@@ -75,7 +75,9 @@ impl Answers for NodeAnswers {
         if accepts.max(FitnessGrade::Fit) < now.fitness.grade {
             return Err(Declined::Unfit(now.fitness.reason));
         }
-        if now.role != Role::Follower || !now.is_caught_up {
+        // A leader that was told to hand over sends no heartbeats, and asks again when nobody took over.
+        let is_caught_up = now.is_caught_up || (now.term == term && self.leadership.has_applied_enough());
+        if now.role != Role::Follower || !is_caught_up {
             return Err(Declined::NotYet("the node is not a caught-up follower".into()));
         }
         if !self.may_vote() {

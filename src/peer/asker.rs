@@ -167,6 +167,10 @@ impl Peers for Asker {
         })
     }
 
+    fn incarnation(&self, node_id: NodeId) -> Option<[u8; 16]> {
+        self.shared.incarnations.known(node_id)
+    }
+
     fn would_take_over(
         &self,
         to: NodeId,

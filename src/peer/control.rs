@@ -300,7 +300,8 @@ fn may_take_over<SM>(context: &Context<SM>, request: &proto::TransferRequest) ->
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
-    let answer = context.answers.may_take_over(request.accepts());
+    let term = request.from_leader.as_ref().map_or(0, |vote| vote.term);
+    let answer = context.answers.may_take_over(term, request.accepts());
     answer.map_err(|declined| match declined {
         Declined::NotYet(why) => wire::error(ErrorCode::Busy, why),
         Declined::Unfit(why) => wire::error(ErrorCode::Refused, why),

@@ -29,6 +29,7 @@ mod limits;
 mod many;
 mod membership;
 mod metrics;
+mod moves;
 mod observe_cost;
 mod page;
 mod peer_port;

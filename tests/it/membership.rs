@@ -371,8 +371,6 @@ fn a_change_that_leaves_no_quorum_is_refused() {
 fn the_leader_leaves_and_holds_no_fence() {
     let mut cluster = Cluster::three(Settings::new());
     cluster.allow_deaths();
-    // It looks at itself too, and may be the first to say so.
-    cluster.allow("this leader is not fit");
     let leader = cluster.leader();
     one_more_block(&cluster, leader);
     let rest = cluster.others(leader);

@@ -25,7 +25,7 @@ use crate::support::{
     exposition::Scrape,
     net::{self, Net},
     rpc,
-    stream::{Stream, put_framed},
+    stream::{Stream, fill, put_framed},
     wait::{SOON, wait_for},
 };
 

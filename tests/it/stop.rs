@@ -201,7 +201,7 @@ fn when_the_last_block_was_applied_outlives_a_restart() {
     for is_killed in [false, true] {
         match is_killed {
             true => cluster.node_mut(leader).kill(),
-            false => cluster.node_mut(leader).stop(SOON),
+            false => drop(cluster.node_mut(leader).stop(SOON)),
         }
         cluster.node_mut(leader).start();
         cluster.leader();

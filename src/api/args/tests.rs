@@ -113,6 +113,7 @@ fn integers_are_exact_or_refused() {
         r#""0x10000000000000000""#,
         r#""ff""#,
         r#""0x+f""#,
+        &format!("\"{}7\"", "0".repeat(64)),
     ] {
         assert_eq!(wrong(&format!("[{text}]")), "height", "{text}");
     }

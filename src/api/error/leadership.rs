@@ -22,7 +22,8 @@ impl From<Refused> for Fault {
             | Refused::NotCaughtUp(..)
             | Refused::NotFit(..)
             | Refused::NoTarget(_)
-            | Refused::Busy(_)) => Self::refused(Code::Precondition, refused.reason(), message),
+            | Refused::Busy(_)
+            | Refused::Changing) => Self::refused(Code::Precondition, refused.reason(), message),
         }
     }
 }

@@ -6,15 +6,16 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use crate::api::args::{Param, Patience};
 use crate::api::control::OPERATION_ID;
 use crate::api::error::Code;
+use crate::api::executors::{ExecutorJson, VerdictJson};
 use crate::api::leaderships::NoticeJson;
-use crate::api::moves::{ElectionJson, ExecutorJson, HandoverJson, PausedJson, VerdictJson};
+use crate::api::moves::{ElectionJson, HandoverJson, PausedJson};
 use crate::api::table::{
     BY_LEADER, EXAMPLE_SUBSCRIPTION, EXAMPLE_UNSUBSCRIBE, LOCAL, Method, SUBSCRIBE, schema,
 };
-use crate::api::{moves, subscriptions};
+use crate::api::{executors, moves, subscriptions};
 
 const MOVES: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Precondition, Code::Unavailable];
-const PAUSES: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
+const PAUSES: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable, Code::Unknown];
 const EXECUTOR: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 
 /// An id; and the items that it names are in the document too.
@@ -157,7 +158,7 @@ pub(crate) const METHODS: &[Method] = &[
         result: schema::<VerdictJson>,
         errors: EXECUTOR,
         example: (r#"{"height":0,"hash":"0x"}"#, r#"{"verdict":"behind","by":1}"#),
-        run: moves::reconcile,
+        run: executors::reconcile,
     },
     Method {
         name: "executor_report",
@@ -179,6 +180,6 @@ pub(crate) const METHODS: &[Method] = &[
             r#"{"height":0,"hash":"0x","healthy":true}"#,
             r#"{"verdict":"behind","lag":1,"ready":true,"fence":7,"head":{"height":1,"hash":"0xa1","timestamp":"1700000000000000000"}}"#,
         ),
-        run: moves::report,
+        run: executors::report,
     },
 ];

@@ -46,8 +46,6 @@ pub(crate) struct Changer {
 struct Shared {
     raft: Handle,
     tracer: Tracer,
-    /// Held over a whole change, both of its entries included.
-    busy: Arc<tokio::sync::Mutex<()>>,
     /// Which operation made a version; a few words, looked at when the history is written.
     operations: Mutex<Operations>,
 }
@@ -79,9 +77,7 @@ pub(crate) struct Changed {
 
 impl Changer {
     pub(crate) fn new(raft: Handle, tracer: Tracer) -> Self {
-        let busy = Arc::new(tokio::sync::Mutex::new(()));
-        let operations = Mutex::default();
-        Self { shared: Arc::new(Shared { raft, tracer, busy, operations }) }
+        Self { shared: Arc::new(Shared { raft, tracer, operations: Mutex::default() }) }
     }
 
     fn raft(&self) -> &Handle {
@@ -120,8 +116,8 @@ impl Changer {
         let status = self.leading()?;
         let metrics = self.raft().metrics();
         let now = now_of(&metrics);
-        let Ok(turn) = Arc::clone(&self.shared.busy).try_lock_owned() else {
-            let why = "another change of membership is under way".into();
+        let Ok(turn) = self.raft().turn().try_lock_owned() else {
+            let why = "another change of membership, or a hand-over, is under way".into();
             return Err(ChangeError::Refused { reason: Reason::InProgress, why, version: now.version });
         };
         let reachable = self.reachable(&status);
@@ -134,6 +130,9 @@ impl Changer {
             let Outlook { quorum, reachable, .. } = plan.outlook;
             let why = format!("of the voters behind it {reachable} are heard of, and a quorum is {quorum}");
             return Err(ChangeError::Refused { reason: Reason::QuorumRisk, why, version: now.version });
+        }
+        if plan.voters != now.voters && !request.force {
+            self.check_quorum_is_up(&now, &plan).await?;
         }
         Ok(Prepared {
             changer: self.clone(),
@@ -174,7 +173,9 @@ impl Changer {
             return Err(ChangeError::Refused { reason: Reason::UpgradeNeeded, why, version: now.version });
         }
         let record = plan.nodes.get_mut(&node_id).expect("the plan names whom it dials");
-        match (&request.change, record.incarnation) {
+        // The first members' are not in the membership: this node remembers whom it met.
+        let known = record.incarnation.or_else(|| self.raft().peers().incarnation(node_id));
+        match (&request.change, known) {
             (Change::AddLearner { .. }, _) => record.incarnation = Some(found.incarnation),
             (_, Some(known)) if known != found.incarnation => {
                 return Err(refused(format!(
@@ -191,24 +192,49 @@ impl Changer {
         let goal = self.raft().status().positions.last;
         let until = Instant::now() + 5 * self.raft().send_timeout();
         loop {
-            let status = self.leading()?;
-            let progress = status.peers.iter().flatten().find(|p| p.node_id == node_id);
-            let is_heard = progress
-                .and_then(|p| p.ack_age)
-                .is_some_and(|age| age < self.raft().config().heartbeat_timeout);
-            let matched = progress.and_then(|p| p.matched).unwrap_or(0);
-            if is_heard && goal <= matched {
-                return Ok(());
-            }
+            let Err(why) = self.holds(&self.leading()?, node_id, goal) else { return Ok(()) };
             if until <= Instant::now() {
-                let why = match is_heard {
-                    true => format!("node {node_id} holds {matched} of {goal} entries"),
-                    false => format!("node {node_id} did not acknowledge lately"),
-                };
                 let reason = Reason::NotCaughtUp;
                 return Err(ChangeError::Refused { reason, why, version: now.version });
             }
             tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Of the voters behind the change a quorum must hold everything: else nothing would be agreed on until one
+    /// that is far behind has caught up, the second entry of the change included.
+    async fn check_quorum_is_up(&self, now: &Now, plan: &Plan) -> Result<(), ChangeError> {
+        let goal = self.raft().status().positions.last;
+        let until = Instant::now() + 5 * self.raft().send_timeout();
+        loop {
+            let status = self.leading()?;
+            let faults: Vec<String> =
+                plan.voters.iter().filter_map(|id| self.holds(&status, *id, goal).err()).collect();
+            if plan.outlook.quorum + faults.len() <= plan.voters.len() {
+                return Ok(());
+            }
+            if until <= Instant::now() {
+                let why = format!("nothing would be agreed on for a while: {}", faults.join("; "));
+                let reason = Reason::NotCaughtUp;
+                return Err(ChangeError::Refused { reason, why, version: now.version });
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Whether a member acknowledged lately, and holds everything up to `goal`; `Err` says what is wrong.
+    fn holds(&self, status: &Status, node_id: NodeId, goal: LogIndex) -> Result<(), String> {
+        if node_id == self.raft().node_id() {
+            return Ok(());
+        }
+        let progress = status.peers.iter().flatten().find(|p| p.node_id == node_id);
+        let is_heard =
+            progress.and_then(|p| p.ack_age).is_some_and(|age| age < self.raft().config().heartbeat_timeout);
+        let matched = progress.and_then(|p| p.matched).unwrap_or(0);
+        match (is_heard, goal <= matched) {
+            (true, true) => Ok(()),
+            (true, false) => Err(format!("node {node_id} holds {matched} of {goal} entries")),
+            (false, _) => Err(format!("node {node_id} did not acknowledge lately")),
         }
     }
 
@@ -268,7 +294,7 @@ impl Changer {
             if !is_joint || !is_committed || self.leading().is_err() {
                 continue;
             }
-            let Ok(_turn) = self.shared.busy.try_lock() else { continue };
+            let Ok(_turn) = self.raft().turn().try_lock_owned() else { continue };
             let base = *metrics.membership_config.log_id();
             tracing::info!(
                 version = base.map(|b| b.index()),

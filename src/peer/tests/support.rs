@@ -255,7 +255,7 @@ impl Answers for MemAnswers {
     fn timeline(&self, pos: LogPos) -> Bytes {
         Bytes::from(format!("{{\"index\":{}}}", pos.index))
     }
-    fn may_take_over(&self, accepts: FitnessGrade) -> Result<(), Declined> {
+    fn may_take_over(&self, _term: Term, accepts: FitnessGrade) -> Result<(), Declined> {
         match self.may_take_over.load(Ordering::SeqCst) || accepts == FitnessGrade::Unwilling {
             true => Ok(()),
             false => Err(Declined::Unfit("paused".into())),

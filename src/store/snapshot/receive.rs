@@ -138,6 +138,15 @@ impl Receiving {
 
     /// Chunks of one file come in order; one that is there already is skipped. Blocking.
     pub(crate) fn write_chunk(&mut self, file: &str, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
+        if self.told.is_none_or(|told| TELL_EVERY <= told.elapsed()) {
+            self.told = Some(Instant::now());
+            tracing::info!(
+                id = self.manifest.id,
+                received_bytes = self.have.values().sum::<u64>(),
+                size_bytes = size_of(&self.manifest),
+                "a snapshot is being received"
+            );
+        }
         let size = self.manifest.files.iter().find(|f| f.name == file).map(|f| f.size_bytes);
         let (Some(size), Some(have)) = (size, self.have.get_mut(file)) else {
             return Err(ReceiveError::UnknownFile(file.to_owned()));
@@ -154,15 +163,6 @@ impl Receiving {
         out.write_all_at(bytes, offset)?;
         self.snapshots.received_more(&self.manifest.id, end - *have);
         *have = end;
-        if self.told.is_none_or(|told| TELL_EVERY <= told.elapsed()) {
-            self.told = Some(Instant::now());
-            tracing::info!(
-                id = self.manifest.id,
-                received_bytes = self.have.values().sum::<u64>(),
-                size_bytes = size_of(&self.manifest),
-                "a snapshot is being received"
-            );
-        }
         Ok(())
     }
 
