@@ -24,6 +24,7 @@ use crate::types::position::LogPos;
 use crate::types::settings::ClusterSettings;
 
 pub(crate) mod accept;
+pub(crate) mod answers;
 pub(crate) mod args;
 pub(crate) mod aside;
 pub(crate) mod blocks;
@@ -66,6 +67,7 @@ pub(crate) mod subscriptions;
 pub(crate) mod table;
 pub(crate) mod timeline;
 pub(crate) mod trace;
+pub(crate) mod turns;
 pub(crate) mod upgrade;
 pub(crate) mod wire;
 
@@ -147,9 +149,9 @@ pub(crate) struct Api {
     pub(crate) head: handlers::HeadCache,
     pub(crate) once: once::Once,
     pub(crate) documents: openrpc::Documents,
-    pub(crate) large_reads: Semaphore,
+    pub(crate) large_reads: Arc<Semaphore>,
     /// A snapshot's check.
-    pub(crate) verifying: Semaphore,
+    pub(crate) verifying: Arc<Semaphore>,
     pub(crate) exports: Arc<Semaphore>,
     /// In units of [`body::BUDGET_UNIT`].
     pub(crate) body_budget: Arc<Semaphore>,
@@ -170,8 +172,8 @@ impl Api {
             head: handlers::HeadCache::default(),
             once: once::Once::default(),
             documents: openrpc::Documents::new(),
-            large_reads: Semaphore::new(LARGE_READS_MAX),
-            verifying: Semaphore::new(1),
+            large_reads: Arc::new(Semaphore::new(LARGE_READS_MAX)),
+            verifying: Arc::new(Semaphore::new(1)),
             exports: Arc::new(Semaphore::new(snapshots::EXPORTS_MAX)),
             body_budget: Arc::new(Semaphore::new(budget as usize)),
             tasks: TaskTracker::new(),

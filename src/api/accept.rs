@@ -197,7 +197,9 @@ pub(crate) async fn run<S: Serve>(
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN);
+    // A client that has said all and closed its side for writing is answered all the same. One that is gone
+    // is found when its answer is written.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -1,6 +1,8 @@
 //! Reading a request's body: bounded in bytes and in time.
 
 use std::{
+    error::Error as _,
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,6 +34,18 @@ pub(crate) enum BodyError {
     #[error("too many large bodies are being read")]
     NoRoom,
     #[error("the connection broke")]
+    Broken,
+}
+
+/// Why there is no next piece of a body that is a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error("the body did not arrive in time")]
+    TooSlow,
+    #[error("the body is not framed as its Transfer-Encoding says")]
+    Malformed,
+    /// Most often nobody is there to be told.
+    #[error("the body broke off before its end")]
     Broken,
 }
 
@@ -122,7 +136,8 @@ async fn gather(
 }
 
 async fn next(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
-    tokio::time::timeout(SILENCE_MAX, data(body)).await.unwrap_or(Err(BodyError::TooSlow))
+    let next = tokio::time::timeout(SILENCE_MAX, data(body)).await.map_err(|_| BodyError::TooSlow)?;
+    next.map_err(|_| BodyError::Broken)
 }
 
 /// The next piece of a body that is a stream. While a part of it has begun, at `since`, and is not whole, that
@@ -130,17 +145,29 @@ async fn next(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
 pub(crate) async fn next_of_stream(
     body: &mut Incoming,
     since: Option<Instant>,
-) -> Result<Option<Bytes>, BodyError> {
-    let Some(since) = since else { return data(body).await };
-    let until = (since + WHOLE_MAX).min(Instant::now() + SILENCE_MAX);
-    tokio::time::timeout_at(until.into(), data(body)).await.unwrap_or(Err(BodyError::TooSlow))
+) -> Result<Option<Bytes>, StreamError> {
+    let next = match since {
+        None => data(body).await,
+        Some(since) => {
+            let until = (since + WHOLE_MAX).min(Instant::now() + SILENCE_MAX);
+            let next = tokio::time::timeout_at(until.into(), data(body)).await;
+            next.map_err(|_| StreamError::TooSlow)?
+        }
+    };
+    next.map_err(|e| {
+        let cause = e.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+        match cause {
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => StreamError::Malformed,
+            Some(_) | None => StreamError::Broken,
+        }
+    })
 }
 
-async fn data(body: &mut Incoming) -> Result<Option<Bytes>, BodyError> {
+async fn data(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
     loop {
         match body.frame().await {
             None => return Ok(None),
-            Some(Err(_)) => return Err(BodyError::Broken),
+            Some(Err(e)) => return Err(e),
             // Trailers are of no interest.
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {

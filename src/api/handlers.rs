@@ -14,7 +14,7 @@ use crate::api::settings::Patch;
 use crate::api::status::ms;
 use crate::api::trace::Parent;
 use crate::api::wire::{Acknowledged, BlockAt, HeadAt, Leader, MembersJson, ProvenanceJson, SettingsJson};
-use crate::api::{Api, Parts, cluster, status};
+use crate::api::{Api, Parts, cluster, status, turns};
 use crate::consensus::handle::ConfigureError;
 use crate::instants::proposal::{Door, Traced};
 use crate::proposals::{Permit, Proposal};
@@ -255,10 +255,8 @@ async fn read_large<T: Send + 'static>(
     api: &Api,
     read: impl FnOnce(&Reader) -> T + Send + 'static,
 ) -> Result<T, Fault> {
-    let _turn = api.large_reads.acquire().await.map_err(|_| Fault::shutting_down())?;
     let reader = api.parts.reader.clone();
-    let done = tokio::task::spawn_blocking(move || read(&reader)).await;
-    done.map_err(|_| Fault::internal("the read broke off"))
+    turns::run(&api.large_reads, move || read(&reader), "the read broke off").await
 }
 
 pub(crate) fn block_range<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {

@@ -28,7 +28,7 @@ use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::sse::Goodbye;
 use crate::api::upgrade::{bad_upgrade, check_upgrade};
-use crate::api::{Api, aside, body, envelope, origins, page, routes, sse, trace};
+use crate::api::{Api, aside, body, envelope, origins, page, routes, sse, stream, trace};
 
 /// What a client is told that sent a request without an id.
 const HINT: &str = "no \"id\": not executed";
@@ -91,7 +91,7 @@ impl Front {
             Found::Route(route, _) => route.open,
             Found::OtherMethod(_) | Found::Nothing => Access::Clients,
         };
-        if let Err((reason, fault)) = self.admit(&request, &connection, open, is_rpc) {
+        if let Err((reason, fault)) = self.admit(&request, &connection, open) {
             self.api.parts.metrics.reject(reason);
             let goodbye = match &found {
                 Found::Route(route, _) if route.path() == sse::PATH => Goodbye::of(reason, &fault),
@@ -101,6 +101,8 @@ impl Front {
             body::refuse(request);
             let mut answer = match goodbye {
                 Some(why) => sse::goodbye(version, why),
+                // A client of JSON-RPC that is told to wait keeps its connection.
+                None if is_rpc && reason == Rejected::RateLimit => return rpc_fault(&fault, reason),
                 None if is_rpc => rpc_fault(&fault, reason),
                 None => plain_fault(&fault),
             };
@@ -122,6 +124,10 @@ impl Front {
                 // Those that propose begin their own.
                 let caller = trace::from_headers(request.headers()).filter(|_| !route.proposes());
                 let traced = self.api.parts.instants.begin_call(caller, false);
+                let request = match route.path() == stream::PATH {
+                    true => stream::expected(request).await,
+                    false => request,
+                };
                 let answer = route.answer(Asked { front, request, connection, tail }).await;
                 in_flight.end(code_of(&answer));
                 if let Some(traced) = traced {
@@ -144,13 +150,12 @@ impl Front {
         }
     }
 
-    /// What every request passes. The rate limit of JSON-RPC is taken by the number of calls, later.
+    /// What every request passes. A batch pays for its other calls once they are counted.
     fn admit(
         &self,
         request: &Request<Incoming>,
         connection: &Connection,
         open: Access,
-        is_rpc: bool,
     ) -> Result<(), (Rejected, Fault)> {
         let api = &self.api;
         let checked = api.hosts.check(request.version(), request.uri(), request.headers(), || {
@@ -171,16 +176,8 @@ impl Front {
             let message = "too many connections: over api.max_connections or api.max_connections_per_address";
             return Err((Rejected::Connections, Fault::overloaded(message, 1_000)));
         }
-        if !is_rpc {
-            self.take_tokens(connection, 1)?;
-        }
-        Ok(())
-    }
-
-    fn take_tokens(&self, connection: &Connection, n: usize) -> Result<(), (Rejected, Fault)> {
-        self.api
-            .limiter
-            .take(connection.remote, n, Instant::now())
+        api.limiter
+            .take(connection.remote, 1, Instant::now())
             .map_err(|wait| (Rejected::RateLimit, Fault::too_many_requests(wait)))
     }
 
@@ -237,7 +234,7 @@ impl Front {
                 return Ok(json(status, body));
             }
         };
-        self.take_tokens(&connection, calls.max(1))?;
+        self.api.limiter.charge(connection.remote, calls.saturating_sub(1));
         let mut request = Request::post("/")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(bytes))
@@ -264,7 +261,6 @@ impl Front {
             self.api.parts.metrics.reject(Rejected::Upgrade);
             return Ok(refused);
         }
-        self.take_tokens(&connection, 1)?;
         // A connection's whole life is no trace: its calls have their own.
         let parent = None;
         let ended = connection.clone();

@@ -49,6 +49,18 @@ impl Limiter {
         bucket.tokens -= n as f64;
         Ok(())
     }
+
+    /// Takes tokens for `n` calls more of a request that was let in: it is paid for later.
+    pub(crate) fn charge(&self, address: IpAddr, n: usize) {
+        if self.rate == 0.0 || n == 0 {
+            return;
+        }
+        let mut buckets = self.buckets.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // A bucket that was forgotten since was full.
+        if let Some(bucket) = buckets.get_mut(&address) {
+            bucket.tokens -= n as f64;
+        }
+    }
 }
 
 fn filled(bucket: &Bucket, rate: f64, now: Instant) -> f64 {
@@ -80,6 +92,16 @@ mod tests {
         let limiter = Limiter::new(10);
         let start = Instant::now();
         assert!(limiter.take(A, 30, start).is_ok());
+        assert!(limiter.take(A, 1, start + Duration::from_secs(2)).is_err());
+        assert!(limiter.take(A, 1, start + Duration::from_millis(2_200)).is_ok());
+    }
+
+    #[test]
+    fn what_a_request_turns_out_to_hold_is_charged_behind() {
+        let limiter = Limiter::new(10);
+        let start = Instant::now();
+        assert!(limiter.take(A, 1, start).is_ok());
+        limiter.charge(A, 29);
         assert!(limiter.take(A, 1, start + Duration::from_secs(2)).is_err());
         assert!(limiter.take(A, 1, start + Duration::from_millis(2_200)).is_ok());
     }

@@ -17,7 +17,6 @@ use crate::api::wire::MembersJson;
 use crate::consensus::membership::changer::{Changed, Prepared};
 use crate::consensus::membership::{Change, Request};
 use crate::leadership::leave;
-use crate::leadership::policy::Intent;
 use crate::leadership::task::operation_id;
 use crate::types::{LogIndex, NodeId};
 
@@ -177,7 +176,6 @@ pub(crate) fn update<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 async fn leave(call: &Call, prepared: Prepared) -> Result<Changed, Fault> {
     let parts = &call.api.parts;
     parts.leadership.set_leaving(true);
-    parts.leadership.set_intent(Intent::HandOver);
     if tokio::time::timeout(DRAINED_WITHIN, parts.proposals.drained()).await.is_err() {
         tracing::warn!(in_flight = parts.proposals.in_flight(), "leaving with proposals unanswered");
     }
@@ -192,7 +190,6 @@ async fn leave(call: &Call, prepared: Prepared) -> Result<Changed, Fault> {
             Ok(changed)
         }
         Err(error) => {
-            parts.leadership.set_intent(Intent::Lead);
             parts.leadership.set_leaving(false);
             Err(error.into())
         }

@@ -26,6 +26,7 @@ use jsonrpsee::{
 use serde_json::value::RawValue;
 use tower::layer::util::{Identity, Stack};
 
+use crate::api::answers::Waiting;
 use crate::api::args::Args;
 use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Call, Transport};
@@ -33,7 +34,7 @@ use crate::api::metrics::Rejected;
 use crate::api::sessions::Session;
 use crate::api::socket::Connection;
 use crate::api::trace::Parent;
-use crate::api::{Api, control, subscriptions, table, trace};
+use crate::api::{Api, answers, control, subscriptions, table, trace};
 use crate::instants::proposal::Traced;
 
 /// Pings of a WebSocket, and how long one may stay unanswered: synchronous clients answer only while they
@@ -112,6 +113,7 @@ impl Rpc {
 /// Every row of the table under its names.
 pub(crate) fn module(api: Arc<Api>) -> RpcModule<Arc<Api>> {
     let mut module = RpcModule::new(api.clone());
+    answers::register(&mut module);
     for method in table::methods() {
         for name in method.names() {
             if subscriptions::register(&mut module, &api, name) {
@@ -184,6 +186,84 @@ pub(crate) struct Observe<S> {
     api: Arc<Api>,
 }
 
+impl<S> Observe<S>
+where
+    S: RpcServiceT<MethodResponse = MethodResponse> + Send + Sync,
+{
+    /// The answer to a call, alone or in a batch.
+    async fn answer(&self, request: Request<'_>) -> MethodResponse {
+        // Over HTTP the front has limited it already.
+        let by_socket = request.extensions.get::<Caller>().filter(|c| c.transport == Transport::WebSocket);
+        if let Some(caller) = by_socket
+            && let Err(wait) = self.api.limiter.take(caller.connection.remote, 1, Instant::now())
+        {
+            self.api.parts.metrics.reject(Rejected::RateLimit);
+            return MethodResponse::error(request.id, ErrorObjectOwned::from(Fault::too_many_requests(wait)));
+        }
+        let in_flight = self.api.parts.metrics.begin(&request.method);
+        let (request, span) = CallSpan::begin(request, &self.api);
+        let has_socket = request.extensions.get::<Caller>().is_some_and(|c| c.session.is_some());
+        let answer = if answers::is_hidden(&request.method) {
+            answers::no_method(request.id)
+        } else if !has_socket && subscriptions::needs_socket(&request.method) {
+            no_socket(request)
+        } else {
+            self.inner.call(request).await
+        };
+        in_flight.end(answer.as_error_code());
+        if let Some(span) = span {
+            span.end(&self.api, answer.as_error_code());
+        }
+        answer
+    }
+
+    /// The answer to a batch.
+    async fn answer_all(&self, batch: Batch<'_>) -> MethodResponse {
+        let limit = usize::try_from(self.api.config.max_body).unwrap_or(usize::MAX);
+        let mut answers = BatchResponseBuilder::new_with_limit(limit);
+        let mut has_notification = false;
+        let span = BatchSpan::begin(&batch, &self.api);
+        // In the order given, one after the other: who needs an order uses a batch.
+        for entry in batch {
+            let answer = match entry {
+                // The library would answer it twice.
+                Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
+                    let in_flight = self.api.parts.metrics.begin(&request.method);
+                    let answer = no_socket(request);
+                    in_flight.end(answer.as_error_code());
+                    answer
+                }
+                Ok(BatchEntry::Call(mut request)) => {
+                    if let Some(span) = &span {
+                        request.extensions.insert(span.within());
+                    }
+                    self.answer(request).await
+                }
+                Ok(BatchEntry::Notification(_)) => {
+                    has_notification = true;
+                    self.api.parts.metrics.reject(Rejected::WithoutId);
+                    continue;
+                }
+                Err(bad) => {
+                    self.api.parts.metrics.reject(Rejected::Malformed);
+                    let (error, id) = bad.into_parts();
+                    MethodResponse::error(id, ErrorObjectOwned::owned(error.code(), NO_CALL, None::<()>))
+                }
+            };
+            if let Err(too_large) = answers.append(answer) {
+                return too_large;
+            }
+        }
+        if let Some(span) = span {
+            span.end(&self.api);
+        }
+        if answers.is_empty() && has_notification {
+            return MethodResponse::notification();
+        }
+        MethodResponse::from_batch(answers.finish())
+    }
+}
+
 impl<S> RpcServiceT for Observe<S>
 where
     S: RpcServiceT<
@@ -202,80 +282,29 @@ where
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let this = self.clone();
         async move {
-            // Over HTTP the front has bounded and limited it already.
-            let by_socket =
-                request.extensions.get::<Caller>().filter(|c| c.transport == Transport::WebSocket);
-            let mut _under_way = None;
-            if let Some(caller) = by_socket {
-                let bytes = request.params.as_ref().map_or(0, |p| p.get().len());
-                _under_way = Some(caller.connection.begin_call(bytes));
-                let remote = caller.connection.remote;
-                if let Err(wait) = this.api.limiter.take(remote, 1, Instant::now()) {
-                    this.api.parts.metrics.reject(Rejected::RateLimit);
-                    let fault = Fault::too_many_requests(wait);
-                    return MethodResponse::error(request.id, ErrorObjectOwned::from(fault));
-                }
+            let waiting = Waiting::begin(&this.inner, &request.extensions, bytes_of(&request)).await;
+            let answer = this.answer(request).await;
+            match waiting {
+                Some(waiting) => waiting.give(answer).await,
+                None => answer,
             }
-            let in_flight = this.api.parts.metrics.begin(&request.method);
-            let (request, span) = CallSpan::begin(request, &this.api);
-            let has_socket = request.extensions.get::<Caller>().is_some_and(|c| c.session.is_some());
-            let answer = match !has_socket && subscriptions::needs_socket(&request.method) {
-                true => no_socket(request),
-                false => this.inner.call(request).await,
-            };
-            in_flight.end(answer.as_error_code());
-            if let Some(span) = span {
-                span.end(&this.api, answer.as_error_code());
-            }
-            answer
         }
     }
 
-    fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
+    fn batch<'a>(&self, mut batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let this = self.clone();
         async move {
-            let limit = usize::try_from(this.api.config.max_body).unwrap_or(usize::MAX);
-            let mut answers = BatchResponseBuilder::new_with_limit(limit);
-            let mut has_notification = false;
-            let span = BatchSpan::begin(&batch, &this.api);
-            // In the order given, one after the other: who needs an order uses a batch.
-            for entry in batch {
-                let answer = match entry {
-                    // The library would answer it twice.
-                    Ok(BatchEntry::Call(request)) if subscriptions::needs_socket(&request.method) => {
-                        let in_flight = this.api.parts.metrics.begin(&request.method);
-                        let answer = no_socket(request);
-                        in_flight.end(answer.as_error_code());
-                        answer
-                    }
-                    Ok(BatchEntry::Call(mut request)) => {
-                        if let Some(span) = &span {
-                            request.extensions.insert(span.within());
-                        }
-                        this.call(request).await
-                    }
-                    Ok(BatchEntry::Notification(notification)) => {
-                        has_notification = true;
-                        this.notification(notification).await;
-                        continue;
-                    }
-                    Err(bad) => {
-                        this.api.parts.metrics.reject(Rejected::Malformed);
-                        let (error, id) = bad.into_parts();
-                        MethodResponse::error(id, ErrorObjectOwned::owned(error.code(), NO_CALL, None::<()>))
-                    }
-                };
-                if let Err(too_large) = answers.append(answer) {
-                    return too_large;
-                }
+            let bytes = batch.iter().flatten().map(|entry| match entry {
+                BatchEntry::Call(request) => bytes_of(request),
+                BatchEntry::Notification(_) => 0,
+            });
+            let bytes = bytes.sum();
+            let waiting = Waiting::begin(&this.inner, batch.extensions(), bytes).await;
+            let answer = this.answer_all(batch).await;
+            match waiting {
+                Some(waiting) => waiting.give(answer).await,
+                None => answer,
             }
-            if let Some(span) = span {
-                span.end(&this.api);
-            }
-            if answers.is_empty() && has_notification {
-                return MethodResponse::notification();
-            }
-            MethodResponse::from_batch(answers.finish())
         }
     }
 
@@ -292,6 +321,11 @@ where
 /// Of a member of a batch. The library does not say which of it is wrong.
 const NO_CALL: &str = "no call: an object with \"jsonrpc\": \"2.0\", a method, and one id that is a string, an integer \
                        from 0 to 2^64 - 1, or null";
+
+/// Of the parameters.
+fn bytes_of(request: &Request<'_>) -> usize {
+    request.params.as_ref().map_or(0, |params| params.get().len())
+}
 
 fn no_socket(request: Request<'_>) -> MethodResponse {
     MethodResponse::error(request.id, ErrorObjectOwned::from(subscriptions::no_socket()))

@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
+use jsonrpsee::server::MethodSink;
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::room::Outlet;
@@ -17,6 +18,8 @@ pub(crate) struct Session {
     endings: Mutex<HashMap<String, Ending>>,
     /// What its subscriptions to blocks share.
     pub(crate) outlet: Arc<Outlet>,
+    /// The way to the connection; there from the first call on.
+    sink: OnceLock<MethodSink>,
 }
 
 #[derive(Debug, Clone)]
@@ -27,7 +30,16 @@ struct Ending {
 
 impl Session {
     pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
-        Self { endings: Mutex::default(), outlet }
+        Self { endings: Mutex::default(), outlet, sink: OnceLock::new() }
+    }
+
+    pub(crate) fn attach(&self, sink: MethodSink) {
+        // One that is there already is the same.
+        let _ = self.sink.set(sink);
+    }
+
+    pub(crate) fn sink(&self) -> Option<&MethodSink> {
+        self.sink.get()
     }
 
     fn endings(&self) -> MutexGuard<'_, HashMap<String, Ending>> {

@@ -15,7 +15,7 @@ use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::http::{Front, plain_fault};
 use crate::api::status::{MembershipJson, ms};
 use crate::api::wire::Hex;
-use crate::api::{Api, Parts};
+use crate::api::{Api, Parts, turns};
 use crate::audit::history::{Event, Kind};
 use crate::store::snapshot::{export::Export, members_in, progress::Progress, size_of};
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
@@ -266,12 +266,11 @@ pub(crate) fn describe<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 pub(crate) fn verify<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         let id: String = args.need("id")?;
-        // One at a time: each reads a whole history.
-        let _turn = call.api.verifying.acquire().await.map_err(|_| Fault::shutting_down())?;
         let snapshots = call.api.parts.snapshots.clone();
         let asked = id.clone();
-        let done = tokio::task::spawn_blocking(move || snapshots.verify(&asked)).await;
-        let verified = done.map_err(|_| Fault::internal("the check broke off"))?;
+        // One at a time: each reads a whole history.
+        let check = move || snapshots.verify(&asked);
+        let verified = turns::run(&call.api.verifying, check, "the check broke off").await?;
         let problems = verified
             .map_err(|e| {
                 Fault::storage(format!("the snapshot cannot be restored into a scratch folder: {e}"))
@@ -334,8 +333,9 @@ async fn open(api: &Arc<Api>, id: &str) -> Result<Response<Body>, Fault> {
         .try_acquire_owned()
         .map_err(|_| Fault::overloaded("too many snapshots are being sent", EXPORT_RETRY_MS))?;
     let (snapshots, asked) = (api.parts.snapshots.clone(), id.to_owned());
-    let opened = tokio::task::spawn_blocking(move || snapshots.export(&asked)).await;
-    let opened = opened.map_err(|_| Fault::internal("the export broke off"))?;
+    // The turn goes along: the work ends by itself, whoever goes away.
+    let opened = tokio::task::spawn_blocking(move || (snapshots.export(&asked), turn)).await;
+    let (opened, turn) = opened.map_err(|_| Fault::internal("the export broke off"))?;
     let export = opened
         .map_err(|e| Fault::storage(format!("snapshot {id} cannot be read: {e}")))?
         .ok_or_else(|| unknown(id))?;
@@ -360,10 +360,12 @@ fn chunks(
     turn: tokio::sync::OwnedSemaphorePermit,
 ) -> impl futures::Stream<Item = std::io::Result<bytes::Bytes>> {
     futures::stream::try_unfold((export, turn), |(mut export, turn)| async move {
-        let read = tokio::task::spawn_blocking(move || export.next().map(|chunk| (chunk, export))).await;
-        let (chunk, export) = read.map_err(std::io::Error::other).and_then(|read| read).inspect_err(|e| {
-            tracing::warn!(error = %e, "an export is cut off: the snapshot cannot be read");
-        })?;
+        let read =
+            tokio::task::spawn_blocking(move || export.next().map(|chunk| (chunk, export, turn))).await;
+        let (chunk, export, turn) =
+            read.map_err(std::io::Error::other).and_then(|read| read).inspect_err(|e| {
+                tracing::warn!(error = %e, "an export is cut off: the snapshot cannot be read");
+            })?;
         Ok(chunk.map(|chunk| (chunk, (export, turn))))
     })
 }

@@ -34,7 +34,8 @@ const WRITE_MAX_PATIENT: Duration = Duration::from_secs(300);
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 4;
-/// Calls of one WebSocket under way, and bytes of their parameters: beyond either nothing more is read.
+/// Calls of one WebSocket whose answer it has not taken, and bytes of their parameters and answers: beyond
+/// either nothing more is read.
 /// By eye: many times what a client has reason to send without waiting, and two of the largest requests.
 const CALLS_MAX: usize = 256;
 const CALL_BYTES_MAX: usize = 64 << 20;
@@ -57,7 +58,7 @@ pub(crate) struct Connection {
     flushed: Notify,
     has_request: AtomicBool,
     is_patient: AtomicBool,
-    /// Calls by WebSocket under way, and bytes of their parameters.
+    /// Calls by WebSocket under way, and bytes of their parameters and answers.
     calls: AtomicUsize,
     call_bytes: AtomicUsize,
     /// Woken when there is room for more calls, or when it is ended.
@@ -165,6 +166,14 @@ impl Connection {
 pub(crate) struct CallUnderWay {
     connection: Arc<Connection>,
     bytes: usize,
+}
+
+impl CallUnderWay {
+    /// It holds so many bytes more.
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        self.connection.call_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.bytes += bytes;
+    }
 }
 
 impl Drop for CallUnderWay {

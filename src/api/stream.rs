@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -25,10 +25,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::blocks::Terms;
-use crate::api::body::BodyError;
+use crate::api::body::StreamError;
 use crate::api::error::{Code, Fault, TOO_LARGE};
 use crate::api::framing::{Framing, FramingError};
-use crate::api::http::{Front, plain_fault};
+use crate::api::http::{Front, is_media, plain_fault};
 use crate::api::metrics::Rejected;
 use crate::api::wire::Acknowledged;
 use crate::api::{Api, blocks, body};
@@ -42,8 +42,16 @@ use crate::types::error::{Accepted, ProposeError};
 const IN_FLIGHT_MAX: usize = 4_096;
 /// Lines that go out in one piece. By eye: some hundred of them.
 const PIECE_BYTES: usize = 32 << 10;
+/// The path of the route.
+pub(crate) const PATH: &str = "/v1/blocks/stream";
+/// How long the answer's head is kept back from a client that waits for `100 Continue`: it is sent when the
+/// body is asked for, and never behind a head. By eye: for a client that sends nothing then.
+const CONTINUE_FOR: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Accepted, ProposeError>;
+
+/// Of the body; none behind its end.
+type Piece = Result<Option<Bytes>, StreamError>;
 
 /// Waits for an outcome as the proposals do it; none: a block before it was refused, and it was not taken.
 type Wait = Box<dyn Fn(Underway) -> BoxFuture<'static, Option<Outcome>> + Send>;
@@ -66,8 +74,28 @@ struct Shared {
     progress: Notify,
 }
 
+/// A piece of the body that was read before the route was asked.
+#[derive(Clone)]
+struct First(Piece);
+
+/// Asks for the body of a client that expects to be told before it sends any, and keeps its first piece.
+pub(crate) async fn expected(mut request: Request<Incoming>) -> Request<Incoming> {
+    let headers = request.headers();
+    // Who is refused is told no by the answer.
+    let is_taken = is_media(headers, &["application/x-protobuf", "application/protobuf"])
+        && Terms::from_headers(headers).is_ok();
+    if !headers.contains_key(header::EXPECT) || !is_taken {
+        return request;
+    }
+    let first = body::next_of_stream(request.body_mut(), None);
+    if let Ok(first) = tokio::time::timeout(CONTINUE_FOR, first).await {
+        request.extensions_mut().insert(First(first));
+    }
+    request
+}
+
 pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<Body> {
-    let (head, incoming) = request.into_parts();
+    let (mut head, incoming) = request.into_parts();
     let api = front.api.clone();
     if let Some(refused) = blocks::refuse_media(&api, &head.headers) {
         body::discard(&head.headers, incoming);
@@ -80,6 +108,7 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
             return plain_fault(&fault);
         }
     };
+    let first = head.extensions.remove::<First>().map(|first| first.0);
     let (lines_tx, lines_rx) = mpsc::channel(IN_FLIGHT_MAX);
     let shared = Arc::new(Shared {
         is_over: CancellationToken::new(),
@@ -97,7 +126,7 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
         room: None,
         half_since: None,
     };
-    api.tasks.spawn(reader.run(incoming));
+    api.tasks.spawn(reader.run(first, incoming));
     let proposals = api.parts.proposals.clone();
     let lines = Lines::new(
         lines_rx,
@@ -133,7 +162,7 @@ struct Reader {
 struct Over;
 
 impl Reader {
-    async fn run(mut self, mut incoming: Incoming) {
+    async fn run(mut self, mut first: Option<Piece>, mut incoming: Incoming) {
         let mut framing = Framing::default();
         let is_over = self.shared.is_over.clone();
         loop {
@@ -144,7 +173,12 @@ impl Reader {
                     let _ = self.end(Fault::shutting_down()).await;
                     break;
                 }
-                piece = body::next_of_stream(&mut incoming, self.half_since) => piece,
+                piece = async {
+                    match first.take() {
+                        Some(first) => first,
+                        None => body::next_of_stream(&mut incoming, self.half_since).await,
+                    }
+                } => piece,
             };
             let chunk = match piece {
                 Ok(Some(chunk)) => chunk,
@@ -154,10 +188,13 @@ impl Reader {
                     }
                     return;
                 }
-                // The client is gone: what was handed over goes on, and nobody reads the lines.
-                Err(BodyError::Broken) => return,
                 Err(e) => {
-                    self.api.parts.metrics.reject(Rejected::BodyTimeout);
+                    match e {
+                        StreamError::TooSlow => self.api.parts.metrics.reject(Rejected::BodyTimeout),
+                        StreamError::Malformed => self.api.parts.metrics.reject(Rejected::Malformed),
+                        // A client that is gone was turned away by nobody: what was handed over goes on.
+                        StreamError::Broken => {}
+                    }
                     let _ = self.end(Fault::new(Code::InvalidRequest, e.to_string())).await;
                     break;
                 }

@@ -294,6 +294,13 @@ impl Handle {
     /// The leader's own vote is being taken: it hands over once that is agreed on, and not before.
     pub(crate) fn set_leaving(&self, is_leaving: bool) {
         self.memory().is_leaving = is_leaving;
+        self.restore_intent();
+    }
+
+    /// A hand-over is over: the fence may come back, unless another one follows.
+    pub(super) fn restore_intent(&self) {
+        let is_leaving = self.memory().is_leaving;
+        self.set_intent(if is_leaving { Intent::HandOver } else { Intent::Lead });
     }
 
     /// Withdraws or restores the fence of this node. A stop is never taken back.

@@ -5,22 +5,23 @@
 //! takes no entries in this term, so the operation goes on until another term is seen, though whoever asked may
 //! be told earlier what is known.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::audit::chain::{self, Act, Ended, HANDOVER, Started};
-use crate::consensus::{Handover, PeerError, Status};
+use crate::consensus::{Handover, Status};
 use crate::leadership::handle::Handle;
+use crate::leadership::handover::find::{ask_around, find, someone, willing};
 use crate::leadership::policy::Intent;
 use crate::leadership::record::word;
-use crate::leadership::target::{Candidate, choose};
 use crate::telemetry::names;
 use crate::telemetry::trace::{Clock, Span, int, text};
 use crate::types::proto::{FitnessGrade, LeadershipCause};
 use crate::types::{NodeId, Term};
+
+mod find;
 
 /// Between two looks while something is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -185,7 +186,7 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
     // Not waited for: a hung disk is one of the reasons to hand over.
     let recorded = (asked.by == By::Node).then(|| record(&handle, &asked));
     let result = drive(&handle, &mut request, began).await;
-    handle.set_intent(Intent::Lead);
+    handle.restore_intent();
     handle.memory().handover = None;
     match &result {
         Ok(done) => tracing::info!(
@@ -289,21 +290,16 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
     };
     // Whom nobody can take over from keeps the fence: nothing is withdrawn for nothing.
     someone(handle, &asked, began).await?;
-    if let Some(to) = asked.to {
-        // What it said with a heartbeat is older than what it says now.
-        match raft.peers().would_take_over(to, &handover, raft.send_timeout()).await {
-            Ok(()) | Err(PeerError::NotYet(_)) => {}
-            Err(e) => return Err(refused_by(to, e)),
-        }
-    }
-    // Whoever is chosen keeps its vote until it leads.
-    let turn = tokio::time::timeout_at(began + asked.within / 2, raft.turn().lock_owned()).await;
-    let _turn = turn.map_err(|_| Refused::Changing)?;
-    handle.set_intent(asked.intent);
+    willing(handle, &asked, &handover).await?;
     // What is stuck has waited for `leadership.stall_after` already: its outcome is unknown either way, and nobody
     // produces until another leads.
     let is_stuck =
         handle.judged(&leading(handle)?, |verdict, _, _| verdict.unfit.iter().any(|check| check.is_stuck()));
+    // Whoever is chosen keeps its vote until it leads. A change that is stuck too is not waited for.
+    let until = if is_stuck { Instant::now() } else { began + asked.within / 2 };
+    let turn = tokio::time::timeout_at(until, raft.turn().lock_owned()).await;
+    let _turn = turn.map_err(|_| Refused::Changing)?;
+    handle.set_intent(asked.intent);
     let patience =
         if is_stuck { Duration::ZERO } else { handle.config().shutdown_timeout.min(asked.within / 2) };
     if tokio::time::timeout(patience, handle.drained()).await.is_err() {
@@ -338,7 +334,9 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
             done.leader_id = Some(leader_id);
             return Ok(finish(handle, &asked, began, done).await);
         }
-        if give_up < Instant::now() {
+        // Who was removed meanwhile hears of no later term.
+        let is_removed = raft.removal().get().is_some();
+        if is_removed || give_up < Instant::now() {
             return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
         }
         // Raft ends no transfer by itself: the same again, or another one if that is gone.
@@ -349,103 +347,11 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
     }
 }
 
-/// Who would take over now: another than the one that did not, else that one. What was heard of them says nothing
-/// any more: a leader whose raft was told sends no heartbeats.
-async fn ask_around(handle: &Handle, to: NodeId, handover: &Handover) -> NodeId {
-    let raft = handle.raft();
-    let mut voters = handle.candidates(&raft.status());
-    voters.retain(|c| c.is_voter && c.missing == Some(0));
-    voters.sort_by_key(|c| (c.node_id == to, c.grade()));
-    for voter in voters {
-        match raft.peers().would_take_over(voter.node_id, handover, raft.send_timeout()).await {
-            Ok(()) => return voter.node_id,
-            Err(error) => tracing::debug!(peer_id = voter.node_id, %error, "a voter does not take over"),
-        }
-    }
-    to
-}
-
-/// Returns once somebody could take over, as heartbeats tell. A voter that answers and is unable may be one that
-/// just started and catches up: it is waited for a moment, so that a rolling restart finds a target.
-async fn someone(handle: &Handle, asked: &Asked, began: Instant) -> Result<(), Refused> {
-    let until = began + CATCHES_UP_WITHIN.min(asked.within / 2);
-    loop {
-        let candidates = handle.candidates(&leading(handle)?);
-        let Err(refused) = choose(&candidates, asked.to, told_grade(asked), &BTreeSet::new()) else {
-            return Ok(());
-        };
-        let may_come = asked.to.is_none() && candidates.iter().any(Candidate::may_catch_up);
-        if !may_come || until <= Instant::now() {
-            return Err(refused);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// The worst fitness, as heartbeats told it, of those who are looked at. One that was named is asked itself.
-fn told_grade(asked: &Asked) -> FitnessGrade {
-    if asked.to.is_some() { FitnessGrade::Unable } else { asked.accepts }
-}
-
 async fn tell_raft(handle: &Handle, to: NodeId, handover: &Handover) -> Result<(), Refused> {
     let raft = handle.raft();
     raft.peers().announce_handover(handover.clone());
     tracing::info!(term = handover.from_term, to, "handing leadership over");
     raft.core().transfer_leader(to).await.map_err(|_| Refused::Stopped)
-}
-
-/// A target that holds everything and says that it would take over. `Ok(None)`: this node leads no more.
-async fn find(
-    handle: &Handle,
-    term: Term,
-    asked: &Asked,
-    handover: &Handover,
-    until: Instant,
-) -> Result<Option<NodeId>, Refused> {
-    let raft = handle.raft();
-    let mut declined = BTreeSet::new();
-    loop {
-        let status = raft.status();
-        if status.term != term || !raft.is_leader() {
-            return Ok(None);
-        }
-        let candidates = handle.candidates(&status);
-        if let Some(to) = choose(&candidates, asked.to, told_grade(asked), &declined)? {
-            match raft.peers().would_take_over(to, handover, raft.send_timeout()).await {
-                Ok(()) => return Ok(Some(to)),
-                // It catches up: asked again below, until its time is over.
-                Err(PeerError::NotYet(_)) if Instant::now() < until => {}
-                Err(e) if asked.to.is_some() => return Err(refused_by(to, e)),
-                Err(e) => {
-                    tracing::info!(peer_id = to, error = %e, "a voter declines to take over");
-                    declined.insert(to);
-                    continue;
-                }
-            }
-        }
-        if until <= Instant::now() {
-            return Err(match asked.to {
-                Some(to) => {
-                    let missing = candidates.iter().find(|c| c.node_id == to).and_then(|c| c.missing);
-                    let missing = missing.unwrap_or(status.positions.last);
-                    Refused::NotCaughtUp(to, format!("it lacks {missing} entries"))
-                }
-                None => Refused::NoTarget("none holds this leader's last entry".into()),
-            });
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-fn refused_by(to: NodeId, error: PeerError) -> Refused {
-    match error {
-        PeerError::Refused(why) => Refused::NotFit(to, why),
-        PeerError::NotYet(why) => Refused::NotCaughtUp(to, why),
-        e @ (PeerError::NoAddress(_)
-        | PeerError::Nobody { .. }
-        | PeerError::Unreachable { .. }
-        | PeerError::TimedOut { .. }) => Refused::Unreachable(to, e.to_string()),
-    }
 }
 
 /// Waits for a leader of a later term; `late` is called once the deadline has passed.

@@ -47,6 +47,8 @@ pub(crate) struct Look<'a> {
     pub(crate) is_forced: bool,
     /// A hand-over is under way.
     pub(crate) is_busy: bool,
+    /// Its own vote is being taken: a hand-over follows once that is agreed on.
+    pub(crate) is_leaving: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +136,9 @@ impl Keeper {
         let is_content = own == FitnessGrade::Fit || (own == FitnessGrade::Unwilling && look.is_forced);
         // A stop hands over by itself, once what is in flight is answered.
         let is_stopping = look.unfit.contains(&Check::Stopping);
-        if !look.is_leader || look.is_busy || is_content || is_stopping {
+        // What is stuck is not agreed on either.
+        let comes_anyway = look.is_leaving && !look.unfit.iter().any(|check| check.is_stuck());
+        if !look.is_leader || look.is_busy || is_content || is_stopping || comes_anyway {
             return None;
         }
         // Only to somebody better: among the equally unfit it would wander.

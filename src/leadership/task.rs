@@ -231,7 +231,8 @@ impl Task {
                 is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),
-                is_busy: memory.handover.is_some() || memory.is_leaving,
+                is_busy: memory.handover.is_some(),
+                is_leaving: memory.is_leaving,
             };
             (keeper.step(&look), memory.unsure_term)
         });
@@ -290,7 +291,10 @@ impl Task {
         let Some(running) = running else { return self.begin(request) };
         match request.asked.cause {
             // Follows whatever is under way; then it finds that another node leads, or hands over itself.
-            LeadershipCause::Resign | LeadershipCause::Shutdown | LeadershipCause::Pause => {
+            LeadershipCause::Resign
+            | LeadershipCause::Shutdown
+            | LeadershipCause::Pause
+            | LeadershipCause::Removed => {
                 self.waiting.push_back(request);
             }
             _ => request.busy(running),

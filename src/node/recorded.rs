@@ -47,6 +47,12 @@ async fn record_recover(audit: audit::Handle, local: Local) {
     }
 }
 
+/// A build that fails is tried again several times a second: one event tells of all that fail alike in a row.
+fn is_news(told: Option<&(String, String)>, failed: &(String, String)) -> bool {
+    let reason = |(id, why): &(String, String)| why.replace(id.as_str(), "");
+    told.is_none_or(|told| reason(told) != reason(failed))
+}
+
 /// Snapshots that failed or were received, as events; those asked for are recorded by who asks.
 async fn record_snapshots(history: History, raft: Handle, snapshots: Snapshots) {
     let mut progress = snapshots.progress();
@@ -54,7 +60,7 @@ async fn record_snapshots(history: History, raft: Handle, snapshots: Snapshots) 
     while progress.changed().await.is_ok() {
         let now = progress.borrow_and_update().clone();
         let term = raft.status().term;
-        if let Some((id, why)) = now.failed.as_ref().filter(|_| now.failed != told.failed) {
+        if let Some((id, why)) = now.failed.as_ref().filter(|failed| is_news(told.failed.as_ref(), failed)) {
             let event = Event::new(Kind::Snapshot, term, "failed");
             history.record(event.with("id", id.as_str()).with("error", why.as_str()));
         }
@@ -63,5 +69,19 @@ async fn record_snapshots(history: History, raft: Handle, snapshots: Snapshots) 
             history.record(Event { index: Some(pos.index), ..event });
         }
         told = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_that_fail_alike_in_a_row_are_one_event() {
+        let failed = |id: &str, why: &str| (id.to_owned(), why.replace('@', id));
+        let first = failed("1a-1", "@.tmp: no space");
+        assert!(is_news(None, &first));
+        assert!(!is_news(Some(&first), &failed("1b-1", "@.tmp: no space")));
+        assert!(is_news(Some(&first), &failed("1b-1", "@.tmp: read-only")));
     }
 }

@@ -16,7 +16,7 @@ use openraft::{
     storage::{RaftStateMachine, Snapshot},
 };
 use tokio::{
-    sync::OwnedMutexGuard,
+    sync::{OwnedMutexGuard, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -144,25 +144,11 @@ where
     }
     let Transfer { store, connection, received_bytes, turn, .. } = transfer;
     let store = store.expect("the transfer has ended, nothing is being written");
-    let finishing = keeping(Arc::clone(&turn), move || store.finish());
-    let verifying = async {
-        let finished = tokio::task::spawn_blocking(finishing).await;
-        finished.map_err(io::Error::other).and_then(|finished| finished)
-    };
-    let data = while_waiting(connection, SnapshotStage::Verifying, received_bytes, verifying).await?;
-    let data = data.map_err(disk_error)?;
-    let installing = install(context, offer.vote, data);
-    let installed = while_waiting(connection, SnapshotStage::Installing, received_bytes, installing).await;
-    let (store, id) = (Arc::clone(&shared.snapshots), offer.manifest.id.clone());
-    if installed.is_ok() {
-        blocking(move || {
-            store.settled(&id);
-            Ok(())
-        })
-        .await?;
-    }
-    let vote = installed?.map_err(Ended::Refused)?;
-    drop(turn);
+    let (stage_tx, stage) = watch::channel(SnapshotStage::Verifying);
+    let id = offer.manifest.id.clone();
+    let installing = tokio::spawn(finish(Arc::clone(context), store, offer.vote, id, turn, stage_tx));
+    let installed = while_waiting(connection, &stage, received_bytes, installing).await?;
+    let vote = installed.map_err(|broken| disk_error(io::Error::other(broken)))??;
     tracing::info!(
         peer_id = connection.peer_id as i64,
         snapshot = %offer.manifest.id,
@@ -174,6 +160,33 @@ where
         context.answers.leader_heard(vote.leader_id.term, vote.leader_id.voted_for);
     }
     Ok(vote)
+}
+
+/// All of it is here, so it is carried to its end whatever becomes of the connection: one that is left verified and
+/// neither installed nor dropped would lie there for good.
+async fn finish<SM>(
+    context: Arc<Context<SM>>,
+    store: Box<dyn Receiving>,
+    vote: Vote,
+    id: String,
+    turn: Arc<OwnedMutexGuard<()>>,
+    stage: watch::Sender<SnapshotStage>,
+) -> Result<Vote, Ended>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let verified = tokio::task::spawn_blocking(move || store.finish()).await;
+    let data = verified.map_err(io::Error::other).and_then(|verified| verified).map_err(disk_error)?;
+    stage.send_replace(SnapshotStage::Installing);
+    let installed = install(&context, vote, data).await;
+    let store = Arc::clone(&context.shared.snapshots);
+    blocking(move || {
+        store.settled(&id);
+        Ok(())
+    })
+    .await?;
+    drop(turn);
+    installed.map_err(Ended::Refused)
 }
 
 async fn read_offer(shared: &Shared, connection: &mut Connection) -> Result<Offer, Ended> {
@@ -346,7 +359,7 @@ fn disk_error(error: io::Error) -> Ended {
 /// The sender must not take long work for a dead receiver.
 async fn while_waiting<T>(
     connection: &mut Connection,
-    stage: SnapshotStage,
+    stage: &watch::Receiver<SnapshotStage>,
     received_bytes: u64,
     work: impl Future<Output = T>,
 ) -> Result<T, WireError> {
@@ -357,7 +370,10 @@ async fn while_waiting<T>(
         tokio::select! {
             biased;
             done = &mut work => return Ok(done),
-            _ = tick.tick() => progress(connection, stage, received_bytes).await?,
+            _ = tick.tick() => {
+                let stage = *stage.borrow();
+                progress(connection, stage, received_bytes).await?;
+            }
         }
     }
 }

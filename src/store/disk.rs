@@ -78,7 +78,7 @@ fn look(data_dir: &Path, min_free: u64, health: &Health) {
     match free_bytes(data_dir) {
         Ok(free) => {
             health.set_space(free, free < min_free);
-            if min_free + BALLAST_MARGIN < free
+            if min_free.saturating_add(BALLAST_MARGIN) < free
                 && let Err(e) = make_ballast(data_dir)
             {
                 tracing::debug!(error = %e, "the ballast could not be made");

@@ -62,8 +62,9 @@ pub(crate) fn take_last(data_dir: &Path, is_first: bool) -> io::Result<LastExit>
         None if is_first => LastExit { cause: Cause::First, at_ms: 0, text: String::new() },
         None => LastExit { cause: Cause::Killed, at_ms: 0, text: String::new() },
     };
-    let before =
-        format!("it ran since this time; the one before ended: {} {}", last.cause.label(), last.text);
+    // What one that was killed says of those before it would grow by each.
+    let text = if last.cause == Cause::Killed { "" } else { last.text.as_str() };
+    let before = format!("it ran since this time; the one before ended: {} {text}", last.cause.label());
     record(data_dir, Cause::Killed, before.trim_end())?;
     Ok(last)
 }
@@ -85,4 +86,20 @@ pub(crate) fn read(data_dir: &Path) -> io::Result<Option<LastExit>> {
         at_ms: field("at_ms").and_then(|a| a.parse().ok()).unwrap_or(0),
         text: field("text").unwrap_or_default(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_killed_again_and_again_says_no_more_each_time() {
+        let dir = tempfile::TempDir::new().unwrap();
+        record(dir.path(), Cause::Fatal, "the disk failed").unwrap();
+        let texts: Vec<String> = (0..4).map(|_| take_last(dir.path(), false).unwrap().text).collect();
+        assert_eq!(texts[0], "the disk failed");
+        assert!(texts[1].ends_with("the one before ended: fatal the disk failed"), "{}", texts[1]);
+        assert!(texts[2].ends_with("the one before ended: killed"), "{}", texts[2]);
+        assert_eq!(texts[3], texts[2]);
+    }
 }

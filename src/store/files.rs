@@ -29,11 +29,18 @@ pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
 /// is there.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     let tmp = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&tmp, path)?;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&tmp, path)
+    };
+    if let Err(error) = write() {
+        // A disk that is full has it half: nobody looks at it, and it would be in the way.
+        let _ = fs::remove_file(&tmp);
+        return Err(error);
+    }
     sync_dir(parent(path))
 }
 

@@ -30,6 +30,8 @@ pub(crate) mod restore;
 
 /// Says that a folder is being made or rewritten.
 pub(crate) const UNFINISHED: &str = "UNFINISHED";
+/// As which it is written.
+const UNFINISHED_TMP: &str = "UNFINISHED.tmp";
 
 /// Why nothing was done, or how far it came.
 #[derive(Debug, thiserror::Error)]
@@ -227,9 +229,15 @@ fn give_to_owner(data_dir: &Path) -> Result<(), OfflineError> {
         for entry in fs::read_dir(&dir).map_err(&io)? {
             let entry = entry.map_err(&io)?;
             let meta = entry.metadata().map_err(&io)?;
+            // The file system's own.
+            if entry.file_name() == "lost+found" {
+                continue;
+            }
             if (meta.uid(), meta.gid()) != (owner.uid(), owner.gid()) {
-                std::os::unix::fs::lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))
-                    .map_err(OfflineError::io(&entry.path()))?;
+                match std::os::unix::fs::lchown(entry.path(), Some(owner.uid()), Some(owner.gid())) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    given => given.map_err(OfflineError::io(&entry.path()))?,
+                }
             }
             if meta.is_dir() {
                 open.push(entry.path());

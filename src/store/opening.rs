@@ -16,7 +16,7 @@ use crate::store::log::{self, LogStore};
 use crate::store::metrics::Metrics;
 use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::reader::Reader;
-use crate::store::snapshot::{Snapshots, last_index};
+use crate::store::snapshot::{Snapshots, build::BuildError, last_index};
 use crate::store::state::db::{self, Loaded, StateDb};
 use crate::store::state::{self, StateMachine, install};
 use crate::store::watermark::Watermark;
@@ -306,6 +306,8 @@ fn cover_purged(
     tracing::warn!(purged, "no snapshot reaches the beginning of the log: one is built from the state");
     match snapshots.build_now(db, loaded.applied.map(log_id_of)) {
         Ok(_) => Ok(()),
+        Err(BuildError::Io(e)) => Err(OpenError::io(db.path(), e)),
+        Err(BuildError::Rocks(e)) => Err(OpenError::rocks(db.path(), &e)),
         Err(e) => Err(OpenError::damage(db.path(), format!("no snapshot can be built from the state: {e}"))),
     }
 }

@@ -105,7 +105,7 @@ impl Snapshots {
         files::create_dir(&dir)?;
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|e| e == TMP) {
+            if is_ours(&path) && path.extension().is_some_and(|e| e == TMP) {
                 files::remove_dir(&path)?;
             }
         }
@@ -113,7 +113,11 @@ impl Snapshots {
         for (path, read) in read_folder(&dir)? {
             match read {
                 Ok(manifest) => list.push(Stored { manifest, pin: Arc::default() }),
-                Err(what) => set_aside(&path, &what)?,
+                Err(what) => {
+                    if let Err(error) = set_aside(&path, &what) {
+                        tracing::warn!(%error, path = %path.display(), "a damaged snapshot stays where it is");
+                    }
+                }
             }
         }
         let inner = Inner {
@@ -131,7 +135,6 @@ impl Snapshots {
             progress: watch::Sender::new(Progress::default()),
         };
         let snapshots = Self { inner: Arc::new(inner) };
-        snapshots.prune();
         if let Some(newest) = snapshots.newest() {
             snapshots.know_checksums(&newest);
         }
@@ -244,7 +247,8 @@ impl Snapshots {
         self.inner.progress.send_modify(|p| p.received = Some((id.to_owned(), pos)));
     }
 
-    /// Received and never installed: at the next start nobody knows whether they still fit the log.
+    /// Received and never installed: at the next start nobody knows whether they still fit the log. Then those beyond
+    /// what is retained go too.
     pub(crate) fn forget_received_after(&self, applied: Option<LogIndex>) -> io::Result<()> {
         let gone: Vec<Stored> = {
             let mut list = self.stored();
@@ -260,6 +264,8 @@ impl Snapshots {
             );
             files::remove_dir(&self.inner.dir.join(&stored.manifest.id))?;
         }
+        // Behind it: else one that is dropped would take the place of the only one that counts.
+        self.prune();
         self.show();
         Ok(())
     }
@@ -410,13 +416,25 @@ pub(crate) fn folder_of(data_dir: &Path) -> PathBuf {
     data_dir.join("snapshots")
 }
 
+/// Whether it is a folder that a node made among its snapshots: named `hex-number`, and what is done with it behind
+/// that. Whatever else lies there is somebody else's.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let begun = name.split_once('-').is_some_and(|(at, node_id)| {
+        !at.is_empty()
+            && at.bytes().all(|b| b.is_ascii_hexdigit())
+            && node_id.starts_with(|c: char| c.is_ascii_digit())
+    });
+    begun && path.is_dir()
+}
+
 /// The snapshots in a folder, oldest first, and those that cannot be used with the reason, last.
 /// Changes nothing.
 pub(crate) fn read_folder(dir: &Path) -> io::Result<Vec<(PathBuf, Result<SnapshotManifest, String>)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_none_or(|e| e != TMP && e != DAMAGED) {
+        if is_ours(&path) && path.extension().is_none_or(|e| e != TMP && e != DAMAGED) {
             let read = read_whole(&path);
             found.push((path, read));
         }
@@ -452,8 +470,11 @@ fn set_aside(path: &Path, what: &str) -> io::Result<()> {
     // The newest damaged one tells enough; each pins the space of its files.
     for entry in fs::read_dir(files::parent(path))? {
         let other = entry?.path();
-        if other.extension().is_some_and(|e| e == DAMAGED) {
-            files::remove_dir(&other)?;
+        if is_ours(&other)
+            && other.extension().is_some_and(|e| e == DAMAGED)
+            && let Err(error) = files::remove_dir(&other)
+        {
+            tracing::warn!(%error, path = %other.display(), "a snapshot that was set aside before stays");
         }
     }
     let aside = path.with_extension(DAMAGED);

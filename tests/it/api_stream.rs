@@ -3,10 +3,19 @@
 //! Attacks promises 1 and 2, and design 6: blocks enter in the order sent, after the first refusal none
 //! is taken, those handed to raft are still answered.
 
+use std::{
+    io::Read,
+    net::{Shutdown, TcpStream},
+};
+
+use serde_json::Value;
+
 use crate::support::{
     block::{Answer, Block, put_varint},
     cluster::Cluster,
     config::Settings,
+    exposition::Scrape,
+    http::{Connection, Response},
     rpc::RpcError,
     stream::{Stream, fill, put_framed},
 };
@@ -130,5 +139,105 @@ fn the_first_refusal_ends_the_stream_and_nothing_before_it_is_lost() {
     let (n, error) = rest(&mut stream);
     assert_eq!((n, error.map(|e| e.code)), (0, Some(-32032)), "another fence");
     goes_on(&mut cluster, height, "another fence");
+    cluster.end();
+}
+
+fn one_node() -> (Cluster, String) {
+    let mut cluster = Cluster::new(1, Settings::new());
+    let leader = cluster.start();
+    let addr = cluster.node(leader).api.clone();
+    (cluster, addr)
+}
+
+/// A request's head, and a block as one chunk of its body.
+fn head(addr: &str, more: &str) -> Vec<u8> {
+    format!(
+        "POST /v1/blocks/stream HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/x-protobuf\r\n{more}\
+         Transfer-Encoding: chunked\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+fn chunk(block: &Block) -> Vec<u8> {
+    let mut framed = Vec::new();
+    put_framed(&mut framed, block);
+    [format!("{:x}\r\n", framed.len()).as_bytes(), &framed, b"\r\n"].concat()
+}
+
+fn lines(answer: &Response) -> Vec<Value> {
+    answer.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn a_body_that_breaks_its_framing_ends_with_an_error() {
+    let (mut cluster, addr) = one_node();
+    let counted = || {
+        let text = Connection::open(&addr).and_then(|mut c| c.request("GET", "/metrics", &[], b""));
+        let text = text.expect("it answers").text();
+        Scrape::parse(&text).get("blockraft_rpc_rejected_total", &[("reason", "malformed")]).unwrap_or(0.0)
+    };
+    let before = counted();
+    let mut conn = Connection::open(&addr).expect("it listens");
+    let bytes = [head(&addr, ""), chunk(&Block::new(1, "whole")), b"no length\r\n".to_vec()].concat();
+    conn.send(&bytes).expect("it reads");
+    let answer = conn.response(false).expect("it answers");
+    let lines = lines(&answer);
+    assert_eq!((answer.status, lines.len(), &lines[0]["height"]), (200, 2, &1.into()), "{lines:?}");
+    assert_eq!(lines[1]["error"]["code"], -32600, "{lines:?}");
+    assert_eq!(counted() - before, 1.0);
+    goes_on(&mut cluster, 1, "a chunk without a length");
+    cluster.end();
+}
+
+#[test]
+fn a_body_that_breaks_off_ends_with_an_error_where_somebody_reads() {
+    let (mut cluster, addr) = one_node();
+    let stream = TcpStream::connect(&addr).expect("it listens");
+    let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
+    conn.send(&[head(&addr, ""), chunk(&Block::new(1, "whole"))].concat()).expect("it reads");
+    stream.shutdown(Shutdown::Write).expect("it is open");
+    let lines = lines(&conn.response(false).expect("it answers"));
+    assert_eq!((lines.len(), &lines[0]["height"]), (2, &1.into()), "{lines:?}");
+    assert_eq!(lines[1]["error"]["code"], -32600, "{lines:?}");
+    goes_on(&mut cluster, 1, "a body without an end");
+    cluster.end();
+}
+
+#[test]
+fn who_has_sent_all_and_closed_its_side_is_answered() {
+    let (mut cluster, addr) = one_node();
+    for height in 1..=20 {
+        let stream = TcpStream::connect(&addr).expect("it listens");
+        let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
+        let body = Block::new(height, "half closed").to_protobuf();
+        let head = format!(
+            "POST /v1/blocks HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/x-protobuf\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        conn.send(&[head.as_bytes(), &body].concat()).expect("it reads");
+        stream.shutdown(Shutdown::Write).expect("it is open");
+        let answer = conn.response(false).expect("it answers");
+        assert_eq!(answer.status, 200, "block {height}: {}", answer.text());
+    }
+    goes_on(&mut cluster, 20, "clients that closed their side");
+    cluster.end();
+}
+
+#[test]
+fn who_expects_to_be_told_is_told_to_go_on() {
+    let (mut cluster, addr) = one_node();
+    let mut stream = TcpStream::connect(&addr).expect("it listens");
+    let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
+    conn.send(&head(&addr, "Expect: 100-continue\r\n")).expect("it reads");
+    let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut told = vec![0; go_on.len()];
+    stream.read_exact(&mut told).expect("it answers");
+    assert_eq!(told.escape_ascii().to_string(), go_on.escape_ascii().to_string());
+    conn.send(&[chunk(&Block::new(1, "told")), b"0\r\n\r\n".to_vec()].concat()).expect("it reads");
+    let answer = conn.response(false).expect("it answers");
+    let lines = lines(&answer);
+    assert_eq!((answer.status, lines.len(), &lines[0]["height"]), (200, 1, &1.into()), "{lines:?}");
+    goes_on(&mut cluster, 1, "a client that was told to go on");
     cluster.end();
 }

@@ -4,10 +4,17 @@
 //! | --- | --- |
 //! | a_refusal_names_the_limit_… | design 5: 429 for the rate alone, the rest 200; the message says which setting |
 //! | who_asks_is_… | a proxy's `X-Forwarded-For` and its kin are never believed |
+//! | what_is_no_call_costs_… | `api.rate_limit` binds every request, also one that no method ever sees |
+//! | a_socket_that_reads_no_… | answers nobody reads are bounded: requests behind them are left with the kernel |
 //! | a_socket_whose_upgrade_… | behind `proxy_pass` alone: 426 that says what the proxy lacks |
 //! | what_streams_… | proxies hold nothing back: `X-Accel-Buffering` on the feed and the ordered stream |
 
-use std::net::TcpStream;
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    thread,
+    time::Duration,
+};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -60,6 +67,88 @@ fn a_refusal_names_the_limit_that_was_met() {
     });
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(message(&answer).contains("api.max_connections_per_address"), "{answer:?}");
+    cluster.end();
+}
+
+#[test]
+fn what_is_no_call_costs_a_request_as_well() {
+    let mut cluster = Cluster::new(1, settings([("api.rate_limit", RATE.into())]));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    let without_id: &[u8] = br#"{"jsonrpc":"2.0","method":"raft_status"}"#;
+    for (method, body) in [("POST", without_id), ("POST", b"{]"), ("POST", b"[]"), ("PUT", b"")] {
+        let ask = || request(&addr, method, "/", &[MEDIA], body).expect("it answers").status;
+        let statuses: Vec<u16> = (0..5_000).map(|_| ask()).take_while(|status| *status != 429).collect();
+        assert!(statuses.len() < 5_000, "{method} of {}", body.escape_ascii());
+    }
+    cluster.end();
+}
+
+/// A call of some size with a large answer, as a frame that is masked with zeros.
+fn asked(id: &str, method: &str) -> Vec<u8> {
+    let padding = " ".repeat(60 << 10);
+    let call = format!(r#"{{"jsonrpc":"2.0","id":"{id}","method":"{method}"{padding}}}"#);
+    let length = u16::try_from(call.len()).expect("less than 64 KiB").to_be_bytes();
+    [&[0x81, 0x80 | 126], &length[..], &[0; 4], call.as_bytes()].concat()
+}
+
+/// Reads until the answer with an id came.
+fn read_until(mut stream: TcpStream, id: &str) -> bool {
+    let mark = format!(r#""id":"{id}""#).into_bytes();
+    let (mut tail, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
+    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        tail.extend_from_slice(&chunk[..n]);
+        if tail.windows(mark.len()).any(|w| w == mark) {
+            return true;
+        }
+        tail.drain(..tail.len().saturating_sub(mark.len()));
+    }
+    false
+}
+
+/// What one send may wait. By eye: a node that reads takes it within milliseconds.
+const SEND_FOR: Duration = Duration::from_secs(3);
+/// 120 MiB of requests: many times what the kernel's buffers and the calls under way may hold.
+const ASKED_MAX: usize = 128 << 4;
+
+#[test]
+fn a_socket_that_reads_no_answers_is_not_read_on() {
+    let mut cluster = Cluster::new(1, settings([]));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    let mut stream = TcpStream::connect(&addr).expect("it listens");
+    let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
+    let upgrade = format!(
+        "GET / HTTP/1.1\r\nHost: {addr}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    );
+    conn.send(upgrade.as_bytes()).expect("it reads");
+    assert_eq!(conn.head().expect("it answers").status, 101);
+    stream.set_write_timeout(Some(SEND_FOR)).expect("it is open");
+    let frame = asked("first", "rpc.discover");
+    // What is left of the frame that the node does not take.
+    let left = (0..ASKED_MAX).find_map(|_| {
+        let mut left = &frame[..];
+        while !left.is_empty() {
+            match stream.write(left) {
+                Ok(n) => left = &left[n..],
+                Err(e) => {
+                    let is_full = matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                    assert!(is_full, "{e}");
+                    return Some(left);
+                }
+            }
+        }
+        None
+    });
+    let left = left.expect("the node reads on though none of its answers is read");
+    // Who reads is read again.
+    let reader = stream.try_clone().expect("a descriptor is left");
+    let reading = thread::spawn(move || read_until(reader, "last"));
+    stream.set_write_timeout(None).expect("it is open");
+    stream.write_all(left).expect("it reads again");
+    stream.write_all(&asked("last", "raft_status")).expect("it reads again");
+    assert!(reading.join().expect("it does not panic"), "the last call is answered");
     cluster.end();
 }
 

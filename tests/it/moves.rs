@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | a_hand_over_and_a_change_of_members_take_turns | safety 13: a target that loses its vote meanwhile is succeeded by nobody |
 //! | a_change_waits_for_a_quorum_that_holds_everything | design 5: `notCaughtUp`; a chain that stands still in a joint membership |
+//! | a_leader_whose_disk_hangs_is_no_quorum_of_a_change | safety 3: what it applied is on its disk |
 //! | a_leader_that_is_demoted_hands_over_behind_the_answer | safety 14, design 11: committed, answered, then handed over |
 //! | an_operation_is_one_act_on_every_node | design 5, "Once": after the change of leader too |
 //! | another_is_asked_when_the_first_does_not_take_over | safety 13: "ask again, or another voter" |
@@ -15,14 +16,15 @@ use std::thread;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
+use crate::faults::UNABLE;
 use crate::support::{
-    block::Block,
+    block::{Block, Way},
     cluster::{CLUSTER_ID, Cluster},
     config::{Settings, patient, settings},
     disk,
+    http::Connection,
     members::{assert_refused, call, ids, one_more_block},
-    net::Way,
-    ports, rpc,
+    net, ports, rpc,
     stream::fill,
     wait::{SOON, wait_for},
 };
@@ -37,7 +39,7 @@ fn a_hand_over_and_a_change_of_members_take_turns() {
     call(&cluster, leader, "raft_demote", json!({"nodeId": other}));
     // Long enough to act between the target's consent and what raft is told.
     for (from, to) in [(leader, target), (target, leader)] {
-        net.set(from, to, Way::default().delayed(300));
+        net.set(from, to, net::Way::default().delayed(300));
     }
     let api = cluster.node(leader).api.clone();
     let params = json!({"to": target, "timeoutMs": 20_000});
@@ -68,7 +70,7 @@ fn a_change_waits_for_a_quorum_that_holds_everything() {
     let leader = cluster.leader();
     let [near, far] = cluster.others(leader)[..] else { panic!("three nodes") };
     // It is heard, and gets nothing: one that was away, and has much to catch up with.
-    net.set(leader, far, Way::LOG_CUT);
+    net.set(leader, far, net::Way::LOG_CUT);
     fill(&cluster.node(leader).api.clone(), &[Block::new(1, "far")]);
     for method in ["raft_removeMember", "raft_demote"] {
         for is_dry in [true, false] {
@@ -87,13 +89,45 @@ fn a_change_waits_for_a_quorum_that_holds_everything() {
 }
 
 #[test]
+fn a_leader_whose_disk_hangs_is_no_quorum_of_a_change() {
+    let mut cluster = Cluster::new(3, Settings::new());
+    cluster.nodes.iter_mut().for_each(disk::prepare);
+    cluster.allow_deaths();
+    UNABLE.iter().for_each(|said| cluster.allow(said));
+    let leader = cluster.start();
+    one_more_block(&cluster, leader);
+    let healthy = cluster.others(leader)[0];
+    let term = cluster.term_of(leader);
+    disk::begin(cluster.node(leader), disk::Fault::Hangs);
+    let api = cluster.node(leader).api.clone();
+    let head = cluster.height(leader);
+    let proposal = thread::spawn(move || {
+        let mut conn = Connection::open(&api).expect("it listens");
+        Block::new(head + 1, "late").propose(&mut conn, Way::Protobuf, None)
+    });
+    wait_for("its disk has something to do", SOON, || {
+        let status = cluster.node(leader).status()?;
+        let index = |name: &str| status[name].as_u64().context("a number");
+        ensure!(index("appliedIndex")? < index("lastLogIndex")?, "{status}");
+        Ok(())
+    });
+    assert_refused(&cluster, leader, "raft_demote", json!({"nodeId": healthy}), "notCaughtUp");
+    // With all voters as they were another one leads.
+    let others = cluster.others(leader);
+    cluster.leader_among(&others, term);
+    disk::mend(cluster.node(leader));
+    let _ = proposal.join().expect("it is answered");
+    cluster.end();
+}
+
+#[test]
 fn a_leader_that_is_demoted_hands_over_behind_the_answer() {
     // Long enough for the leader to look at itself between the two entries.
     let (mut cluster, net) = Cluster::behind(3, patient(), |_| {});
     let leader = cluster.leader();
     let rest = cluster.others(leader);
     for other in &rest {
-        net.set(leader, *other, Way::default().delayed(100));
+        net.set(leader, *other, net::Way::default().delayed(100));
     }
     let params = json!({"nodeId": leader, "operationId": "leave-1"});
     let members = call(&cluster, leader, "raft_demote", params);

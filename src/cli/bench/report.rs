@@ -48,11 +48,13 @@ pub(crate) struct Findings<'a> {
     tally: &'a Tally,
     in_flight: usize,
     measured: Duration,
+    longest_gap: Duration,
 }
 
 impl<'a> Findings<'a> {
     pub(crate) fn new(args: &'a Args, tally: &'a Tally, in_flight: usize) -> Self {
-        Self { args, tally, in_flight, measured: tally.measured(Instant::now()) }
+        let now = Instant::now();
+        Self { args, tally, in_flight, measured: tally.measured(now), longest_gap: tally.longest_gap(now) }
     }
 
     fn throughput(&self) -> f64 {
@@ -101,7 +103,7 @@ impl<'a> Findings<'a> {
             );
             t.pair("latency", latency);
         }
-        t.pair("longest gap", units::duration(self.tally.longest_gap));
+        t.pair("longest gap", units::duration(self.longest_gap));
         if 0 < self.refused() {
             let by: Vec<String> = self.tally.refused.iter().map(|(why, n)| format!("{why} {n}")).collect();
             t.pair("refused", Cell::new(by.join(", "), Tone::Warn));
@@ -137,7 +139,7 @@ impl<'a> Findings<'a> {
                 "p90": h.value_at_quantile(0.9), "p99": h.value_at_quantile(0.99),
                 "p999": h.value_at_quantile(0.999), "max": h.max(),
             },
-            "longestGapMs": self.tally.longest_gap.as_millis() as u64,
+            "longestGapMs": self.longest_gap.as_millis() as u64,
             "refused": self.refused(),
             "refusedBy": self.tally.refused,
             "duplicates": self.tally.duplicates,

@@ -33,7 +33,11 @@ pub(crate) async fn send(run: &Run, maker: Maker, pacer: Option<&Pacer>) -> Resu
             return Ok(());
         }
         if !producer.is_connected() {
-            let connected = producer.connect(NO_LEADER_MAX).await;
+            let connecting = producer.connect(NO_LEADER_MAX);
+            let Ok(connected) = tokio::time::timeout_at(run.end + DRAIN, connecting).await else {
+                // What is in flight stays unanswered: nobody leads any more.
+                return Ok(());
+            };
             connected.map_err(|e| Failure::failed(e.to_string()))?;
             n_connects += 1;
             run.tally().reconnects = n_connects - 1;

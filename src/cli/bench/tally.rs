@@ -28,8 +28,8 @@ pub(crate) struct Tally {
     pub(crate) reconnects: u64,
     /// When the last one was acknowledged: the measured time ends there when a run is cut short.
     pub(crate) last: Option<Instant>,
-    /// Longest time between two acknowledgements in the window.
-    pub(crate) longest_gap: Duration,
+    /// Longest time between two acknowledgements in the window, or from its beginning to the first.
+    longest_gap: Duration,
 }
 
 impl Tally {
@@ -60,14 +60,19 @@ impl Tally {
         }
         if (self.from..self.to).contains(&now) {
             self.acked_in_window += 1;
-            let before = self.last.map_or(self.from, |l| l.max(self.from));
-            self.longest_gap = self.longest_gap.max(now.saturating_duration_since(before));
         }
+        self.longest_gap = self.longest_gap(now);
         self.last = Some(now);
     }
 
     pub(crate) fn refused(&mut self, reason: &str) {
         *self.refused.entry(reason.to_string()).or_default() += 1;
+    }
+
+    /// Longest time in the window without an acknowledgement, until `now`: to its end too, when none came any more.
+    pub(crate) fn longest_gap(&self, now: Instant) -> Duration {
+        let before = self.last.map_or(self.from, |last| last.max(self.from));
+        self.longest_gap.max(self.to.min(now).saturating_duration_since(before))
     }
 
     /// What was measured until `now`.
@@ -93,10 +98,23 @@ mod tests {
             (tally.acked, tally.acked_in_window, tally.latencies.len(), tally.duplicates),
             (4, 2, 2, 1)
         );
-        assert_eq!(tally.longest_gap, Duration::from_millis(60));
+        assert_eq!(tally.longest_gap(ms(900)), Duration::from_millis(60));
         assert!((19_000..41_000).contains(&tally.latencies.min()) && tally.latencies.max() >= 39_000);
         assert_eq!(tally.measured(ms(150)), Duration::from_millis(50));
         assert_eq!(tally.measured(ms(900)), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn an_outage_to_the_end_of_the_window_is_a_gap() {
+        let start = Instant::now();
+        let ms = |n: u64| start + Duration::from_millis(n);
+        let mut tally = Tally::new(ms(100), ms(500), 0);
+        assert_eq!(tally.longest_gap(ms(900)), Duration::from_millis(400));
+        tally.acked(ms(110), ms(120), false);
+        assert_eq!(tally.longest_gap(ms(220)), Duration::from_millis(100), "cut short");
+        assert_eq!(tally.longest_gap(ms(900)), Duration::from_millis(380));
+        tally.acked(ms(130), ms(600), false);
+        assert_eq!(tally.longest_gap(ms(900)), Duration::from_millis(380));
     }
 
     #[test]

@@ -225,7 +225,10 @@ impl Changer {
     /// Whether a member acknowledged lately, and holds everything up to `goal`; `Err` says what is wrong.
     fn holds(&self, status: &Status, node_id: NodeId, goal: LogIndex) -> Result<(), String> {
         if node_id == self.raft().node_id() {
-            return Ok(());
+            // What a leader applied is on its own disk too (safety rule 3); that hangs as others' do.
+            let applied = status.positions.applied;
+            let why = || format!("this leader has applied {applied} of {goal} entries");
+            return if goal <= applied { Ok(()) } else { Err(why()) };
         }
         let progress = status.peers.iter().flatten().find(|p| p.node_id == node_id);
         let is_heard =

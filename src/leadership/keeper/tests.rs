@@ -20,6 +20,7 @@ fn look(now: Instant, unfit: &[Check]) -> Look<'_> {
         fittest: Some(FitnessGrade::Fit),
         is_forced: false,
         is_busy: false,
+        is_leaving: false,
     }
 }
 
@@ -170,6 +171,20 @@ fn a_leader_whose_entries_do_not_get_through_falls_silent_when_nobody_takes_over
     // Or the entries got through after all.
     assert_eq!(keeper.step(&alone), [Action::SetHeartbeats(false)]);
     assert_eq!(keeper.step(&look(now, &[])), [Action::SetMayStand(true), Action::SetHeartbeats(true)]);
+}
+
+#[test]
+fn a_leader_that_leaves_waits_for_its_hand_over_unless_it_is_stuck() {
+    let now = Instant::now();
+    let mut keeper = settled(&follower(now, &[Check::Member]));
+    let leaving = Look { is_leaving: true, ..look(now, &[Check::Member]) };
+    assert_eq!(keeper.step(&leaving), []);
+    let hung = [Check::Sync, Check::Member];
+    let stuck = Look { is_leaving: true, ..look(now, &hung) };
+    assert_eq!(keeper.step(&stuck), [hand_over(Check::Sync, LeadershipCause::Removed)]);
+    let later = now + 2 * CONFIG.pause;
+    let stuck = Look { now: later, ..stuck };
+    assert_eq!(keeper.step(&stuck), [Action::SetHeartbeats(false)]);
 }
 
 #[test]

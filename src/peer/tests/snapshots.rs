@@ -221,7 +221,8 @@ async fn a_snapshot_that_is_verified_keeps_the_turn_when_its_connection_breaks()
     let offering = Offering::start().await;
     let snapshots = &offering.node.bare.snapshots;
     let held = Arc::clone(&snapshots.verifying).lock_owned().await;
-    let data = Bytes::from_static(b"data");
+    // One payload of one byte.
+    let data = Bytes::from_static(&[0, 0, 0, 1, 7]);
     let file = file_of("payloads", &data);
     let mut first = offering.offer(manifest(vec![file.clone()])).await;
     in_time("an answer", first.reader.next()).await.unwrap();
@@ -238,5 +239,7 @@ async fn a_snapshot_that_is_verified_keeps_the_turn_when_its_connection_breaks()
     drop(held);
     let have = in_time("the turn", second.reader.next()).await.unwrap();
     assert_eq!(have.kind(), Some(FrameKind::SnapshotHave));
+    // The first was carried to its end, though nobody waited for it any more.
+    assert_eq!(snapshots.n_settled.load(Ordering::SeqCst), 1);
     offering.node.stop().await;
 }

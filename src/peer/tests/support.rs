@@ -157,6 +157,8 @@ pub(super) struct MemSnapshots {
     pub(super) verifying: Arc<tokio::sync::Mutex<()>>,
     /// Those that began to be verified.
     pub(super) n_verified: Arc<AtomicU64>,
+    /// Those that raft was done with.
+    pub(super) n_settled: AtomicU64,
 }
 
 impl MemSnapshots {
@@ -168,6 +170,7 @@ impl MemSnapshots {
             resumed: Mutex::default(),
             verifying: Arc::default(),
             n_verified: Arc::default(),
+            n_settled: AtomicU64::new(0),
         }
     }
 }
@@ -182,6 +185,10 @@ impl SnapshotStore for MemSnapshots {
         let have = manifest.files.iter().map(|file| receiving.have(&file.name)).sum();
         self.resumed.lock().unwrap().push(have);
         Ok(Box::new(receiving))
+    }
+
+    fn settled(&self, _id: &str) {
+        self.n_settled.fetch_add(1, Ordering::SeqCst);
     }
 
     fn sent(&self, outcome: SendOutcome, _took: Duration) {

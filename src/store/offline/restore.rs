@@ -14,7 +14,7 @@ use crate::raft::{Membership, NodeRecord};
 use crate::store::codec::NO_LINK;
 use crate::store::identity::Lock;
 use crate::store::log::open as log_open;
-use crate::store::offline::{OfflineError, Rewrite, UNFINISHED, Unfinished, give_to_owner};
+use crate::store::offline::{OfflineError, Rewrite, UNFINISHED, UNFINISHED_TMP, Unfinished, give_to_owner};
 use crate::store::snapshot::export::{Entry, read_tar};
 use crate::store::snapshot::receive::check_manifest;
 use crate::store::snapshot::{self, FILES, MANIFEST, check};
@@ -72,8 +72,9 @@ fn check_empty(data_dir: &Path) -> Result<(), OfflineError> {
     }
     for entry in fs::read_dir(data_dir).map_err(OfflineError::io(data_dir))? {
         let name = entry.map_err(OfflineError::io(data_dir))?.file_name();
-        // An empty mount point has it, and it holds nothing of anybody's.
-        if name != LOCK && name != "lost+found" {
+        // An empty mount point has the one, and it holds nothing of anybody's; a restore that was killed as it began
+        // has the other.
+        if name != LOCK && name != "lost+found" && name != UNFINISHED_TMP {
             let what = format!(
                 "{} is not empty ({} is in it): an export is restored into an empty folder",
                 data_dir.display(),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::raft::convert::stored_membership_to_proto;
+use crate::raft::{convert::stored_membership_to_proto, storage_error};
 use crate::store::files;
 use crate::store::rocks;
 use crate::store::state::db::{Family, StateDb, StateError};
@@ -70,16 +70,27 @@ pub(crate) fn restore(
     rocks: &rocks::Shared,
 ) -> io::Result<Result<(), String>> {
     files::remove_dir(scratch)?;
-    link_files(dir, scratch)?;
     let restored = || {
-        let db = StateDb::open(scratch, rocks).map_err(|e| e.to_string())?;
-        db.load().map_err(|e| e.to_string())?;
-        read_all(&db).map_err(|e| e.to_string())?;
-        compare(&db, manifest)
+        link_files(dir, scratch)?;
+        let looked = || -> Result<Result<(), String>, StateError> {
+            let db = StateDb::open(scratch, rocks)?;
+            db.load()?;
+            read_all(&db)?;
+            Ok(compare(&db, manifest))
+        };
+        match looked() {
+            Ok(compared) => Ok(compared),
+            // Of a disk that is full, or that does not answer: it says nothing of the snapshot.
+            Err(StateError::Rocks(error)) if error.kind() == rocksdb::ErrorKind::IOError => {
+                Err(storage_error(error))
+            }
+            Err(error) => Ok(Err(error.to_string())),
+        }
     };
     let result = restored();
-    files::remove_dir(scratch)?;
-    Ok(result)
+    // Links would keep the tables of a snapshot that is deleted meanwhile.
+    let removed = files::remove_dir(scratch);
+    result.and_then(|compared| removed.map(|()| compared))
 }
 
 fn compare(db: &StateDb, manifest: &SnapshotManifest) -> Result<(), String> {

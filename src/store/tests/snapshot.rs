@@ -422,14 +422,22 @@ async fn unfinished_ones_go_at_start_and_damaged_ones_are_set_aside() {
     commit(&mut opened, vec![blank(1, 51)]).await;
     close(opened);
     let snapshots = dir.join("snapshots");
-    fs::create_dir(snapshots.join("x.tmp")).unwrap();
+    let foreign = ["x.tmp", "keep-monday", "lost+found", "keep.damaged"].map(|name| snapshots.join(name));
+    foreign.iter().for_each(|path| fs::create_dir(path).unwrap());
+    let export = snapshots.join("1f-chain.tar");
+    fs::write(&export, b"somebody's").unwrap();
+    let [begun, before] = ["1f-1.tmp", "1f-1.damaged"].map(|name| snapshots.join(name));
+    fs::create_dir(&begun).unwrap();
+    fs::create_dir(&before).unwrap();
     let largest = data.manifest.files.iter().max_by_key(|f| f.size_bytes).unwrap();
     let path = data.dir.join(&largest.name);
     let content = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
     fs::write(&path, &content[..content.len() - 1]).unwrap();
     let opened = open(&dir);
-    assert!(!snapshots.join("x.tmp").exists());
+    assert!(!begun.exists() && !before.exists());
+    // What no node made is left alone.
+    assert!(foreign.iter().chain([&export]).all(|path| path.exists()));
     assert!(snapshots.join(format!("{}.damaged", data.manifest.id)).exists());
     assert_eq!(opened.snapshots.newest(), None);
     close(opened);
