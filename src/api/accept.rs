@@ -197,9 +197,9 @@ pub(crate) async fn run<S: Serve>(
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // A client that has said all and closed its side for writing is answered all the same. One that is gone
-    // is found when its answer is written.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN).half_close(true);
+    // A client that closes its side is taken to be gone: it could not be told from one that is, whose event stream
+    // and whose turns would be held until something is written to it.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_WITHIN);
     builder
         .http2()
         .timer(TokioTimer::new())

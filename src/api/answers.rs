@@ -13,10 +13,11 @@ use jsonrpsee::{
     server::{MethodCallback, MethodSink, SubscriptionState},
     types::{ErrorObject, Id, Params, Request, error::ErrorCode},
 };
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::Api;
 use crate::api::rpc::Caller;
 use crate::api::socket::CallUnderWay;
+use crate::api::{Api, table};
 
 /// No method of the contract, and unknown to clients: the library lets go of a connection's sink to
 /// subscriptions alone.
@@ -54,11 +55,23 @@ pub(crate) fn no_method(id: Id<'_>) -> MethodResponse {
 pub(crate) struct Waiting {
     under_way: CallUnderWay,
     sink: Option<MethodSink>,
+    /// Of a read whose answer may be large: the next one is not made before this one was taken.
+    _large: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether an answer may have many MiB.
+pub(crate) fn may_be_large(method: &str) -> bool {
+    table::find(method).is_some_and(|row| ["block_get", "block_range"].contains(&row.name))
 }
 
 impl Waiting {
-    /// `bytes`: of the parameters. `None`: not by WebSocket.
-    pub(crate) async fn begin<S>(service: &S, extensions: &Extensions, bytes: usize) -> Option<Self>
+    /// `bytes`: of the parameters; `is_large`: see [`may_be_large`]. `None`: not by WebSocket.
+    pub(crate) async fn begin<S>(
+        service: &S,
+        extensions: &Extensions,
+        bytes: usize,
+        is_large: bool,
+    ) -> Option<Self>
     where
         S: RpcServiceT<MethodResponse = MethodResponse> + Sync,
     {
@@ -70,8 +83,13 @@ impl Waiting {
             attach.extensions.insert(caller.clone());
             service.call(attach).await;
         }
+        let large = match is_large {
+            // Never closed.
+            true => Arc::clone(&session.large_answers).acquire_owned().await.ok(),
+            false => None,
+        };
         // None where too many subscriptions begin at once: then the library gives this answer.
-        Some(Self { under_way, sink: session.sink().cloned() })
+        Some(Self { under_way, sink: session.sink().cloned(), _large: large })
     }
 
     /// Until the connection takes it. What is returned tells the library that nothing is left to be sent.

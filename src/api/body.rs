@@ -187,6 +187,12 @@ pub(crate) fn discard(headers: &HeaderMap, body: Incoming) {
     }
 }
 
+/// Whether all of a body that is discarded is read, so that its connection can go on.
+pub(crate) fn is_drained(headers: &HeaderMap) -> bool {
+    let is_short = stated_length(headers).is_some_and(|bytes| bytes <= DISCARD_BYTES_MAX as u64);
+    is_short && !headers.contains_key(header::EXPECT)
+}
+
 /// As [`discard`], of a whole request.
 pub(crate) fn refuse(request: Request<Incoming>) {
     let (head, body) = request.into_parts();

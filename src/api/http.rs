@@ -98,11 +98,14 @@ impl Front {
                 Found::Route(..) | Found::OtherMethod(_) | Found::Nothing => None,
             };
             let version = request.version();
+            let is_drained = body::is_drained(request.headers());
             body::refuse(request);
             let mut answer = match goodbye {
                 Some(why) => sse::goodbye(version, why),
-                // A client of JSON-RPC that is told to wait keeps its connection.
-                None if is_rpc && reason == Rejected::RateLimit => return rpc_fault(&fault, reason),
+                // A client of JSON-RPC that is told to wait keeps its connection, where its body can be read away.
+                None if is_rpc && reason == Rejected::RateLimit && is_drained => {
+                    return rpc_fault(&fault, reason);
+                }
                 None if is_rpc => rpc_fault(&fault, reason),
                 None => plain_fault(&fault),
             };

@@ -1,6 +1,6 @@
 //! `raft_history`, `audit_list`, `audit_verify`: what this node recorded.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -174,8 +174,16 @@ struct ProblemJson {
 pub(crate) fn audit_verify<'a>(call: &'a Call, _: Args<'a>) -> Answer<'a> {
     Box::pin(async move {
         // Each may read tens of MiB.
-        let _turn = call.api.large_reads.acquire().await.map_err(|_| Fault::shutting_down())?;
-        let verdict = call.api.parts.audit.chain.verify().await.map_err(|e| unreadable(&e))?;
+        let turns = Arc::clone(&call.api.large_reads);
+        let turn = turns.acquire_owned().await.map_err(|_| Fault::shutting_down())?;
+        let chain = call.api.parts.audit.chain.clone();
+        // The turn goes along: what has begun is read to its end, whoever goes away.
+        let verifying = call.api.tasks.spawn(async move {
+            let _turn = turn;
+            chain.verify().await
+        });
+        let verified = verifying.await.map_err(|_| Fault::internal("the check broke off"))?;
+        let verdict = verified.map_err(|e| unreadable(&e))?;
         let problems: Vec<_> =
             verdict.problems.into_iter().map(|p| ProblemJson { id: p.id, what: p.what }).collect();
         Ok(to_raw(&VerdictJson { ok: problems.is_empty(), checked: verdict.checked, problems }))

@@ -282,7 +282,9 @@ where
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let this = self.clone();
         async move {
-            let waiting = Waiting::begin(&this.inner, &request.extensions, bytes_of(&request)).await;
+            let is_large = answers::may_be_large(&request.method);
+            let waiting =
+                Waiting::begin(&this.inner, &request.extensions, bytes_of(&request), is_large).await;
             let answer = this.answer(request).await;
             match waiting {
                 Some(waiting) => waiting.give(answer).await,
@@ -299,7 +301,11 @@ where
                 BatchEntry::Notification(_) => 0,
             });
             let bytes = bytes.sum();
-            let waiting = Waiting::begin(&this.inner, batch.extensions(), bytes).await;
+            let is_large = batch.iter().flatten().any(|entry| match entry {
+                BatchEntry::Call(request) => answers::may_be_large(&request.method),
+                BatchEntry::Notification(_) => false,
+            });
+            let waiting = Waiting::begin(&this.inner, batch.extensions(), bytes, is_large).await;
             let answer = this.answer_all(batch).await;
             match waiting {
                 Some(waiting) => waiting.give(answer).await,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use jsonrpsee::server::MethodSink;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::feed::room::Outlet;
@@ -20,7 +21,12 @@ pub(crate) struct Session {
     pub(crate) outlet: Arc<Outlet>,
     /// The way to the connection; there from the first call on.
     sink: OnceLock<MethodSink>,
+    /// Of reads whose answers may be large and are not with the connection yet.
+    pub(crate) large_answers: Arc<Semaphore>,
 }
+
+/// By eye: as many as keep a reader busy, each of up to twice `api.max_body`.
+const LARGE_ANSWERS_MAX: usize = 4;
 
 #[derive(Debug, Clone)]
 struct Ending {
@@ -30,7 +36,8 @@ struct Ending {
 
 impl Session {
     pub(crate) fn new(outlet: Arc<Outlet>) -> Self {
-        Self { endings: Mutex::default(), outlet, sink: OnceLock::new() }
+        let large_answers = Arc::new(Semaphore::new(LARGE_ANSWERS_MAX));
+        Self { endings: Mutex::default(), outlet, sink: OnceLock::new(), large_answers }
     }
 
     pub(crate) fn attach(&self, sink: MethodSink) {

@@ -220,7 +220,8 @@ impl Rewrite<'_> {
 }
 
 /// Gives everything below a folder to the folder's owner: the command may have been run by another
-/// user than the one the node runs as. Where that is not allowed, it is not needed either.
+/// user than the one the node runs as. Who is not root may not, and has made what is new there as the user that the
+/// node runs as.
 fn give_to_owner(data_dir: &Path) -> Result<(), OfflineError> {
     let io = OfflineError::io(data_dir);
     let owner = fs::metadata(data_dir).map_err(&io)?;
@@ -235,7 +236,9 @@ fn give_to_owner(data_dir: &Path) -> Result<(), OfflineError> {
             }
             if (meta.uid(), meta.gid()) != (owner.uid(), owner.gid()) {
                 match std::os::unix::fs::lchown(entry.path(), Some(owner.uid()), Some(owner.gid())) {
-                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    Err(error)
+                        if error.kind() == io::ErrorKind::PermissionDenied
+                            && !rustix::process::geteuid().is_root() => {}
                     given => given.map_err(OfflineError::io(&entry.path()))?,
                 }
             }

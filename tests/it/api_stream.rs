@@ -204,27 +204,6 @@ fn a_body_that_breaks_off_ends_with_an_error_where_somebody_reads() {
 }
 
 #[test]
-fn who_has_sent_all_and_closed_its_side_is_answered() {
-    let (mut cluster, addr) = one_node();
-    for height in 1..=20 {
-        let stream = TcpStream::connect(&addr).expect("it listens");
-        let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
-        let body = Block::new(height, "half closed").to_protobuf();
-        let head = format!(
-            "POST /v1/blocks HTTP/1.1\r\nHost: {addr}\r\nContent-Type: application/x-protobuf\r\n\
-             Content-Length: {}\r\n\r\n",
-            body.len()
-        );
-        conn.send(&[head.as_bytes(), &body].concat()).expect("it reads");
-        stream.shutdown(Shutdown::Write).expect("it is open");
-        let answer = conn.response(false).expect("it answers");
-        assert_eq!(answer.status, 200, "block {height}: {}", answer.text());
-    }
-    goes_on(&mut cluster, 20, "clients that closed their side");
-    cluster.end();
-}
-
-#[test]
 fn who_expects_to_be_told_is_told_to_go_on() {
     let (mut cluster, addr) = one_node();
     let mut stream = TcpStream::connect(&addr).expect("it listens");

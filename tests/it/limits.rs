@@ -20,9 +20,12 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::support::{
+    bench::rss_mib,
+    block::Block,
     cluster::Cluster,
     config::settings,
     http::{Connection, Response, request},
+    stream::fill,
     wait::{SOON, wait_for},
 };
 
@@ -111,19 +114,52 @@ const SEND_FOR: Duration = Duration::from_secs(3);
 /// 120 MiB of requests: many times what the kernel's buffers and the calls under way may hold.
 const ASKED_MAX: usize = 128 << 4;
 
-#[test]
-fn a_socket_that_reads_no_answers_is_not_read_on() {
-    let mut cluster = Cluster::new(1, settings([]));
-    cluster.start();
-    let addr = cluster.node(1).api.clone();
-    let mut stream = TcpStream::connect(&addr).expect("it listens");
-    let mut conn = Connection::over(&addr, stream.try_clone().expect("a descriptor is left"));
+/// A WebSocket of which nothing is read by itself.
+#[track_caller]
+fn upgraded(addr: &str) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("it listens");
+    let mut conn = Connection::over(addr, stream.try_clone().expect("a descriptor is left"));
     let upgrade = format!(
         "GET / HTTP/1.1\r\nHost: {addr}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     );
     conn.send(upgrade.as_bytes()).expect("it reads");
     assert_eq!(conn.head().expect("it answers").status, 101);
+    stream
+}
+
+/// Large answers are made as they are taken, and not all of them ahead.
+#[test]
+fn a_socket_that_reads_no_large_answers_gets_few_of_them_made() {
+    const ASKED: usize = 64;
+    let mut cluster = Cluster::new(1, settings([]));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    fill(&addr, &[Block::sized(1, "large", 4 << 20)]);
+    let pid = cluster.node(1).pid();
+    let before = rss_mib(pid).expect("it runs");
+    let mut stream = upgraded(&addr);
+    let call = r#"{"jsonrpc":"2.0","id":1,"method":"block_get","params":{"height":1}}"#;
+    let length = u8::try_from(call.len()).expect("a short frame");
+    let frame = [&[0x81, 0x80 | length], &[0; 4][..], call.as_bytes()].concat();
+    for _ in 0..ASKED {
+        stream.write_all(&frame).expect("it reads");
+    }
+    // Large reads take turns in order: once this one is answered, whatever was let in before had its turn.
+    cluster.node(1).call("block_get", &json!({"height": 1})).expect("it is there");
+    let more = rss_mib(pid).expect("it runs").saturating_sub(before);
+    // Each has 8 MiB.
+    assert!(more < 256, "{more} MiB more");
+    drop(stream);
+    cluster.end();
+}
+
+#[test]
+fn a_socket_that_reads_no_answers_is_not_read_on() {
+    let mut cluster = Cluster::new(1, settings([]));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    let mut stream = upgraded(&addr);
     stream.set_write_timeout(Some(SEND_FOR)).expect("it is open");
     let frame = asked("first", "rpc.discover");
     // What is left of the frame that the node does not take.
