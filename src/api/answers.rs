@@ -15,9 +15,9 @@ use jsonrpsee::{
 };
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::api::Api;
 use crate::api::rpc::Caller;
 use crate::api::socket::CallUnderWay;
-use crate::api::{Api, table};
 
 /// No method of the contract, and unknown to clients: the library lets go of a connection's sink to
 /// subscriptions alone.
@@ -61,7 +61,7 @@ pub(crate) struct Waiting {
 
 /// Whether an answer may have many MiB.
 pub(crate) fn may_be_large(method: &str) -> bool {
-    table::find(method).is_some_and(|row| ["block_get", "block_range"].contains(&row.name))
+    matches!(method, "block_get" | "block_range")
 }
 
 impl Waiting {

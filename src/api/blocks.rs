@@ -76,9 +76,14 @@ fn header_of<T>(
     read(text).map(Some).map_err(|why| Fault::param(name, format!("{name} {why}")))
 }
 
+/// Whether the body says that it is protobuf.
+pub(crate) fn is_protobuf(headers: &HeaderMap) -> bool {
+    is_media(headers, &["application/x-protobuf", "application/protobuf"])
+}
+
 /// `None`: the body is protobuf.
 pub(crate) fn refuse_media(api: &Api, headers: &HeaderMap) -> Option<Response<Body>> {
-    if is_media(headers, &["application/x-protobuf", "application/protobuf"]) {
+    if is_protobuf(headers) {
         return None;
     }
     api.parts.metrics.reject(Rejected::MediaType);

@@ -28,7 +28,7 @@ use crate::api::blocks::Terms;
 use crate::api::body::StreamError;
 use crate::api::error::{Code, Fault, TOO_LARGE};
 use crate::api::framing::{Framing, FramingError};
-use crate::api::http::{Front, is_media, plain_fault};
+use crate::api::http::{Front, plain_fault};
 use crate::api::metrics::Rejected;
 use crate::api::wire::Acknowledged;
 use crate::api::{Api, blocks, body};
@@ -82,9 +82,8 @@ struct First(Piece);
 pub(crate) async fn expected(mut request: Request<Incoming>) -> Request<Incoming> {
     let headers = request.headers();
     // Who is refused is told no by the answer.
-    let is_taken = is_media(headers, &["application/x-protobuf", "application/protobuf"])
-        && Terms::from_headers(headers).is_ok();
-    if !headers.contains_key(header::EXPECT) || !is_taken {
+    let is_taken = || blocks::is_protobuf(headers) && Terms::from_headers(headers).is_ok();
+    if !headers.contains_key(header::EXPECT) || !is_taken() {
         return request;
     }
     let first = body::next_of_stream(request.body_mut(), None);

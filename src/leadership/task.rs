@@ -213,7 +213,9 @@ impl Task {
         // One that gives its office up hears of the next leader a moment later: until then it was led by itself.
         let leaderless_for = self.led_at.map_or(heard_age, |at| at.elapsed().min(heard_age));
         let keeper = &mut self.keeper;
-        let barred_until = self.handle.config().barred_until;
+        // Nor before any membership is known: the first that a wiped node is sent may make it a quorum of its own
+        // (safety rule 8).
+        let is_barred = self.handle.barred(Instant::now()).is_some() || status.members.nodes.is_empty();
         let patience = self.handle.raft().config().heartbeat_timeout;
         let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
             let look = Look {
@@ -222,11 +224,7 @@ impl Task {
                 has_quorum: !verdict.lease_remaining.is_zero(),
                 unfit: &verdict.unfit,
                 is_fit_to_stand: verdict.may_stand,
-                // Nor before any membership is known: the first that a wiped node is sent may make it a
-                // quorum of its own (safety rule 8).
-                is_barred: barred_until.is_some_and(|until| inputs.now < until)
-                    || status.members.nodes.is_empty()
-                    || !inputs.is_itself,
+                is_barred,
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { leaderless_for },
                 is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,

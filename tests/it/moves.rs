@@ -29,11 +29,15 @@ use crate::support::{
     wait::{SOON, wait_for},
 };
 
+/// Three nodes behind a network that may be slow.
+fn patient_three(mut more: Settings) -> (Cluster, net::Net) {
+    more.extend(patient());
+    Cluster::behind(3, more, |_| {})
+}
+
 #[test]
 fn a_hand_over_and_a_change_of_members_take_turns() {
-    let mut all = settings([("raft.send_timeout", "2s".into())]);
-    all.extend(patient());
-    let (mut cluster, net) = Cluster::behind(3, all, |_| {});
+    let (mut cluster, net) = patient_three(settings([("raft.send_timeout", "2s".into())]));
     let leader = cluster.leader();
     let [target, other] = cluster.others(leader)[..] else { panic!("three nodes") };
     call(&cluster, leader, "raft_demote", json!({"nodeId": other}));
@@ -64,9 +68,7 @@ fn a_hand_over_and_a_change_of_members_take_turns() {
 
 #[test]
 fn a_change_waits_for_a_quorum_that_holds_everything() {
-    let mut all = settings([("leadership.stall_after", "600s".into())]);
-    all.extend(patient());
-    let (mut cluster, net) = Cluster::behind(3, all, |_| {});
+    let (mut cluster, net) = patient_three(settings([("leadership.stall_after", "600s".into())]));
     let leader = cluster.leader();
     let [near, far] = cluster.others(leader)[..] else { panic!("three nodes") };
     // It is heard, and gets nothing: one that was away, and has much to catch up with.
@@ -123,7 +125,7 @@ fn a_leader_whose_disk_hangs_is_no_quorum_of_a_change() {
 #[test]
 fn a_leader_that_is_demoted_hands_over_behind_the_answer() {
     // Long enough for the leader to look at itself between the two entries.
-    let (mut cluster, net) = Cluster::behind(3, patient(), |_| {});
+    let (mut cluster, net) = patient_three(Settings::new());
     let leader = cluster.leader();
     let rest = cluster.others(leader);
     for other in &rest {
