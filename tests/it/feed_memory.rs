@@ -111,7 +111,16 @@ fn who_comes_when_all_room_is_held_gets_it_from_those_that_do_not_read() {
     let (cluster, id) = node();
     let api = cluster.node(id).api.clone();
     // More than have room: five of these blocks.
-    let mut sockets: Vec<_> = (0..7).map(|_| stand_still(&api, 1)).collect();
+    const STANDING: usize = 7;
+    let mut sockets: Vec<_> = (0..STANDING).map(|_| stand_still(&api, 1)).collect();
+    // Who comes before them meets no lack of room. The first of them may have been cut off by then.
+    wait_for("they have subscribed", SOON, || {
+        let node = cluster.node(id);
+        let there = node.counted("blockraft_raft_apply_subscribers", &[("subscriber", "ws")]);
+        let gone = node.counted("blockraft_ws_sessions_closed_total", &[("reason", "write_timeout")]);
+        ensure!(STANDING as f64 <= there + gone, "{there} are there, {gone} were cut off");
+        Ok(())
+    });
     let mut account = Account::default();
     read(&mut reader(&api), &mut account, BLOCKS);
     assert_eq!(account.heights(), (1..=BLOCKS).collect::<Vec<_>>());
