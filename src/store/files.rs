@@ -2,13 +2,15 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 
 /// What a direct write begins at and is a multiple of, in memory and in the file, on every usual disk.
-const DIRECT_BYTES: usize = 4_096;
+pub(crate) const DIRECT_BYTES: usize = 4_096;
 
 /// Makes a folder, and those above it, that only its owner may enter.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
@@ -73,9 +75,32 @@ pub(crate) fn parent(path: &Path) -> &Path {
 pub(crate) fn takes_direct_writes(dir: &Path) -> bool {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
     let Ok(file) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else { return false };
-    let room = [0; 2 * DIRECT_BYTES];
-    let begin = room.as_ptr().align_offset(DIRECT_BYTES);
-    File::from(file).write_all_at(&room[begin..begin + DIRECT_BYTES], 0).is_ok()
+    File::from(file).write_all_at(Aligned::new(DIRECT_BYTES).as_mut(), 0).is_ok()
+}
+
+/// Memory that direct reads and writes take.
+pub(crate) struct Aligned {
+    bytes: Vec<u8>,
+    begin: usize,
+}
+
+impl Aligned {
+    /// A multiple of [`DIRECT_BYTES`].
+    pub(crate) fn new(length: usize) -> Self {
+        let bytes = vec![0; length + DIRECT_BYTES];
+        let begin = bytes.as_ptr().align_offset(DIRECT_BYTES);
+        Self { bytes, begin }
+    }
+
+    pub(crate) fn as_mut(&mut self) -> &mut [u8] {
+        let end = self.begin + self.bytes.len() - DIRECT_BYTES;
+        &mut self.bytes[self.begin..end]
+    }
+
+    /// Some of its bytes, without a copy.
+    pub(crate) fn into_bytes(self, range: Range<usize>) -> Bytes {
+        Bytes::from(self.bytes).slice(self.begin + range.start..self.begin + range.end)
+    }
 }
 
 /// Whether an error says that the disk is full.

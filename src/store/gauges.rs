@@ -119,5 +119,10 @@ impl Gauges {
 
 fn folder_bytes(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    entries.filter_map(|e| Some(e.ok()?.metadata().ok()?.len())).sum()
+    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => folder_bytes(&entry.path()),
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    };
+    entries.filter_map(Result::ok).map(bytes_of).sum()
 }

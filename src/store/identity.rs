@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use crate::store::{OpenError, Who, files};
 use crate::types::NodeId;
 
-/// Version of the layout of the data folder that this binary writes and reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+/// Version of the layout of the data folder that this binary writes; it reads the older ones. 2: payloads in files of their
+/// own.
+pub(crate) const FORMAT_VERSION: u32 = 2;
 const IDENTITY: &str = "IDENTITY";
 const LOCK: &str = "LOCK";
 
@@ -130,7 +131,7 @@ impl Identity {
             incarnation: from_hex(field("incarnation")?)
                 .ok_or_else(|| OpenError::damage(&path, "incarnation is not 16 bytes of hex"))?,
         };
-        if sum != identity.checksum() {
+        if sum != checksum(&identity.body(version)) {
             return Err(OpenError::damage(&path, "its checksum differs: it was changed by hand or damaged"));
         }
         Ok(Some(identity))
@@ -138,8 +139,16 @@ impl Identity {
 
     /// Durable on return.
     pub(crate) fn write(&self, data_dir: &Path) -> io::Result<()> {
-        let text = format!("{}checksum = {}\n", self.body(), self.checksum());
-        files::write_atomic(&path_of(data_dir), text.as_bytes())
+        files::write_atomic(&path_of(data_dir), self.text().as_bytes())
+    }
+
+    /// Says that the folder is of this binary's format, where it is of an older one: those that do not know it refuse it
+    /// from then on. Durable on return.
+    pub(crate) fn upgrade(&self, data_dir: &Path) -> Result<(), OpenError> {
+        let path = path_of(data_dir);
+        let io = |e| OpenError::io(&path, e);
+        let is_current = files::read_optional(&path).map_err(io)?.as_deref() == Some(self.text().as_bytes());
+        if is_current { Ok(()) } else { self.write(data_dir).map_err(io) }
     }
 
     /// Compares it with what the settings say; `Err` names every difference.
@@ -160,17 +169,23 @@ impl Identity {
         if what.is_empty() { Ok(()) } else { Err(OpenError::Identity { path: path_of(data_dir), what }) }
     }
 
-    fn body(&self) -> String {
+    fn text(&self) -> String {
+        let body = self.body(u64::from(FORMAT_VERSION));
+        let sum = checksum(&body);
+        format!("{body}checksum = {sum}\n")
+    }
+
+    fn body(&self, version: u64) -> String {
         let incarnation = format!("{:032x}", u128::from_be_bytes(self.incarnation));
         format!(
-            "format_version = {FORMAT_VERSION}\ncluster_id = {}\nnode_id = {}\nepoch = {}\nincarnation = {incarnation}\n",
+            "format_version = {version}\ncluster_id = {}\nnode_id = {}\nepoch = {}\nincarnation = {incarnation}\n",
             self.cluster_id, self.node_id, self.epoch
         )
     }
+}
 
-    fn checksum(&self) -> String {
-        format!("{:08x}", crc32fast::hash(self.body().as_bytes()))
-    }
+fn checksum(body: &str) -> String {
+    format!("{:08x}", crc32fast::hash(body.as_bytes()))
 }
 
 fn path_of(data_dir: &Path) -> PathBuf {

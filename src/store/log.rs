@@ -21,6 +21,7 @@ use crate::machine::command::Origin;
 use crate::raft::{Entry, LogId, TypeConfig, Vote, log_id_of, pos_of, storage_error};
 use crate::store::codec::{Edge, NO_LINK};
 use crate::store::health::{Fatal, Health};
+use crate::store::log::payloads::Payloads;
 use crate::store::log::queue::{Op, Queue};
 use crate::store::log::tail::Tail;
 use crate::store::metrics::Metrics;
@@ -29,6 +30,7 @@ use crate::types::{LogIndex, position::LogPos};
 
 pub(crate) mod age;
 pub(crate) mod open;
+pub(crate) mod payloads;
 pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod room;
@@ -63,6 +65,7 @@ pub(crate) struct Shared {
     synced_index: AtomicU64,
     /// Emptied at close, so that the database is dropped whoever still holds a handle.
     db: ArcSwapOption<Db>,
+    payloads: Payloads,
     pub(crate) health: Health,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) instants: Arc<Instants>,
@@ -73,6 +76,7 @@ impl Shared {
     pub(crate) fn new(
         tail: Tail,
         db: Arc<Db>,
+        payloads: Payloads,
         health: Health,
         metrics: Arc<Metrics>,
         instants: Arc<Instants>,
@@ -84,6 +88,7 @@ impl Shared {
             synced: watch::Sender::new(0),
             synced_index,
             db: ArcSwapOption::from(Some(db)),
+            payloads,
             health,
             metrics,
             instants,
@@ -172,8 +177,8 @@ impl LogStore {
             if found.cold.is_empty() {
                 return Ok(found.entries);
             }
-            let (db, cold) = (self.shared.db()?, found.cold.clone());
-            let result = tokio::task::spawn_blocking(move || read::entries(&db, cold, max_bytes))
+            let (db, payloads, cold) = (self.shared.db()?, self.shared.payloads.clone(), found.cold.clone());
+            let result = tokio::task::spawn_blocking(move || read::entries(&db, &payloads, cold, max_bytes))
                 .await
                 .map_err(storage_error)?;
             if self.shared.tail().generation != found.generation {
@@ -182,6 +187,12 @@ impl LogStore {
             }
             // A purge may have taken the first of them; a hole behind that is damage.
             let first = self.shared.tail().first_index();
+            if let Err(read::ReadError::Payload { index, .. }) = &result
+                && *index < first
+            {
+                // Where it lay, another lies by now.
+                continue;
+            }
             let mut entries = result.map_err(|e| self.shared.damaged(&e))?;
             entries.retain(|e| first <= e.log_id.index);
             let expected = found.cold.start.max(first);

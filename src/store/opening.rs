@@ -10,6 +10,7 @@ use crate::raft::log_id_of;
 use crate::store::health::Health;
 use crate::store::identity::{Identity, Lock};
 use crate::store::local::Local;
+use crate::store::log::payloads::Filler;
 use crate::store::log::room::Room;
 use crate::store::log::writer::Writer;
 use crate::store::log::{self, LogStore};
@@ -71,6 +72,7 @@ pub(super) fn open(
             identity
         }
     };
+    with_ballast(data_dir, || identity.upgrade(data_dir))?;
     let had_data = !log.contents.is_empty() || loaded.applied.is_some();
     let last_exit = exit::take_last(data_dir, is_new).unwrap_or_else(|error| {
         // A full disk must not keep the node from starting.
@@ -107,16 +109,19 @@ impl Parts<'_> {
         let replay_upto = log.contents.committed.map_or(0, |id| id.index);
         let (last, first) = (log.contents.last, log.contents.first_index());
         let log_db = Arc::new(log.db);
+        let filler =
+            Filler::new(log.payloads.clone(), &log.contents.usage, self.config.min_free).map_err(io)?;
         let shared = log::Shared::new(
             log.contents.into_tail(),
             log_db.clone(),
+            log.payloads,
             self.health.clone(),
             self.metrics.clone(),
             self.instants.clone(),
         );
         let (watermark, marker) = Watermark::start(log.slots, log.mark, self.health.clone()).map_err(io)?;
         let room = Room::new(log::open::log_dir(data_dir), self.config.min_free);
-        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), room, last, first);
+        let writer = Writer::new(shared.clone(), log_db, watermark.clone(), room, filler, last, first);
         let writer =
             std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
         let disk =

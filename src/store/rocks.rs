@@ -82,8 +82,6 @@ pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BY
 /// blocks a file is as small as what is not purged yet.
 const LOG_FILES: i32 = 32;
 const LOG_LEVEL_BYTES: u64 = 1 << 30;
-/// Larger entries of the log lie in files beside its tables. At 16 KiB that costs and brings nothing, measured.
-const LOG_BLOB_BYTES: u64 = 64 << 10;
 const CACHE_BYTES: usize = 16 << 20;
 /// `log/` and `state/`.
 const DATABASES: i32 = 2;
@@ -183,8 +181,6 @@ impl Shared {
             o.set_level_zero_stop_writes_trigger(3 * LOG_FILES);
             // More than a log holds: it goes no further down.
             o.set_max_bytes_for_level_base(LOG_LEVEL_BYTES);
-            o.set_enable_blob_files(true);
-            o.set_min_blob_size(LOG_BLOB_BYTES);
             o
         };
         LOG_FAMILIES.iter().map(|name| ColumnFamilyDescriptor::new(*name, options())).collect()

@@ -6,6 +6,7 @@ mod folder;
 mod log;
 mod model;
 mod options;
+mod payloads;
 mod shared;
 mod snapshot;
 mod state;

@@ -66,7 +66,7 @@ impl Shared {
             return found.entries.into_iter().next();
         }
         let db = self.db().ok()?;
-        read::entries(&db, index..index + 1, u64::MAX).ok()?.into_iter().next()
+        read::entries(&db, &self.payloads, index..index + 1, u64::MAX).ok()?.into_iter().next()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Opening the log: every entry is read once, and what it claims is compared with the watermark.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use openraft::EntryPayload;
 use prost::Message;
 
@@ -10,6 +10,7 @@ use crate::raft::convert::vote_from_proto;
 use crate::raft::{Entry, LogId, StoredMembership, Vote, log_id_of};
 use crate::store::OpenError;
 use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
+use crate::store::log::payloads::{Payloads, Reading, Usage};
 use crate::store::log::read::{Frames, ReadError};
 use crate::store::log::tail::Tail;
 use crate::store::log::wal::{self, Damage};
@@ -46,11 +47,14 @@ pub(crate) struct Contents {
     /// Link of the entry the watermark names, if the log holds it.
     marked_link: Option<Link>,
     first: LogIndex,
+    /// Where its large payloads lie.
+    pub(crate) usage: Usage,
 }
 
 /// An open log.
 pub(crate) struct Opened {
     pub(crate) db: Db,
+    pub(crate) payloads: Payloads,
     pub(crate) contents: Contents,
     pub(crate) slots: Slots,
     pub(crate) mark: Mark,
@@ -92,7 +96,8 @@ pub(crate) fn create(data_dir: &Path, rocks: &rocks::Shared) -> Result<(), OpenE
         return Err(OpenError::damage(&dir, "the log's CURRENT is missing beside its tables"));
     }
     let db = rocks.open_log(&dir, true, Recovery::ShortTail).map_err(|e| OpenError::rocks(&dir, &e))?;
-    let is_empty = read(&db, &Mark::default()).map_err(|e| describe(&dir, e))?.is_empty();
+    let is_empty =
+        read(&db, &Payloads::of(data_dir), &Mark::default()).map_err(|e| describe(&dir, e))?.is_empty();
     drop(db);
     let path = watermark_path(data_dir);
     let is_whole = matches!(Slots::open(&path).map_err(|e| OpenError::io(&path, e))?, Found::Mark(..));
@@ -121,14 +126,15 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     if !rocks::is_database(&dir) {
         return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
     }
+    let payloads = Payloads::of(data_dir);
     let db = match rocks.open_log(&dir, false, Recovery::ShortTail) {
         Ok(db) => db,
-        Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => recover(&dir, rocks, &mark, &e)?,
+        Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => recover(&dir, &payloads, rocks, &mark, &e)?,
         Err(e) => return Err(OpenError::rocks(&dir, &e)),
     };
-    let contents = read(&db, &mark).map_err(|e| describe(&dir, e))?;
+    let contents = read(&db, &payloads, &mark).map_err(|e| describe(&dir, e))?;
     check_mark(&dir, &contents, &mark)?;
-    Ok(Opened { db, contents, slots, mark })
+    Ok(Opened { db, payloads, contents, slots, mark })
 }
 
 /// A log that was read and not changed.
@@ -152,14 +158,15 @@ pub(crate) fn look(data_dir: &Path, rocks: &rocks::Shared) -> Result<Looked, Ope
     if !rocks::is_database(&dir) {
         return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
     }
+    let payloads = Payloads::of(data_dir);
     match rocks.open_log_read_only(&dir, Recovery::ShortTail) {
         Ok(db) => {
-            let contents = read(&db, &mark).map_err(|e| describe(&dir, e))?;
+            let contents = read(&db, &payloads, &mark).map_err(|e| describe(&dir, e))?;
             check_mark(&dir, &contents, &mark)?;
             Ok(Looked { db, contents, mark, torn: None })
         }
         Err(e) if e.kind() == rocksdb::ErrorKind::Corruption => {
-            let (db, contents, damage) = look_at_torn(&dir, rocks, &mark, &e)?;
+            let (db, contents, damage) = look_at_torn(&dir, &payloads, rocks, &mark, &e)?;
             Ok(Looked { db, contents, mark, torn: Some(damage) })
         }
         Err(e) => Err(OpenError::rocks(&dir, &e)),
@@ -170,6 +177,7 @@ pub(crate) fn look(data_dir: &Path, rocks: &rocks::Shared) -> Result<Looked, Ope
 /// reported durable lies behind it. Changes nothing.
 fn look_at_torn(
     dir: &Path,
+    payloads: &Payloads,
     rocks: &rocks::Shared,
     mark: &Mark,
     error: &rocksdb::Error,
@@ -190,14 +198,20 @@ fn look_at_torn(
     let db = rocks
         .open_log_read_only(dir, Recovery::PointInTime)
         .map_err(|e| refuse(OpenError::rocks(dir, &e)))?;
-    let contents = read(&db, mark).map_err(|e| refuse(describe(dir, e)))?;
+    let contents = read(&db, payloads, mark).map_err(|e| refuse(describe(dir, e)))?;
     check_mark(dir, &contents, mark).map_err(refuse)?;
     Ok((db, contents, damage))
 }
 
 /// Opens a log whose last record was torn. Everything is looked at before anything is changed.
-fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Error) -> Result<Db, OpenError> {
-    let (db, contents, damage) = look_at_torn(dir, rocks, mark, error)?;
+fn recover(
+    dir: &Path,
+    payloads: &Payloads,
+    rocks: &rocks::Shared,
+    mark: &Mark,
+    error: &rocksdb::Error,
+) -> Result<Db, OpenError> {
+    let (db, contents, damage) = look_at_torn(dir, payloads, rocks, mark, error)?;
     drop(db);
     tracing::warn!(
         file = %damage.file.display(),
@@ -215,7 +229,7 @@ fn recover(dir: &Path, rocks: &rocks::Shared, mark: &Mark, error: &rocksdb::Erro
 }
 
 /// Reads the whole log and checks that it has no hole, one chain and whole payloads.
-pub(crate) fn read(db: &Db, mark: &Mark) -> Result<Contents, ReadError> {
+pub(crate) fn read(db: &Db, payloads: &Payloads, mark: &Mark) -> Result<Contents, ReadError> {
     let record = |key: &[u8]| db.get(key).map_err(ReadError::from);
     let edge = |key: &[u8]| Ok::<_, ReadError>(record(key)?.and_then(|v| edge_from_bytes(&v)));
     let purged: Option<Edge> = edge(KEY_PURGED)?;
@@ -236,20 +250,22 @@ pub(crate) fn read(db: &Db, mark: &Mark) -> Result<Contents, ReadError> {
         membership: None,
         marked_link: None,
         first: purged.map_or(0, |p| p.pos.index + 1),
+        usage: Usage::default(),
     };
-    read_entries(db, mark, &mut contents)?;
+    read_entries(db, payloads, mark, &mut contents)?;
     let last = contents.last.map(|e| log_id_of(e.pos));
     contents.committed = edge(KEY_COMMITTED)?.map(|e| log_id_of(e.pos)).min(last);
     Ok(contents)
 }
 
-fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), ReadError> {
+fn read_entries(db: &Db, payloads: &Payloads, mark: &Mark, contents: &mut Contents) -> Result<(), ReadError> {
     let from = contents.purged.map_or(0, |p| p.pos.index + 1);
     let mut frames = Frames::new(db, from..LogIndex::MAX);
+    let mut payloads = Reading::new(payloads);
     let mut previous = contents.purged;
     let mut tail = std::collections::VecDeque::new();
     let mut kept_bytes = 0;
-    while let Some((frame, payload)) = frames.current()? {
+    while let Some(frame) = frames.current()? {
         let index = frame.pos.index;
         match previous {
             Some(previous) if index != previous.pos.index + 1 => {
@@ -261,12 +277,15 @@ fn read_entries(db: &Db, mark: &Mark, contents: &mut Contents) -> Result<(), Rea
         if frame.link_after(previous.map_or(codec::NO_LINK, |p| p.link)) != frame.link {
             return Err(ReadError::Chain { index });
         }
-        frame.check_payload(payload)?;
+        let payload = frames.payload(&frame, &mut payloads)?;
+        if let Some(place) = frames.place(&frame) {
+            contents.usage.add(index, place, frame.length);
+        }
         if mark.last.is_some_and(|m| m.pos == frame.pos) {
             contents.marked_link = Some(frame.link);
         }
         kept_bytes += u64::from(frame.length);
-        let entry = codec::decode(&frame, Bytes::copy_from_slice(payload))?;
+        let entry = codec::decode(&frame, payload)?;
         if let EntryPayload::Membership(m) = &entry.payload {
             contents.membership = Some(StoredMembership::new(Some(entry.log_id), m.clone()));
         }
@@ -318,6 +337,12 @@ pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result
 pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
     match error {
         ReadError::Rocks(e) => OpenError::rocks(dir, &e),
+        ReadError::Payload { file, what, kind, .. } => match kind {
+            ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData => {
+                OpenError::damage(&file, what)
+            }
+            kind => OpenError::io(&file, std::io::Error::new(kind, what)),
+        },
         ReadError::Entry { source, .. } if source.kind() != rocksdb::ErrorKind::Corruption => {
             OpenError::rocks(dir, &source)
         }

@@ -1,12 +1,15 @@
 //! Reading entries from the database: those that left the tail.
 
+use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use rocksdb::{DBRawIteratorWithThreadMode, ReadOptions};
 
 use crate::raft::Entry;
 use crate::store::codec::{self, CodecError, Frame};
+use crate::store::log::payloads::{Payloads, Place, Reading};
 use crate::store::rocks::{Db, Inner};
 use crate::types::LogIndex;
 
@@ -23,6 +26,9 @@ pub(crate) enum ReadError {
     Entry { index: LogIndex, source: rocksdb::Error },
     #[error("{0}")]
     Codec(#[from] CodecError),
+    /// A large payload that cannot be read, or is not the entry's.
+    #[error("{}: {what}", file.display())]
+    Payload { index: LogIndex, file: PathBuf, what: String, kind: io::ErrorKind },
     #[error("the record {key} does not decode: {why}")]
     Record { key: &'static str, why: String },
     #[error("entry {index} is missing")]
@@ -31,7 +37,7 @@ pub(crate) enum ReadError {
     Chain { index: LogIndex },
 }
 
-/// The frames and payloads of a range, in order; nothing is checked.
+/// The frames and payloads of a range, in order; their chain is not checked.
 pub(crate) struct Frames<'a> {
     iterator: DBRawIteratorWithThreadMode<'a, Inner>,
     /// What comes next, where nothing is missing.
@@ -53,15 +59,38 @@ impl<'a> Frames<'a> {
         Self { iterator, next }
     }
 
-    /// The frame and payload the iterator stands at.
-    pub(crate) fn current(&mut self) -> Result<Option<(Frame, &[u8])>, ReadError> {
-        let Some((key, _)) = self.iterator.item() else {
+    /// The frame the iterator stands at.
+    pub(crate) fn current(&mut self) -> Result<Option<Frame>, ReadError> {
+        let Some(key) = self.iterator.key() else {
             let ended = self.iterator.status();
             return ended.map(|()| None).map_err(|source| ReadError::Entry { index: self.next, source });
         };
         let frame = Frame::from_key(key)?;
         self.next = frame.pos.index + 1;
-        Ok(Some((frame, self.iterator.value().expect("the iterator is valid"))))
+        Ok(Some(frame))
+    }
+
+    /// Where its payload lies, if it does not lie in the database.
+    pub(crate) fn place(&self, frame: &Frame) -> Option<Place> {
+        let value = self.iterator.value().expect("the iterator is valid");
+        if value.len() == frame.length as usize { None } else { Place::from_bytes(value) }
+    }
+
+    /// Its payload, whole.
+    pub(crate) fn payload(&self, frame: &Frame, payloads: &mut Reading<'_>) -> Result<Bytes, ReadError> {
+        let Some(place) = self.place(frame) else {
+            let value = self.iterator.value().expect("the iterator is valid");
+            frame.check_payload(value)?;
+            return Ok(Bytes::copy_from_slice(value));
+        };
+        let index = frame.pos.index;
+        let file = payloads.path_of(place);
+        let refuse = |kind, what| ReadError::Payload { index, file: file.clone(), what, kind };
+        let payload = payloads
+            .read(place, frame.length)
+            .map_err(|e| refuse(e.kind(), format!("the payload of entry {index}: {e}")))?;
+        frame.check_payload(&payload).map_err(|e| refuse(io::ErrorKind::InvalidData, e.to_string()))?;
+        Ok(payload)
     }
 
     pub(crate) fn advance(&mut self) {
@@ -70,12 +99,18 @@ impl<'a> Frames<'a> {
 }
 
 /// The entries of a range as far as they are stored; at most about `max_bytes`, but one.
-pub(crate) fn entries(db: &Db, range: Range<LogIndex>, max_bytes: u64) -> Result<Vec<Entry>, ReadError> {
+pub(crate) fn entries(
+    db: &Db,
+    payloads: &Payloads,
+    range: Range<LogIndex>,
+    max_bytes: u64,
+) -> Result<Vec<Entry>, ReadError> {
     let mut frames = Frames::new(db, range);
+    let mut payloads = Reading::new(payloads);
     let mut entries = Vec::new();
     let mut previous: Option<Frame> = None;
     let mut bytes = 0;
-    while let Some((frame, payload)) = frames.current()? {
+    while let Some(frame) = frames.current()? {
         bytes += frame.stored_bytes();
         if max_bytes < bytes && previous.is_some() {
             break;
@@ -83,8 +118,7 @@ pub(crate) fn entries(db: &Db, range: Range<LogIndex>, max_bytes: u64) -> Result
         if let Some(previous) = previous {
             check_follows(&previous, &frame)?;
         }
-        frame.check_payload(payload)?;
-        entries.push(codec::decode(&frame, Bytes::copy_from_slice(payload))?);
+        entries.push(codec::decode(&frame, frames.payload(&frame, &mut payloads)?)?);
         previous = Some(frame);
         frames.advance();
     }
@@ -93,7 +127,7 @@ pub(crate) fn entries(db: &Db, range: Range<LogIndex>, max_bytes: u64) -> Result
 
 /// The frame of the entry with an index.
 pub(crate) fn frame_at(db: &Db, index: LogIndex) -> Result<Option<Frame>, ReadError> {
-    Ok(Frames::new(db, index..index + 1).current()?.map(|(frame, _)| frame))
+    Frames::new(db, index..index + 1).current()
 }
 
 /// Whether an entry follows another without a hole and continues its chain.

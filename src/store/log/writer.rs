@@ -14,12 +14,15 @@ use tokio::sync::oneshot;
 use crate::raft::convert::vote_to_proto;
 use crate::raft::{TypeConfig, Vote, storage_error};
 use crate::store::codec::{self, Edge, KEY_BYTES};
+use crate::store::files;
 use crate::store::health::{Database, Fatal};
 use crate::store::log::Shared;
+use crate::store::log::payloads::{Failed as Unwritten, Filler, PAYLOAD_BYTES_MIN, Place, WRITE_BYTES_MIN};
 use crate::store::log::queue::{Group, Op};
 use crate::store::log::room::Room;
 use crate::store::rocks::{self, Db, WriteError};
 use crate::store::watermark::Watermark;
+use crate::types::LogIndex;
 use crate::types::position::LogPos;
 
 /// Keys of the log's own records.
@@ -35,6 +38,7 @@ pub(crate) struct Writer {
     db: Arc<Db>,
     watermark: Watermark,
     room: Room,
+    filler: Filler,
     /// Where the log ends once everything taken so far is written.
     last: Option<Edge>,
     /// Index of the first entry that may still be in the database.
@@ -58,16 +62,58 @@ enum Failed {
     Closed,
 }
 
+/// Why an attempt to write was in vain.
+struct Refused {
+    kind: WriteError,
+    what: String,
+}
+
+impl From<rocksdb::Error> for Refused {
+    fn from(e: rocksdb::Error) -> Self {
+        Self { kind: rocks::classify(&e), what: e.into_string() }
+    }
+}
+
+impl From<Unwritten> for Refused {
+    fn from(e: Unwritten) -> Self {
+        match e {
+            Unwritten::Write(e) if files::is_no_space(&e) => {
+                Self { kind: WriteError::NoSpace, what: e.to_string() }
+            }
+            Unwritten::Write(e) => Self { kind: WriteError::Fatal, what: format!("a payload: {e}") },
+            Unwritten::Sync(e) => Self { kind: WriteError::Fatal, what: format!("sync of a payload: {e}") },
+        }
+    }
+}
+
+fn may_be_placed(payload: &[u8]) -> bool {
+    PAYLOAD_BYTES_MIN <= payload.len()
+}
+
+/// The payloads of a group that lie in files of their own, if they are enough for that: all that may, or none.
+fn to_place(ops: &[Op]) -> Vec<(LogIndex, &[u8])> {
+    let payloads: Vec<(LogIndex, &[u8])> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Entry { frame, payload } if may_be_placed(payload) => Some((frame.pos.index, &payload[..])),
+            _ => None,
+        })
+        .collect();
+    let bytes: usize = payloads.iter().map(|(_, payload)| payload.len()).sum();
+    if WRITE_BYTES_MIN <= bytes { payloads } else { Vec::new() }
+}
+
 impl Writer {
     pub(crate) fn new(
         shared: Arc<Shared>,
         db: Arc<Db>,
         watermark: Watermark,
         room: Room,
+        filler: Filler,
         last: Option<Edge>,
         first: u64,
     ) -> Self {
-        Self { shared, db, watermark, room, last, first }
+        Self { shared, db, watermark, room, filler, last, first }
     }
 
     /// Runs until the queue is closed and empty, or a write failed for good.
@@ -109,25 +155,24 @@ impl Writer {
         if 0 < n_entries {
             self.shared.metrics.sync_batch_entries.observe(n_entries as f64);
         }
+        let purged = highest_purge(&group.ops);
         self.report(group, took);
+        purged.into_iter().for_each(|upto| self.filler.purged(upto));
         true
     }
 
     /// Writes until it is durable or has failed for good. A full disk is neither.
     fn write_synced(&mut self, group: &Group) -> Result<(Option<Edge>, Duration), Failed> {
-        let mut options = WriteOptions::default();
-        // Each record, `committed` alone too: that nothing whole lies behind a torn one is what tells it from damage.
-        options.set_sync(true);
+        let mut places = Vec::new();
         let mut is_blocked = false;
         loop {
-            let (batch, last, first) = self.batch(group);
             let began = Instant::now();
             self.shared.health.sync_began(began);
-            let result = self.db.write_opt(batch, &options);
+            let result = self.attempt(group, &mut places);
             self.shared.health.sync_ended();
             let took = began.elapsed();
-            let error = match result {
-                Ok(()) => {
+            let Refused { kind, what } = match result {
+                Ok((last, first)) => {
                     self.shared.metrics.sync_seconds.observe(took.as_secs_f64());
                     self.first = first;
                     if is_blocked {
@@ -135,15 +180,17 @@ impl Writer {
                     }
                     return Ok((last, took));
                 }
-                Err(error) => error,
+                Err(refused) => refused,
             };
-            let kind = rocks::classify(&error);
             self.shared.metrics.error("log", if kind == WriteError::Fatal { "sync" } else { "write" });
             if kind == WriteError::Fatal {
-                return Err(Failed::Sync(error.into_string()));
+                return Err(Failed::Sync(what));
             }
             if !is_blocked {
-                tracing::warn!(error = %error, "the log cannot be written: disk full; tried again until space returns");
+                tracing::warn!(
+                    error = what,
+                    "the log cannot be written: disk full; tried again until space returns"
+                );
                 self.shared.health.set_blocked(Database::Log, true);
                 is_blocked = true;
             }
@@ -154,16 +201,34 @@ impl Writer {
         }
     }
 
+    /// The payloads first: a record that is there has its payload. The log's end after it, and its first index.
+    fn attempt(&mut self, group: &Group, places: &mut Vec<Place>) -> Result<(Option<Edge>, u64), Refused> {
+        if places.is_empty() {
+            *places = self.filler.write(&to_place(&group.ops))?;
+        }
+        let (batch, last, first) = self.batch(group, places);
+        let mut options = WriteOptions::default();
+        // Each record, `committed` alone too: that nothing whole lies behind a torn one is what tells it from damage.
+        options.set_sync(true);
+        self.db.write_opt(batch, &options)?;
+        Ok((last, first))
+    }
+
     /// The batch of a group, the log's end after it, and its first index after it.
-    fn batch(&self, group: &Group) -> (WriteBatch, Option<Edge>, u64) {
+    fn batch(&self, group: &Group, places: &[Place]) -> (WriteBatch, Option<Edge>, u64) {
         let local = self.db.cf_handle("local").expect("the family was opened");
-        let mut batch = WriteBatch::with_capacity_bytes(group.bytes as usize + group.ops.len() * KEY_BYTES);
+        let bytes = if places.is_empty() { group.bytes as usize } else { 0 };
+        let mut batch = WriteBatch::with_capacity_bytes(bytes + group.ops.len() * KEY_BYTES);
+        let mut places = places.iter();
         let (mut last, mut first) = (self.last, self.first);
         let mut committed = None;
         for op in &group.ops {
             match op {
                 Op::Entry { frame, payload } => {
-                    batch.put(frame.to_key(), payload);
+                    match may_be_placed(payload).then(|| places.next()).flatten() {
+                        Some(place) => batch.put(frame.to_key(), place.to_bytes()),
+                        None => batch.put(frame.to_key(), payload),
+                    }
                     last = Some(frame.edge());
                 }
                 Op::Vote { vote, .. } => batch.put(KEY_VOTE, vote_to_proto(vote).encode_to_vec()),
@@ -256,6 +321,16 @@ impl Reports {
             Op::Committed(_) | Op::Truncate { .. } | Op::Purge { .. } => {}
         }
     }
+}
+
+/// The highest index that the group purges.
+fn highest_purge(ops: &[Op]) -> Option<u64> {
+    ops.iter()
+        .filter_map(|op| match op {
+            Op::Purge { upto } => Some(upto.pos.index),
+            _ => None,
+        })
+        .max()
 }
 
 /// The lowest end that the log has within the group; `None`: nothing is cut.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::store::log::open::{log_dir, watermark_path};
+use crate::store::log::payloads::{Payloads, Reading, payload_dir};
 use crate::store::rocks::WAL_RESERVED_BYTES;
 use crate::store::tests::support::{
     append, blocks, close, copy_dir, file_with, folder, newest_wal, open, refusal, untell, vote,
@@ -189,8 +190,8 @@ async fn a_hole_and_a_broken_chain_name_their_index() {
         let db = Shared::new().unwrap().open_log(&log_dir(&dir), false, Recovery::ShortTail).unwrap();
         let (frame, payload) = {
             let mut frames = Frames::new(&db, 50..51);
-            let (frame, payload) = frames.current().unwrap().expect("entry 50");
-            (frame, payload.to_vec())
+            let frame = frames.current().unwrap().expect("entry 50");
+            (frame, frames.payload(&frame, &mut Reading::new(&Payloads::of(&dir))).unwrap())
         };
         db.delete(frame.to_key()).unwrap();
         if !is_hole {
@@ -204,10 +205,12 @@ async fn a_hole_and_a_broken_chain_name_their_index() {
 }
 
 #[tokio::test]
-async fn a_damaged_or_lost_file_of_the_log_is_refused_by_name_or_entry() {
-    // Small entries lie in tables, large ones beside them.
-    for (is_lost, bytes, kind) in
-        [(false, 200, "sst"), (true, 200, "sst"), (false, 100 << 10, "blob"), (true, 100 << 10, "blob")]
+async fn a_damaged_or_lost_file_of_the_log_is_refused_by_name() {
+    // Small entries lie in tables, the payloads of large ones in files of their own.
+    for (bytes, kind, harm) in [200, 100 << 10]
+        .into_iter()
+        .zip(["sst", "payloads"])
+        .flat_map(|(bytes, kind)| ["flipped", "lost", "cut"].map(|harm| (bytes, kind, harm)))
     {
         let (_guard, dir) = folder();
         let mut opened = open(&dir);
@@ -216,15 +219,21 @@ async fn a_damaged_or_lost_file_of_the_log_is_refused_by_name_or_entry() {
         db.flush().unwrap();
         drop(db);
         close(opened);
-        let file = file_with(&log_dir(&dir), kind);
-        match is_lost {
-            true => fs::remove_file(&file).unwrap(),
-            false => flip(&file, 500_000.min(fs::metadata(&file).unwrap().len() / 2)),
+        let is_large = kind == "payloads";
+        let file = file_with(&if is_large { payload_dir(&dir) } else { log_dir(&dir) }, kind);
+        let end = if is_large { 10 << 20 } else { fs::metadata(&file).unwrap().len() };
+        match harm {
+            "lost" => fs::remove_file(&file).unwrap(),
+            "cut" => fs::File::options().write(true).open(&file).unwrap().set_len(end / 2).unwrap(),
+            _ => flip(&file, 500_000.min(end / 2)),
         }
-        // Of a large entry that does not have its CRC, RocksDB says no more.
-        let name =
-            if is_lost || kind == "sst" { file.file_name().unwrap().to_str().unwrap() } else { "entry 5:" };
-        assert_refused(&dir, &[name]);
+        let entry = match harm {
+            _ if !is_large => "",
+            "flipped" => "entry 5:",
+            "lost" => "entry 1:",
+            _ => "the payload of entry 52",
+        };
+        assert_refused(&dir, &[file.file_name().unwrap().to_str().unwrap(), entry]);
     }
 }
 

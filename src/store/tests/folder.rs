@@ -53,10 +53,10 @@ async fn a_newer_format_is_refused() {
     let (_guard, dir) = folder();
     close(open(&dir));
     let path = dir.join("IDENTITY");
-    let text = fs::read_to_string(&path).unwrap().replace("format_version = 1", "format_version = 2");
+    let text = fs::read_to_string(&path).unwrap().replace("format_version = 2", "format_version = 3");
     fs::write(&path, text).unwrap();
     let error = refusal(&dir);
-    assert!(matches!(error, OpenError::NewerFormat { version: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerFormat { version: 3, known: 2, .. }), "{error}");
     assert_eq!(error.exit_code(), 4);
 }
 

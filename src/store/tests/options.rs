@@ -70,12 +70,6 @@ async fn every_family_has_the_options_it_was_meant_to_have() {
     let past_the_cache = "use_direct_io_for_flush_and_compaction";
     assert_eq!(get(past_the_cache), takes_direct_writes(&dir).to_string());
     assert_eq!(options(&state)[&("DBOptions".to_owned(), past_the_cache.to_owned())], "false");
-    for (family, value) in LOG_FAMILIES
-        .iter()
-        .flat_map(|f| [(f, ("enable_blob_files", "true")), (f, ("min_blob_size", "65536"))])
-    {
-        assert_eq!(log[&(format!("CFOptions \"{family}\""), value.0.to_owned())], value.1);
-    }
     assert_eq!(options(&state)[&("DBOptions".to_owned(), "atomic_flush".to_owned())], "true");
     close(opened);
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::raft::Entry;
 use crate::store::codec::Edge;
 use crate::store::log::open::log_dir;
 use crate::store::log::wal;
@@ -12,16 +13,20 @@ use crate::store::tests::support::{
 };
 use openraft::storage::RaftLogStorage;
 
-/// Four pieces: each block of RocksDB's log holds one.
-const ENTRY: usize = 100 << 10;
+/// Of a record: each block of RocksDB's log holds one.
 const PIECE: usize = 32 << 10;
 const PAGE: usize = 4096;
 
-/// A folder as a kill leaves it: entry 5 is in the log, and nobody was told of it.
+/// Entries 5 to 44, which are one record of many pieces: payloads that are larger do not lie in it.
+fn record() -> Vec<Entry> {
+    blocks(1, 5..=44, 3_000)
+}
+
+/// A folder as a kill leaves it: they are in the log, and nobody was told of them.
 struct Killed {
     guard: tempfile::TempDir,
     dir: PathBuf,
-    /// What the log held before entry 5, and with it.
+    /// What the log held before them, and with them.
     old_end: usize,
     content: Vec<u8>,
     /// Entry 4: nobody was told of what lies behind.
@@ -38,10 +43,10 @@ impl Killed {
         let mut opened = open(&origin);
         opened.log.save_vote(&vote(1, true)).await.unwrap();
         append(&mut opened.log, blocks(1, 1..=3, 200)).await;
-        append(&mut opened.log, blocks(1, 4..=4, ENTRY)).await;
+        append(&mut opened.log, blocks(1, 4..=4, 60_000)).await;
         let told = opened.log.shared.tail().last();
         let old_end = end_of(&fs::read(newest_wal(&origin)).unwrap());
-        append(&mut opened.log, blocks(1, 5..=5, ENTRY)).await;
+        append(&mut opened.log, record()).await;
         let dir = guard.path().join("killed");
         copy_dir(&origin, &dir);
         close(opened);
@@ -56,7 +61,7 @@ impl Killed {
         dir
     }
 
-    /// A copy whose entry 5 ends with a whole piece.
+    /// A copy whose record ends with a whole piece.
     fn at_a_piece(&self, name: &str) -> (PathBuf, usize) {
         let cut = (self.old_end / PIECE + 2) * PIECE;
         assert!(cut < end_of(&self.content));
@@ -125,7 +130,7 @@ async fn a_torn_end_that_was_dropped_is_no_damage_before_the_next_one() {
     fs::OpenOptions::new().write(true).open(newest_wal(&dir)).unwrap().set_len(cut as u64).unwrap();
     let mut opened = open(&dir);
     assert_eq!(opened.log.shared.stats().last.map(|p| p.index), Some(4));
-    append(&mut opened.log, blocks(1, 5..=5, ENTRY)).await;
+    append(&mut opened.log, record()).await;
     let again = killed.guard.path().join("again");
     copy_dir(&dir, &again);
     close(opened);
