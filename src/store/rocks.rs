@@ -78,8 +78,7 @@ const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// What RocksDB reserves for a new WAL: the write buffer and a tenth.
 pub(crate) const WAL_RESERVED_BYTES: u64 = (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10) as u64;
-/// Files of the log that are merged at once: 512 MiB at most, at 1 MiB a block twice what the log holds then; with small
-/// blocks a file is as small as what is not purged yet.
+/// Files of the log that are merged at once: 512 MiB at most, and as much less as was purged before each was written.
 const LOG_FILES: i32 = 32;
 const LOG_LEVEL_BYTES: u64 = 1 << 30;
 const CACHE_BYTES: usize = 16 << 20;
@@ -170,9 +169,9 @@ impl Shared {
     }
 
     /// Of the log most is purged before long: whatever is merged early is written again for nothing. A
-    /// merge of many files drops what was purged and writes what is left; of large entries only what names them. Nor
-    /// does a read behind the tail load one large entry of every newer table, in whose first block RocksDB looks for the
-    /// bound (`findings/rocksdb-bounded-seek-reads-every-newer-table.sh`).
+    /// merge of many files drops what was purged and writes what is left. Large payloads lie elsewhere (`log/payloads.rs`):
+    /// RocksDB looks for the bound of a read behind the tail in the first block of every newer table, and would load one
+    /// of each (`findings/rocksdb-bounded-seek-reads-every-newer-table.sh`).
     fn log_descriptors(&self) -> Vec<ColumnFamilyDescriptor> {
         let options = || {
             let mut o = self.family_options();

@@ -34,6 +34,12 @@ fn blocks(heights: std::ops::RangeInclusive<u64>, size: usize) -> Vec<Block> {
     heights.map(|h| Block::sized(h, "kept", size)).collect()
 }
 
+/// Most small, some so large that the log has files for them.
+fn mixed(heights: std::ops::RangeInclusive<u64>) -> Vec<Block> {
+    let size = |h: u64| if h.is_multiple_of(10) { 150_000 } else { 2_000 };
+    heights.map(|h| Block::sized(h, "kept", size(h))).collect()
+}
+
 /// What is said of a disk that is full, by its node and by who sends it something.
 fn allow_full(cluster: &mut Cluster) {
     cluster.allow_deaths();
@@ -103,12 +109,12 @@ fn a_full_disk_kills_nobody() {
     allow_full(&mut cluster);
     // Node 3 follows: else there would be no progress to look at.
     not_led_by_3(&mut cluster);
-    fill_patiently(&mut cluster, &blocks(1..=300, 2_000));
+    fill_patiently(&mut cluster, &mixed(1..=300));
     cluster.settled();
     // Full while snapshots are due: it refuses entries, and stays up.
     let began = Instant::now();
     let filler = disk.fill(256 << 10);
-    fill_patiently(&mut cluster, &blocks(301..=900, 2_000));
+    fill_patiently(&mut cluster, &mixed(301..=900));
     wait_for("node 3 says that its disk is full", SOON, || {
         let status = cluster.node(3).status()?;
         ensure!(status["blockers"].to_string().contains("storage"), "{}", status["blockers"]);
@@ -117,7 +123,7 @@ fn a_full_disk_kills_nobody() {
     // What it lacks is purged: with space it gets a snapshot, and while it installs the disk fills again.
     fs::remove_file(&filler).expect("it was there");
     let filler = disk.fill(3 << 20);
-    fill_patiently(&mut cluster, &blocks(901..=1_500, 2_000));
+    fill_patiently(&mut cluster, &mixed(901..=1_500));
     assert!(cluster.node_mut(3).is_running(), "a full disk kills nobody");
     fs::remove_file(&filler).expect("it was there");
     wait_for("node 3 catches up by itself", LATER, || {
@@ -131,7 +137,7 @@ fn a_full_disk_kills_nobody() {
         assert!(waited <= began.elapsed().as_secs_f64(), "writes of {db} waited for {waited} s");
     }
     let rows = cluster.node(3).range(1, 1_500).expect("it answers");
-    for (block, row) in blocks(1..=1_500, 2_000).iter().zip(&rows) {
+    for (block, row) in mixed(1..=1_500).iter().zip(&rows) {
         block.assert_json(&row["block"]);
     }
     cluster.assert_equal_states();
@@ -251,10 +257,9 @@ fn fill_until_refused(cluster: &Cluster, from: u64, size: usize) -> u64 {
 
 #[test]
 fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
-    // Large blocks fill a write buffer of the log, whose flush then makes two files.
-    let large = [(Step::Appends, 100_000), (Step::Flushes, 100_000)];
-    let small = [Step::Appends, Step::Flushes, Step::Builds, Step::Purges, Step::Starts].map(|s| (s, 10_000));
-    for (step, size) in small.into_iter().chain(large) {
+    let steps = [Step::Appends, Step::Flushes, Step::Builds, Step::Purges, Step::Starts];
+    // Of large blocks the log keeps the payloads in files of their own.
+    for (step, size) in steps.into_iter().flat_map(|step| [(step, 10_000), (step, 100_000)]) {
         let mut cluster = Cluster::new(1, on_demand());
         let Some(disk) = SmallDisk::mount(&cluster.node(1).data_dir.clone(), DISK_MIB) else { return };
         cluster.start();

@@ -17,9 +17,9 @@ use openraft::storage::RaftLogStorage;
 const PIECE: usize = 32 << 10;
 const PAGE: usize = 4096;
 
-/// Entries 5 to 44, which are one record of many pieces: payloads that are larger do not lie in it.
+/// Entries 5 to 304, which are one record of four pieces: payloads that are larger do not lie in it.
 fn record() -> Vec<Entry> {
-    blocks(1, 5..=44, 3_000)
+    blocks(1, 5..=304, 300)
 }
 
 /// A folder as a kill leaves it: they are in the log, and nobody was told of them.
