@@ -13,8 +13,8 @@
 #   with that key and blob files: bounded seek: 1.0, get: 1.0
 #
 # A raft log lies in the first level until it is purged, and is read by bounded seeks for whoever lags: at 1 MiB a block a
-# quarter of a leader's CPU time was such reads. blockraft keeps large entries in blob files (store/rocks.rs). Fails when
-# it is otherwise.
+# quarter of a leader's CPU time was such reads. blockraft keeps large payloads out of the tables (store/log/payloads.rs).
+# Fails when it is otherwise.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

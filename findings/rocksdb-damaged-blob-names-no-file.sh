@@ -9,7 +9,7 @@
 #   blob file: Corruption: Blob CRC mismatch
 #
 # So whoever finds a damaged blob has the key alone to go by, and not even that when a compaction meets it. blockraft's
-# log keeps large entries in blob files, and its refusal names the entry. Fails when it is otherwise.
+# log keeps large payloads in files of its own, and its refusal names file and entry. Fails when it is otherwise.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

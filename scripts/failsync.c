@@ -1,10 +1,12 @@
 /* Loaded before a node, it makes the disk below a bad one. While the file named by FAILSYNC exists, every sync of a file
  * under log/ fails with EIO, as on a disk that lost what it was given; while the one named by HANGSYNC exists, every sync
- * of a file under log/, state/ or snapshots/ waits, as on a disk that hangs.
+ * of a file under log/, state/ or snapshots/ waits, as on a disk that hangs. The file named by SYNCLOG gets a line with the
+ * path of whatever is synced.
  * Built by faults.py and by the tests: cc -shared -fPIC -o failsync.so failsync.c -ldl */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,18 +17,34 @@ static int is_there(const char *variable) {
     return trigger && access(trigger, F_OK) == 0;
 }
 
-static int is_under(int fd, const char *folder) {
-    char link[64], path[4096];
+/* The path of an open file; empty where there is none. */
+static void path_of(int fd, char *path, size_t size) {
+    char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = readlink(link, path, sizeof path - 1);
-    if (n < 0)
-        return 0;
-    path[n] = 0;
+    ssize_t n = readlink(link, path, size - 1);
+    path[n < 0 ? 0 : n] = 0;
+}
+
+static int is_under(int fd, const char *folder) {
+    char path[4096];
+    path_of(fd, path, sizeof path);
     return strstr(path, folder) != NULL;
+}
+
+static void note(int fd) {
+    const char *name = getenv("SYNCLOG");
+    int log = name ? open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+    if (log < 0)
+        return;
+    char path[4096];
+    path_of(fd, path, sizeof path);
+    dprintf(log, "%s\n", path);
+    close(log);
 }
 
 /* Waits while the disk hangs; then says whether the sync fails. */
 static int fails(int fd) {
+    note(fd);
     if (is_there("HANGSYNC") && (is_under(fd, "/log/") || is_under(fd, "/state/") || is_under(fd, "/snapshots/")))
         while (is_there("HANGSYNC"))
             usleep(2000);

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::store::health::Health;
+use crate::store::log::payloads::Payloads;
 use crate::store::rocks::WAL_BYTES_MAX;
 
 /// Between two looks. By eye: a disk that fills at 1 GiB/s loses twice the ballast meanwhile.
@@ -21,6 +22,9 @@ const EVERY: Duration = Duration::from_millis(500);
 const BALLAST: &str = "BALLAST";
 /// Space that must be free beside `store.min_free` before the ballast is made again.
 const BALLAST_MARGIN: u64 = 2 * WAL_BYTES_MAX;
+
+/// Below `store.min_free` and this, the log keeps no file that holds nothing. By eye: what it may write between two looks.
+const SPARES_MARGIN: u64 = 64 << 20;
 
 /// Ends the thread when told so.
 pub(crate) struct Watcher {
@@ -42,14 +46,19 @@ pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
 }
 
 impl Watcher {
-    pub(crate) fn start(data_dir: PathBuf, min_free: u64, health: Health) -> io::Result<Self> {
+    pub(crate) fn start(
+        data_dir: PathBuf,
+        min_free: u64,
+        health: Health,
+        payloads: Payloads,
+    ) -> io::Result<Self> {
         let stop = Arc::<Stop>::default();
-        look(&data_dir, min_free, &health);
+        look(&data_dir, min_free, &health, &payloads);
         let thread = std::thread::Builder::new().name("store-disk".into()).spawn({
             let stop = stop.clone();
             move || {
                 while !stop.wait() {
-                    look(&data_dir, min_free, &health);
+                    look(&data_dir, min_free, &health, &payloads);
                 }
             }
         })?;
@@ -74,9 +83,12 @@ impl Stop {
     }
 }
 
-fn look(data_dir: &Path, min_free: u64, health: &Health) {
+fn look(data_dir: &Path, min_free: u64, health: &Health, payloads: &Payloads) {
     match free_bytes(data_dir) {
         Ok(free) => {
+            if free < min_free.saturating_add(SPARES_MARGIN) {
+                payloads.remove_spares();
+            }
             health.set_space(free, free < min_free);
             if min_free.saturating_add(BALLAST_MARGIN) < free
                 && let Err(e) = make_ballast(data_dir)

@@ -19,6 +19,8 @@ pub(crate) enum Fatal {
     SyncFailed { what: String },
     #[error("the database {db} cannot be written: {what}")]
     WriteFailed { db: &'static str, what: String },
+    #[error("what is stored cannot be read: {what}")]
+    ReadFailed { what: String },
     /// The next start rebuilds it from a snapshot and the log.
     #[error("the state is damaged and is rebuilt at the next start: {what}")]
     StateDamaged { what: String },
@@ -36,7 +38,10 @@ impl Fatal {
     /// 4: a restart will not help; 1: it may.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::SyncFailed { .. } | Self::WriteFailed { .. } | Self::StateDamaged { .. } => 1,
+            Self::SyncFailed { .. }
+            | Self::WriteFailed { .. }
+            | Self::ReadFailed { .. }
+            | Self::StateDamaged { .. } => 1,
             Self::UpgradeNeeded { .. } | Self::Damaged { .. } | Self::TruncateBelowCommitted { .. } => 4,
         }
     }

@@ -28,6 +28,8 @@ pub(crate) struct Identity {
     pub(crate) epoch: u64,
     /// Made once with the folder: a wiped node is not the one that voted (safety rule 8).
     pub(crate) incarnation: [u8; 16],
+    /// Version of the layout that the folder was found in.
+    pub(crate) format_version: u32,
 }
 
 /// Held as long as the folder is used.
@@ -99,6 +101,7 @@ impl Identity {
             node_id: who.node_id,
             epoch: 0,
             incarnation: rand::random(),
+            format_version: FORMAT_VERSION,
         }
     }
 
@@ -130,6 +133,7 @@ impl Identity {
             epoch: number("epoch")?,
             incarnation: from_hex(field("incarnation")?)
                 .ok_or_else(|| OpenError::damage(&path, "incarnation is not 16 bytes of hex"))?,
+            format_version: version as u32,
         };
         if sum != checksum(&identity.body(version)) {
             return Err(OpenError::damage(&path, "its checksum differs: it was changed by hand or damaged"));
@@ -145,10 +149,14 @@ impl Identity {
     /// Says that the folder is of this binary's format, where it is of an older one: those that do not know it refuse it
     /// from then on. Durable on return.
     pub(crate) fn upgrade(&self, data_dir: &Path) -> Result<(), OpenError> {
+        if FORMAT_VERSION <= self.format_version {
+            return Ok(());
+        }
         let path = path_of(data_dir);
-        let io = |e| OpenError::io(&path, e);
-        let is_current = files::read_optional(&path).map_err(io)?.as_deref() == Some(self.text().as_bytes());
-        if is_current { Ok(()) } else { self.write(data_dir).map_err(io) }
+        self.write(data_dir).map_err(|e| match files::is_no_space(&e) {
+            true => OpenError::DiskFull { path, what: e.to_string() },
+            false => OpenError::io(&path, e),
+        })
     }
 
     /// Compares it with what the settings say; `Err` names every difference.

@@ -374,12 +374,13 @@ fn read_local(db: &rocks::Db) -> Result<(), rocksdb::Error> {
     Ok(())
 }
 
-/// Bytes of the files right below a folder.
+/// Bytes of the files in a folder.
 fn size_of_files(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(dir)? {
-        let meta = entry?.metadata()?;
-        bytes += if meta.is_file() { meta.len() } else { 0 };
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        bytes += if meta.is_dir() { size_of_files(&entry.path())? } else { meta.len() };
     }
     Ok(bytes)
 }

@@ -161,10 +161,12 @@ impl Shared {
             .map_err(|e| self.damaged(&e))
     }
 
-    /// A stored entry that cannot be read ends the node: a restart will not help.
+    /// A stored entry that cannot be read ends the node; where it is damaged, a restart will not help.
     fn damaged(&self, error: &read::ReadError) -> io::Error {
         self.metrics.error("log", "read");
-        self.health.set_fatal(Fatal::Damaged { what: format!("log: {error}") });
+        let what = format!("log: {error}");
+        let fatal = if error.is_damage() { Fatal::Damaged { what } } else { Fatal::ReadFailed { what } };
+        self.health.set_fatal(fatal);
         storage_error(error)
     }
 }

@@ -109,6 +109,7 @@ impl Parts<'_> {
         let replay_upto = log.contents.committed.map_or(0, |id| id.index);
         let (last, first) = (log.contents.last, log.contents.first_index());
         let log_db = Arc::new(log.db);
+        let payloads = log.payloads.clone();
         let filler =
             Filler::new(log.payloads.clone(), &log.contents.usage, self.config.min_free).map_err(io)?;
         let shared = log::Shared::new(
@@ -125,7 +126,8 @@ impl Parts<'_> {
         let writer =
             std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run()).map_err(io)?;
         let disk =
-            disk::Watcher::start(data_dir.clone(), self.config.min_free, self.health.clone()).map_err(io)?;
+            disk::Watcher::start(data_dir.clone(), self.config.min_free, self.health.clone(), payloads)
+                .map_err(io)?;
         let local = Local::new(shared.clone());
         self.metrics.starts.inc_by(local.count_start().map_err(io)?);
         for cause in exit::CAUSES {

@@ -103,6 +103,9 @@ impl Snapshots {
     ) -> io::Result<Self> {
         let dir = folder_of(data_dir);
         files::create_dir(&dir)?;
+        // The log may be purged behind one whose name a killed process had not synced.
+        files::sync_dir(&dir)?;
+        files::sync_dir(data_dir)?;
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
             if is_ours(&path) && path.extension().is_some_and(|e| e == TMP) {

@@ -5,10 +5,12 @@
 //! | a_leader_whose_disk_hangs_… | design 11: the fence is withdrawn after `leadership.stall_after`, and another leads |
 //! | a_disk_that_hangs_for_less_… | design 10: the patience of an election is not a disk's |
 //! | a_log_on_a_file_system_… | a folder that opened once opens again, on whatever disk its parts lie |
+//! | what_a_killed_process_may_not_have_synced_… | design 3: nothing is answered for that a power loss takes |
 //! | a_disk_that_fails_ends_the_node | safety 32; design 4: said, in `LAST_EXIT`, exit code 1; never tried again |
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -135,6 +137,35 @@ fn a_log_on_a_file_system_without_direct_writes_is_opened_and_written() {
     for first in (1..=400).step_by(40) {
         let rows = cluster.node(1).range(first, first + 39).expect("it answers");
         assert_eq!(rows.len(), 40, "every block is there");
+    }
+    cluster.end();
+}
+
+#[test]
+fn what_a_killed_process_may_not_have_synced_the_next_one_syncs() {
+    // Killed between a write and its sync: the next process reads the record, and answers for what lies behind it. RocksDB
+    // syncs no write-ahead log but its new one.
+    let mut cluster = Cluster::new(1, Settings::new());
+    cluster.start();
+    // So large that they lie in the log's files of payloads.
+    let blocks: Vec<Block> = (1..=10).map(|h| Block::sized(h, "a", 100_000)).collect();
+    fill(&cluster.node(1).api.clone(), &blocks);
+    cluster.node_mut(1).kill();
+    let dir = cluster.node(1).data_dir.clone();
+    let log = fs::read_dir(dir.join("log")).expect("it is there").map(|e| e.expect("it is read").path());
+    let mut left: Vec<_> = log.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+    assert!(!left.is_empty(), "there is a write-ahead log");
+    left.extend(["WATERMARK", "log", "log/payloads", "snapshots", ""].map(|name| dir.join(name)));
+    let node = cluster.node_mut(1);
+    let library = disk::build(node.config.parent().expect("it has one"));
+    let synced = node.log.with_extension("synced");
+    node.env.extend([("LD_PRELOAD", library), ("SYNCLOG", synced.clone())]);
+    node.start();
+    cluster.leader();
+    let synced = fs::read_to_string(&synced).expect("the library is loaded");
+    for path in left {
+        let is_synced = synced.lines().any(|line| Path::new(line) == path);
+        assert!(is_synced, "{} is not among\n{synced}", path.display());
     }
     cluster.end();
 }

@@ -7,7 +7,6 @@ use serde::Serialize;
 use crate::cli::table::{Cell, Table, Tone};
 use crate::cli::{exit, units};
 use crate::store;
-use crate::store::identity;
 use crate::store::inspect::{Finding, Found, LogFound, StateFound};
 use crate::types::member::Members;
 use crate::types::proto::SnapshotManifest;
@@ -209,7 +208,7 @@ impl From<store::Identity> for Identity {
             node_id: i.node_id,
             epoch: i.epoch,
             incarnation: format!("{:032x}", u128::from_be_bytes(i.incarnation)),
-            format_version: u64::from(identity::FORMAT_VERSION),
+            format_version: u64::from(i.format_version),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Opening the log: every entry is read once, and what it claims is compared with the watermark.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use openraft::EntryPayload;
@@ -8,7 +7,6 @@ use prost::Message;
 
 use crate::raft::convert::vote_from_proto;
 use crate::raft::{Entry, LogId, StoredMembership, Vote, log_id_of};
-use crate::store::OpenError;
 use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
 use crate::store::log::payloads::{Payloads, Reading, Usage};
 use crate::store::log::read::{Frames, ReadError};
@@ -17,6 +15,7 @@ use crate::store::log::wal::{self, Damage};
 use crate::store::log::writer::{KEY_COMMITTED, KEY_PURGED, KEY_VOTE};
 use crate::store::rocks::{self, Db, LOG_FAMILIES, Recovery};
 use crate::store::watermark::{Found, Mark, Peeked, Slots};
+use crate::store::{OpenError, files};
 use crate::types::{Height, LogIndex, proto};
 
 /// Payload bytes kept in memory while the log is read; what [`Tail`] keeps.
@@ -126,6 +125,7 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     if !rocks::is_database(&dir) {
         return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
     }
+    sync_left(&dir).map_err(|e| OpenError::io(&dir, e))?;
     let payloads = Payloads::of(data_dir);
     let db = match rocks.open_log(&dir, false, Recovery::ShortTail) {
         Ok(db) => db,
@@ -135,6 +135,15 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     let contents = read(&db, &payloads, &mark).map_err(|e| describe(&dir, e))?;
     check_mark(&dir, &contents, &mark)?;
     Ok(Opened { db, payloads, contents, slots, mark })
+}
+
+/// Makes durable what is there: a process that was killed between a write and its sync left a record that is read now,
+/// built upon and answered for, and RocksDB syncs no log but its new one.
+fn sync_left(dir: &Path) -> std::io::Result<()> {
+    for (_, path) in wal::wals(dir)? {
+        files::sync_file(&path)?;
+    }
+    files::sync_dir(dir)
 }
 
 /// A log that was read and not changed.
@@ -335,16 +344,14 @@ pub(crate) fn check_mark(dir: &Path, contents: &Contents, mark: &Mark) -> Result
 
 /// Names the file that RocksDB names, or the folder.
 pub(crate) fn describe(dir: &Path, error: ReadError) -> OpenError {
-    match error {
-        ReadError::Rocks(e) => OpenError::rocks(dir, &e),
-        ReadError::Payload { file, what, kind, .. } => match kind {
-            ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData => {
-                OpenError::damage(&file, what)
-            }
-            kind => OpenError::io(&file, std::io::Error::new(kind, what)),
-        },
+    match &error {
+        ReadError::Rocks(e) => OpenError::rocks(dir, e),
+        ReadError::Payload { file, what, kind, .. } if !error.is_damage() => {
+            OpenError::io(file, std::io::Error::new(*kind, what.clone()))
+        }
+        ReadError::Payload { file, what, .. } => OpenError::damage(file, what),
         ReadError::Entry { source, .. } if source.kind() != rocksdb::ErrorKind::Corruption => {
-            OpenError::rocks(dir, &source)
+            OpenError::rocks(dir, source)
         }
         other => OpenError::damage(dir, other),
     }

@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
@@ -98,6 +98,8 @@ fn padded(length: u64) -> u64 {
 pub(crate) struct Payloads {
     dir: Arc<Path>,
     is_direct: bool,
+    /// Files that hold no entry. Guards a short list between the thread that writes and the one that looks at the disk.
+    spares: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Payloads {
@@ -105,7 +107,7 @@ impl Payloads {
     pub(crate) fn of(data_dir: &Path) -> Self {
         let dir = payload_dir(data_dir);
         let is_direct = files::takes_direct_writes(if dir.is_dir() { &dir } else { files::parent(&dir) });
-        Self { dir: dir.into(), is_direct }
+        Self { dir: dir.into(), is_direct, spares: Arc::default() }
     }
 
     fn path(&self, file: u64) -> PathBuf {
@@ -114,8 +116,25 @@ impl Payloads {
 
     /// Never through the page cache where writes go past it: the two need not agree.
     fn open(&self, file: u64, options: &mut OpenOptions) -> io::Result<File> {
-        let flags = if self.is_direct { OFlags::DIRECT } else { OFlags::empty() };
-        options.custom_flags(flags.bits() as i32).mode(0o600).open(self.path(file))
+        let path = self.path(file);
+        let opened = self
+            .is_direct
+            .then(|| options.mode(0o600).custom_flags(OFlags::DIRECT.bits() as i32).open(&path));
+        match opened {
+            Some(Ok(file)) => Ok(file),
+            Some(Err(e)) if e.kind() != io::ErrorKind::InvalidInput => Err(e),
+            // It need not lie where new files do: an overlay has several folders.
+            _ => options.mode(0o600).custom_flags(0).open(&path),
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.spares.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// Gives back what no entry lies in: for a disk that is nearly full. Blocking.
+    pub(crate) fn remove_spares(&self) {
+        self.spares().drain(..).for_each(|number| self.remove(number));
     }
 
     /// One that stays is found at the next start.
@@ -229,8 +248,6 @@ pub(crate) struct Filler {
     current: Option<Current>,
     /// Those before it, which hold entries.
     full: BTreeMap<u64, LogIndex>,
-    /// Those that hold none.
-    spares: Vec<u64>,
     next_number: u64,
     buffer: Option<Aligned>,
 }
@@ -260,12 +277,16 @@ impl Current {
 impl Filler {
     /// Goes on where the log ends. What no entry of it lies in is filled again, or removed.
     pub(crate) fn new(payloads: Payloads, usage: &Usage, min_free: u64) -> io::Result<Self> {
+        if payloads.dir.is_dir() {
+            // Names that a killed process had not synced.
+            files::sync_dir(&payloads.dir)?;
+            files::sync_dir(files::parent(&payloads.dir))?;
+        }
         let numbers = payloads.numbers()?;
         let mut filler = Self {
             keep_free: min_free.saturating_add(GROWTH_BYTES),
             current: None,
             full: usage.0.iter().map(|(number, used)| (*number, used.last_index)).collect(),
-            spares: Vec::new(),
             next_number: numbers.last().map_or(1, |n| n + 1),
             buffer: None,
             payloads,
@@ -288,7 +309,7 @@ impl Filler {
     /// be tried again.
     pub(crate) fn write(&mut self, payloads: &[(LogIndex, &[u8])]) -> Result<Vec<Place>, Failed> {
         let Some((last_index, _)) = payloads.last() else { return Ok(Vec::new()) };
-        if !self.current.as_ref().is_some_and(|c| c.used.end < FILE_BYTES) {
+        if self.current.as_ref().is_none_or(|c| FILE_BYTES <= c.used.end) {
             self.begin()?;
         }
         let current = self.current.as_mut().expect("one was begun");
@@ -320,11 +341,11 @@ impl Filler {
 
     /// Goes on in another file.
     fn begin(&mut self) -> Result<(), Failed> {
-        let next = match self.spares.last() {
-            Some(number) => self.open(*number, Used::default()).map_err(Failed::Write)?,
+        let spare = self.payloads.spares().pop();
+        let next = match spare {
+            Some(number) => self.open(number, Used::default()).map_err(Failed::Write)?,
             None => self.make()?,
         };
-        self.spares.pop();
         if let Some(before) = self.current.replace(next) {
             self.full.insert(before.number, before.used.last_index);
         }
@@ -345,16 +366,12 @@ impl Filler {
         Ok(Current { number, file, length: 0, used: Used::default() })
     }
 
-    /// The entries up to an index are purged, durably: what holds no others is filled again, but for a disk that is
-    /// nearly full.
+    /// The entries up to an index are purged, durably: what holds no others is filled again.
     pub(crate) fn purged(&mut self, upto: LogIndex) {
         let free: Vec<u64> = self.full.iter().filter(|(_, last)| **last <= upto).map(|(n, _)| *n).collect();
         for number in free {
             self.full.remove(&number);
             self.put_by(number);
-        }
-        if !free_bytes(&self.payloads.dir).is_ok_and(|free| self.keep_free <= free) {
-            self.spares.drain(..).for_each(|number| self.payloads.remove(number));
         }
         if let Some(current) = &mut self.current
             && current.used.last_index <= upto
@@ -364,9 +381,10 @@ impl Filler {
     }
 
     /// A file without an entry is filled again, or removed.
-    fn put_by(&mut self, number: u64) {
-        if self.spares.len() < SPARES {
-            self.spares.push(number);
+    fn put_by(&self, number: u64) {
+        let mut spares = self.payloads.spares();
+        if spares.len() < SPARES {
+            spares.push(number);
         } else {
             self.payloads.remove(number);
         }

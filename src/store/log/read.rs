@@ -37,6 +37,19 @@ pub(crate) enum ReadError {
     Chain { index: LogIndex },
 }
 
+impl ReadError {
+    /// Whether what is stored is at fault: anything else may be over at the next start.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Payload { kind, .. } => matches!(
+                kind,
+                io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+            ),
+            _ => true,
+        }
+    }
+}
+
 /// The frames and payloads of a range, in order; their chain is not checked.
 pub(crate) struct Frames<'a> {
     iterator: DBRawIteratorWithThreadMode<'a, Inner>,
