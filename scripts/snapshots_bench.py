@@ -66,7 +66,7 @@ class Cluster:
         return next(api for api in self.apis if call(api, "raft_status")["role"] == "leader")
 
     def load(self, *args):
-        return bench(self.binary, ["--endpoints", self.endpoints, *args])
+        return bench(self.binary, ["--yes", "--endpoints", self.endpoints, *args])
 
     def disk_bytes(self):
         """Of all nodes; a file with several names counts once."""
@@ -247,7 +247,7 @@ def fill_window(binary, node, blocks, size):
             time.sleep(0.05)
             continue
         # So short that a node that was just started may accept none of them, which bench calls a failure.
-        subprocess.run([binary, "bench", *load, "--rate", "100", "--duration", "100ms", "--warmup", "0s"],
+        subprocess.run([binary, "bench", "--yes", *load, "--rate", "100", "--duration", "100ms", "--warmup", "0s"],
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     raise SystemExit("the log did not come to its threshold within a minute")
 

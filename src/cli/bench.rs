@@ -23,10 +23,11 @@ use crate::cli::bench::own::Own;
 use crate::cli::bench::schedule::{Arrivals, Pacer};
 use crate::cli::bench::tally::Tally;
 use crate::cli::blocks::Maker;
+use crate::cli::ctl::confirm::confirm;
 use crate::cli::dev::ports;
 use crate::cli::exit::{self, Failure};
 use crate::cli::{endpoints, out, units};
-use crate::client::cluster::Cluster;
+use crate::client::cluster::{Cluster, Target};
 use crate::client::endpoint::Endpoint;
 use crate::client::http::Http;
 
@@ -43,8 +44,8 @@ Examples:
                                                      the next one, as its producer sees it
 
 A closed loop (--in-flight) shows what the cluster can carry; claims about p99 come from an open loop (--rate).
-The blocks go into the cluster's chain: use a cluster that is there for it, such as `blockraft dev --produce 0`,
-or --nodes.
+The blocks go into the cluster's chain, and nothing takes them out again: use a cluster that is there for it, such as
+`blockraft dev --produce 0`, or --nodes. A chain that has blocks is asked about first; --yes answers.
 
 Exit codes: 0 measured · 1 failed · 2 usage";
 
@@ -115,6 +116,9 @@ pub(crate) struct Args {
     /// The result as JSON.
     #[arg(long)]
     json: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
@@ -158,14 +162,34 @@ fn start(args: &Args) -> Result<u8, Failure> {
 }
 
 async fn prepare(args: &Args) -> Result<u8, Failure> {
-    let Some(n_nodes) = args.nodes else { return measure(args, args.endpoints.list()?, LOOK).await };
+    let Some(n_nodes) = args.nodes else {
+        let cluster = find(args, args.endpoints.list()?, LOOK).await?;
+        ask(args, &cluster).await?;
+        return measure(args, cluster).await;
+    };
     let own = Own::start(n_nodes, &args.set)?;
     if let Some(times) = args.failover {
         return failover::measure(args, own, times).await;
     }
-    let code = measure(args, own.endpoints().to_vec(), START).await;
+    let code = match find(args, own.endpoints().to_vec(), START).await {
+        Ok(cluster) => measure(args, cluster).await,
+        Err(e) => Err(e),
+    };
     own.stop().await;
     code
+}
+
+/// Before made-up blocks go into a chain that has others.
+async fn ask(args: &Args, cluster: &Cluster) -> Result<(), Failure> {
+    let end = Instant::now() + cluster.timeout();
+    let leader = cluster.find(Target::Leader, end).await?;
+    let Some(head) = cluster.status_at(&leader, end).await?.head else { return Ok(()) };
+    let question = format!(
+        "The chain at {} has blocks up to height {}. Those of bench are made up, and nothing takes them out again. Add them?",
+        leader.as_str(),
+        head.height
+    );
+    confirm(&question, args.yes)
 }
 
 /// Waits for a leader.
@@ -183,8 +207,7 @@ async fn find(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Resu
     Ok(cluster)
 }
 
-async fn measure(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Result<u8, Failure> {
-    let cluster = find(args, endpoints, patience).await?;
+async fn measure(args: &Args, cluster: Cluster) -> Result<u8, Failure> {
     // Connections are open before the first block is due.
     let start = Instant::now() + Duration::from_millis(100);
     let from = start + args.warmup;

@@ -38,7 +38,7 @@ Examples:
 
 The first endpoint that answers is asked, the others are learned from it, and what only the leader does
 goes to the leader. A command that moves leadership, pauses a node, takes a vote or a member away, forces a
-change of members, changes settings of the cluster, or purges a log asks first; --yes answers.
+change of members, changes settings of the cluster, makes a block up, or purges a log asks first; --yes answers.
 
 Exit codes: 0 done · 1 refused or unreachable, nothing happened · 2 usage · 3 unknown, it may have happened";
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::cli::ctl::command::Propose;
+use crate::cli::ctl::confirm::confirm;
 use crate::cli::ctl::{Context, acts, plan};
 use crate::cli::exit::Failure;
 use crate::client::cluster::Target;
@@ -19,7 +20,15 @@ pub(crate) async fn run(cx: &Context, args: Propose) -> Result<u8, Failure> {
             let end = Instant::now() + cluster.timeout();
             let leader = cluster.find(Target::Leader, end).await?;
             let head = cluster.status_at(&leader, end).await?.head;
-            finish(&args, head)?
+            let block = finish(&args, head)?;
+            if args.hash.is_none() && !cx.flags.curl {
+                let question = format!(
+                    "A block with a made-up hash becomes height {} of the chain, for good. Propose it?",
+                    block["height"]
+                );
+                confirm(&question, cx.flags.yes)?;
+            }
+            block
         }
     };
     acts::one(cx, plan::propose(block, args.fence, args.wait)).await

@@ -21,7 +21,7 @@ pub(crate) fn number(name: &str, default: u64) -> u64 {
 pub(crate) fn bench(cluster: &Cluster, args: &[(&str, String)]) -> Value {
     let endpoints: Vec<String> = cluster.endpoints().into_iter().map(|(_, api)| api).collect();
     let output = binary()
-        .args(["bench", "--json", "--warmup", "1s", "--endpoints", &endpoints.join(",")])
+        .args(["bench", "--yes", "--json", "--warmup", "1s", "--endpoints", &endpoints.join(",")])
         .args(args.iter().flat_map(|(name, value)| [*name, value.as_str()]))
         .stdin(Stdio::null())
         .output()
