@@ -1,5 +1,5 @@
 /* Loaded before a node, it makes the disk below a bad one. While the file named by FAILSYNC exists, every sync of a file
- * under log/ fails with EIO, as on a disk that lost what it was given; while the one named by HANGSYNC exists, every sync
+ * under log/, or with the path of which it holds a part, fails with EIO, as on a disk that lost what it was given; while the one named by HANGSYNC exists, every sync
  * of a file under log/, state/ or snapshots/ waits, as on a disk that hangs. The file named by SYNCLOG gets a line with the
  * path of whatever is synced.
  * Built by faults.py and by the tests: cc -shared -fPIC -o failsync.so failsync.c -ldl */
@@ -42,13 +42,26 @@ static void note(int fd) {
     close(log);
 }
 
+/* Whether the syncs of such a file fail. */
+static int is_failing(int fd) {
+    const char *trigger = getenv("FAILSYNC");
+    int file = trigger ? open(trigger, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0)
+        return 0;
+    char part[256];
+    ssize_t n = read(file, part, sizeof part - 1);
+    close(file);
+    part[n < 0 ? 0 : n] = 0;
+    return is_under(fd, *part ? part : "/log/");
+}
+
 /* Waits while the disk hangs; then says whether the sync fails. */
 static int fails(int fd) {
     note(fd);
     if (is_there("HANGSYNC") && (is_under(fd, "/log/") || is_under(fd, "/state/") || is_under(fd, "/snapshots/")))
         while (is_there("HANGSYNC"))
             usleep(2000);
-    return is_there("FAILSYNC") && is_under(fd, "/log/");
+    return is_failing(fd);
 }
 
 int fdatasync(int fd) {

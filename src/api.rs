@@ -164,7 +164,7 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(config: Config, parts: Arc<Parts>, stop: CancellationToken) -> Self {
-        let budget = BODY_BYTES_MAX.max(2 * config.max_body) / body::BUDGET_UNIT;
+        let budget = BODY_BYTES_MAX.max(config.max_body.saturating_mul(2)) / body::BUDGET_UNIT;
         Self {
             hosts: hosts::Hosts::new(&config),
             limiter: limit::Limiter::new(config.rate_limit),

@@ -181,6 +181,8 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn hand_over(&self, ask: HandoverAsk) -> BoxFuture<'_, Result<Term, HandoverRefusal>>;
     /// Whether this node may grant votes already (safety rule 16).
     fn may_vote(&self) -> bool;
+    /// A sync of the log has been running for `leadership.stall_after`.
+    fn is_sync_stuck(&self) -> bool;
     /// An append or a heartbeat of the leader of `term` was handled at this moment.
     fn leader_heard(&self, term: Term, leader_id: NodeId);
 }

@@ -87,7 +87,8 @@ pub struct Leadership {
     pub ready: bool,
     /// Goes with every proposal of the producer; `None` unless ready.
     pub fence: Option<u64>,
-    /// How long the producer may act without asking again.
+    /// For how long no other node can have been elected against this one. A hand-over does not wait for its end: only what
+    /// was agreed on counts, and a producer that acts by the time alone may find another one before it.
     pub lease_remaining: Duration,
 }
 

@@ -12,7 +12,7 @@ use crate::consensus::agreement::Evidence;
 use crate::consensus::{Fitness, Handover};
 use crate::raft::SnapshotData;
 use crate::types::block::BLOCK_BYTES_MAX;
-use crate::types::{LogIndex, NodeId, position::LogPos, proto};
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto};
 
 mod append;
 mod asker;
@@ -144,10 +144,22 @@ pub(crate) trait Notices: Send + Sync + 'static {
     fn own_last(&self) -> Option<LogPos> {
         None
     }
+    /// The last entry that this node knows to be committed; nothing for a leader whose term is over, which raft refuses and
+    /// which need not have it.
+    fn committed_before(&self, _leader_term: Term) -> Option<LogPos> {
+        None
+    }
+    /// A leader's log has another entry where this node's is committed, which raft would take for the same (safety rule 8).
+    fn contradicted(&self, _leader_id: NodeId, _own: LogPos, _theirs: LogPos) {}
     /// A committed entry the node is known to hold: one that shows less is refused (safety rule 8).
     fn floor(&self, _node_id: NodeId) -> Option<LogPos> {
         None
     }
+    /// What this leader knows the members to hold, told with its heartbeats.
+    fn floors(&self) -> Vec<Floor> {
+        Vec::new()
+    }
+    fn floors_told(&self, _floors: Vec<Floor>) {}
     /// Whether an append that carries entries can be stored: `false` while the disk is full.
     fn may_store(&self) -> bool {
         true
@@ -177,6 +189,14 @@ pub(crate) trait Notices: Send + Sync + 'static {
     fn peer_fitness(&self, _node_id: NodeId, _fitness: Fitness) {}
     /// Entries up to `last` were acknowledged by the node.
     fn replicated(&self, _node_id: NodeId, _replicated: Replicated) {}
+}
+
+/// A committed entry that a node is known to hold, in one of its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Floor {
+    pub(crate) node_id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) pos: LogPos,
 }
 
 /// One append that carried entries and was acknowledged.

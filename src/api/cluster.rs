@@ -55,6 +55,9 @@ struct NodeView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<StatusJson>")]
     status: Option<Box<RawValue>>,
+    /// Why it is not reachable from this node; a handshake that is refused says for what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 /// Asks all members at once.
@@ -74,24 +77,26 @@ pub(crate) async fn view(api: &Api) -> ClusterJson {
 
 async fn look_at(api: &Api, member: &Member) -> NodeView {
     let node_id = member.node_id;
-    let status = if node_id == api.parts.node.node_id {
-        Some(handlers::to_raw(&status::of(&api.parts)))
+    let answer = if node_id == api.parts.node.node_id {
+        Ok(handlers::to_raw(&status::of(&api.parts)))
     } else {
         match tokio::time::timeout(ANSWER_WITHIN_MAX, api.parts.consensus.peer_status(node_id)).await {
-            Ok(Ok(json)) => serde_json::from_slice(&json).ok(),
-            Ok(Err(_)) | Err(_) => None,
+            Ok(Ok(json)) => serde_json::from_slice(&json).map_err(|e| e.to_string()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err(format!("no answer within {ANSWER_WITHIN_MAX:?}")),
         }
     };
     let now = Instant::now();
-    if status.is_some() {
+    if answer.is_ok() {
         api.seen.put(node_id, now);
     }
     NodeView {
         node_id,
         name: member.name.clone(),
         api_addr: api_addr_of(member),
-        reachable: status.is_some(),
+        reachable: answer.is_ok(),
         age_ms: api.seen.get(node_id).map(|at| ms(now.saturating_duration_since(at))),
-        status,
+        error: answer.as_ref().err().cloned(),
+        status: answer.ok(),
     }
 }

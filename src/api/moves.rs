@@ -14,7 +14,7 @@ use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::status::{RoleJson, ms};
 use crate::api::{Api, Parts};
-use crate::consensus::{HandoverAsk, HandoverRefusal, Role};
+use crate::consensus::{HandoverAsk, HandoverRefusal, PeerError, Role};
 use crate::leadership;
 use crate::leadership::handover::{Asked, By, Done, Outcome, Refused};
 use crate::leadership::policy::Intent;
@@ -336,6 +336,10 @@ async fn ask_leader(parts: &Parts, leader_id: NodeId, operation_id: String) -> R
     let refusal = match parts.consensus.peers().ask_handover(leader_id, ask, patience).await {
         Ok(Ok(_)) => return Ok(()),
         Ok(Err(refusal)) => refusal,
+        // It may have been heard: what was lost may be the answer.
+        Err(error @ (PeerError::Unreachable { .. } | PeerError::TimedOut { .. })) => {
+            return Err(Fault::unknown(format!("whether node {leader_id} hands over is not known: {error}")));
+        }
         Err(error) => HandoverRefusal { reason: "unreachable".into(), message: error.to_string() },
     };
     Err(refused(parts, refusal))

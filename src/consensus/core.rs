@@ -268,7 +268,8 @@ impl Config {
         let millis = |d: Duration| d.as_millis() as u64;
         let config = openraft::Config {
             cluster_name: self.cluster_id.clone(),
-            election_timeout_min: millis(self.election_min()),
+            // In whole milliseconds too it is above the interval, as the settings are.
+            election_timeout_min: millis(self.election_min()).max(millis(self.heartbeat_interval) + 1),
             election_timeout_max: millis(self.lease()),
             heartbeat_interval: millis(self.heartbeat_interval),
             heartbeat_min_interval: Some(0),
@@ -327,5 +328,10 @@ mod tests {
         assert_eq!(told.backoff, "10ms 20ms 40ms ..200ms");
         assert!(matches!(told.snapshot_policy, openraft::SnapshotPolicy::Never));
         assert_eq!(told.max_in_snapshot_log_to_keep, u64::MAX);
+        for (interval, timeout) in [(50, 201), (50, 203), (5, 21), (100, 401)] {
+            let config =
+                Config { heartbeat_interval: ms(interval), heartbeat_timeout: ms(timeout), ..config.clone() };
+            config.to_openraft().unwrap_or_else(|e| panic!("{interval} and {timeout} ms: {e}"));
+        }
     }
 }

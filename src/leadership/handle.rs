@@ -13,7 +13,7 @@ use crate::audit::history::History;
 use crate::consensus::core::Stopped;
 use crate::consensus::{self, BoxFuture, Fitness, Handover, Role, Status};
 use crate::leadership::executor::{self, At, Claim, Executor, Kept, Report, Verdict as Compared};
-use crate::leadership::handover::{Asked, Done, Refused, Request};
+use crate::leadership::handover::{self, Asked, Done, Refused, Request};
 use crate::leadership::keeper;
 use crate::leadership::memory::Memory;
 use crate::leadership::metrics::Facts;
@@ -327,6 +327,11 @@ impl Handle {
         self.raft().core().elect().await
     }
 
+    /// The log's disk hangs: a sync has been running for `leadership.stall_after`.
+    pub(crate) fn is_sync_stuck(&self) -> bool {
+        self.sync_in_progress().is_some_and(|age| self.shared.config.stall_after <= age)
+    }
+
     /// Since when the log's sync in progress runs.
     pub(super) fn sync_in_progress(&self) -> Option<Duration> {
         self.shared.parts.health.sync_in_progress()
@@ -335,6 +340,9 @@ impl Handle {
     /// Why the leadership of this term begins now, and the operation that asked for it.
     pub(super) fn cause(&self, term: Term) -> (LeadershipCause, String) {
         let announced = self.memory().take_announced(Instant::now());
+        // Somebody else came to office by it meanwhile.
+        let before = self.reader().view().leadership.as_ref().map_or(0, |leadership| leadership.pos.term);
+        let announced = announced.filter(|handover| before <= handover.from_term);
         if announced.as_ref().is_some_and(Handover::is_forced) {
             self.memory().forced_term = Some(term);
         }
@@ -377,19 +385,22 @@ impl Handle {
     pub(crate) async fn hand_over(&self, asked: Asked) -> Result<Done, Refused> {
         // One that has begun answers in its own time.
         let patience = asked.within + self.shared.config.election_timeout;
+        let asked_of = (self.raft().status().term, asked.operation_id.clone());
         let (answer, outcome) = oneshot::channel();
         let request = Request::new(asked, Some(answer));
         if self.shared.requests.send(request).await.is_err() {
             return Err(Refused::Stopped);
         }
+        let began = Instant::now();
         match tokio::time::timeout(patience, outcome).await {
-            Ok(outcome) => outcome.unwrap_or(Err(Refused::Stopped)),
+            Ok(outcome) => outcome.unwrap_or_else(|_| handover::ended_with(self, asked_of, began.elapsed())),
             Err(_) => Err(Refused::Busy(self.memory().handover.clone().unwrap_or_default())),
         }
     }
 
     /// As [`Handle::hand_over`], and returns once raft was told: the term that is given up.
     pub(crate) async fn begin_handover(&self, asked: Asked) -> Result<Term, Refused> {
+        let (began, asked_of) = (Instant::now(), (self.raft().status().term, asked.operation_id.clone()));
         let (answer, outcome) = oneshot::channel();
         let (told, is_told) = oneshot::channel();
         let request = Request::new(asked, Some(answer)).tells(told);
@@ -402,7 +413,7 @@ impl Handle {
             Err(_) => match outcome.await {
                 Ok(Ok(done)) => Ok(done.old_term),
                 Ok(Err(refused)) => Err(refused),
-                Err(_) => Err(Refused::Stopped),
+                Err(_) => handover::ended_with(self, asked_of, began.elapsed()).map(|done| done.old_term),
             },
         }
     }

@@ -343,7 +343,10 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         handover.accepts = handover.accepts.max(FitnessGrade::Unwilling);
         let again = ask_around(handle, to, &handover).await;
         tracing::info!(term, to = again, "nobody took over in time; asking again");
-        tell_raft(handle, again, &handover).await?;
+        if tell_raft(handle, again, &handover).await.is_err() {
+            // It stops, and may have been heard before.
+            return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
+        }
     }
 }
 
@@ -379,6 +382,29 @@ async fn successor(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// What became of a hand-over whose task ended with the node, in the term in which it was asked for: behind the word to raft
+/// its outcome is unknown.
+pub(super) fn ended_with(
+    handle: &Handle,
+    (term, operation_id): (Term, String),
+    elapsed: Duration,
+) -> Result<Done, Refused> {
+    if handle.memory().given_up_term.is_none_or(|given_up| given_up < term) {
+        return Err(Refused::Stopped);
+    }
+    let raft = handle.raft();
+    Ok(Done {
+        operation_id,
+        from: raft.node_id(),
+        to: raft.node_id(),
+        old_term: term,
+        new_term: raft.status().term,
+        leader_id: None,
+        elapsed,
+        outcome: Outcome::TimedOut,
+    })
 }
 
 /// Another term began: says who leads in it.

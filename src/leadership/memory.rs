@@ -9,6 +9,7 @@ use crate::consensus::{Fitness, Handover, Role, Status};
 use crate::leadership::elections::Why;
 use crate::leadership::executor::Executor;
 use crate::leadership::metrics::LagMax;
+use crate::leadership::once::LEADERSHIPS_LOOKED_AT;
 use crate::leadership::policy::{Check, Intent};
 use crate::types::{LogIndex, NodeId, Term};
 
@@ -52,6 +53,8 @@ pub(super) struct Memory {
     pub(super) is_leaving: bool,
     /// The hand-over that was heard of last, and when.
     heard_of: Option<(Instant, Handover)>,
+    /// Leaderships that were applied by this process, oldest first, and when.
+    applied: VecDeque<(Term, Instant)>,
     /// Of the candidacy that began last, until the leadership that came of it is recorded.
     pub(super) candidacy: Option<Why>,
     /// Why this node stands, where that is not its timer.
@@ -81,6 +84,7 @@ impl Memory {
             handover: None,
             is_leaving: false,
             heard_of: None,
+            applied: VecDeque::new(),
             candidacy: None,
             stands: None,
             forced_term: None,
@@ -150,6 +154,19 @@ impl Memory {
         let is_it =
             handover.operation_id == operation_id && now.saturating_duration_since(*at) < HEARD_OF_WITHIN;
         is_it.then_some(handover)
+    }
+
+    pub(super) fn applied_leadership(&mut self, now: Instant, term: Term) {
+        self.applied.push_back((term, now));
+        if LEADERSHIPS_LOOKED_AT < self.applied.len() {
+            self.applied.pop_front();
+        }
+    }
+
+    /// How long ago a leadership was applied, where this process did it.
+    pub(super) fn applied_ago(&self, now: Instant, term: Term) -> Option<Duration> {
+        let (_, at) = self.applied.iter().rev().find(|(applied, _)| *applied == term)?;
+        Some(now.saturating_duration_since(*at))
     }
 
     /// The hand-over that a leadership which begins now came by.

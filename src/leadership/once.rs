@@ -8,7 +8,7 @@ use crate::leadership::handle::Handle;
 use crate::machine::apply::Leadership;
 
 /// Leaderships that are looked through for a call's id. By eye: one a second for ten minutes.
-const LEADERSHIPS_LOOKED_AT: usize = 600;
+pub(super) const LEADERSHIPS_LOOKED_AT: usize = 600;
 /// An id of a call counts so long.
 pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
@@ -21,8 +21,10 @@ impl Handle {
         let at = rows.iter().rposition(|l| l.operation_id == operation_id)?;
         let before = at.checked_sub(1).map(|before| rows[before].clone());
         let found = rows.swap_remove(at);
-        let began = Duration::from_millis(found.started_at_ms);
-        (now.abs_diff(began) < REMEMBERED_FOR).then_some((found, before))
+        let age = self.memory().applied_ago(Instant::now(), found.pos.term);
+        // By the clock of the wall only what was applied by another process: it may have been set meanwhile.
+        let age = age.unwrap_or_else(|| now.abs_diff(Duration::from_millis(found.started_at_ms)));
+        (age < REMEMBERED_FOR).then_some((found, before))
     }
 
     /// A hand-over with that id that was heard of, and may be under way.

@@ -113,6 +113,8 @@ impl Task {
                 }
                 // The store goes after this task.
                 Ok(()) = leaderships.changed() => {
+                    let term = *leaderships.borrow_and_update();
+                    self.handle.memory().applied_leadership(Instant::now(), term);
                     // Its own it tells of once it is known whether it is ready.
                     if !self.is_establishing {
                         self.count();

@@ -114,6 +114,10 @@ impl Answers for NodeAnswers {
         self.votes_from.is_none_or(|from| from <= Instant::now()) && self.raft.is_itself()
     }
 
+    fn is_sync_stuck(&self) -> bool {
+        self.leadership.is_sync_stuck()
+    }
+
     fn leader_heard(&self, term: Term, leader_id: NodeId) {
         self.raft.leader_heard(term, leader_id);
     }

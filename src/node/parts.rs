@@ -19,13 +19,13 @@ use crate::node::agreement::Agreement;
 use crate::node::doubts::Doubts;
 use crate::node::members;
 use crate::node::remembered::Remembered;
-use crate::peer::{self, HashMark, Incarnation, Receiving, SendOutcome};
+use crate::peer::{self, Floor, HashMark, Incarnation, Receiving, SendOutcome};
 use crate::proposals;
 use crate::store;
 use crate::store::snapshot::receive::ReceiveError;
 use crate::types::member::Removed;
 use crate::types::{
-    Height, LogIndex, NodeId, block::Block, error::Accepted, position::LogPos, proto::SnapshotManifest,
+    Height, LogIndex, NodeId, Term, block::Block, error::Accepted, position::LogPos, proto::SnapshotManifest,
 };
 
 /// The applied state, for those who propose.
@@ -142,6 +142,14 @@ impl peer::Notices for Notices {
         seen.max(self.remembered.floor(node_id))
     }
 
+    fn floors(&self) -> Vec<Floor> {
+        self.remembered.floors()
+    }
+
+    fn floors_told(&self, floors: Vec<Floor>) {
+        floors.into_iter().for_each(|floor| self.remembered.floor_told(floor));
+    }
+
     fn commands_known(&self, node_id: NodeId, commands: &[(u8, u8)]) {
         self.remembered.set_commands(node_id, commands);
     }
@@ -158,6 +166,19 @@ impl peer::Notices for Notices {
 
     fn own_last(&self) -> Option<LogPos> {
         self.reader.log_stats().last
+    }
+
+    fn committed_before(&self, leader_term: Term) -> Option<LogPos> {
+        self.reader.committed_before(leader_term)
+    }
+
+    fn contradicted(&self, leader_id: NodeId, own: LogPos, theirs: LogPos) {
+        let what = format!(
+            "node {leader_id} leads with another entry at index {} (term {}) than was committed here (index {}, term {}): \
+             the folder of one of the nodes was put back from an older copy",
+            theirs.index, theirs.term, own.index, own.term
+        );
+        self.health.set_fatal(store::health::Fatal::Contradicted { what });
     }
 
     fn may_store(&self) -> bool {
@@ -277,7 +298,7 @@ impl Receiving for Incoming {
 fn to_io(error: ReceiveError) -> io::Error {
     match error {
         ReceiveError::Io(error) => error,
-        own @ ReceiveError::Linked { .. } => io::Error::other(own.to_string()),
+        own @ (ReceiveError::Linked { .. } | ReceiveError::Unsynced(_)) => io::Error::other(own.to_string()),
         damaged => io::Error::new(io::ErrorKind::InvalidData, damaged.to_string()),
     }
 }

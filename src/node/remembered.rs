@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::node::StartError;
-use crate::peer::Incarnation;
+use crate::peer::{Floor, Incarnation};
 use crate::store;
 use crate::store::local::{REMOVED, read_removed, write_removed};
 use crate::types::NodeId;
@@ -119,6 +119,23 @@ impl Remembered {
         let known = peers.get(&node_id)?;
         // One that was added again with an empty folder holds nothing of what the one before did.
         known.floor.filter(|(incarnation, _)| known.incarnation == Some(*incarnation)).map(|(_, pos)| pos)
+    }
+
+    /// Of each node's life that is known.
+    pub(super) fn floors(&self) -> Vec<Floor> {
+        let peers = self.peers();
+        let floors = peers.iter().filter_map(|(node_id, known)| {
+            let (incarnation, pos) = known.floor.filter(|(of, _)| known.incarnation == Some(*of))?;
+            Some(Floor { node_id: *node_id, incarnation, pos })
+        });
+        floors.collect()
+    }
+
+    /// A leader knows it of a node; it counts where the same life of that is known here.
+    pub(super) fn floor_told(&self, told: Floor) {
+        if self.known(told.node_id) == Some(told.incarnation) {
+            self.raise_floor(told.node_id, told.pos);
+        }
     }
 
     /// The node acknowledged that entry, and it is committed.

@@ -95,7 +95,7 @@ impl Client {
         within: Duration,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
         let payload = convert::OutgoingAppend::new(request, self.shared.config.frame_bytes_max)
-            .into_heartbeat(self.shared.notices.state_evidence());
+            .into_heartbeat(self.shared.notices.state_evidence(), self.shared.notices.floors());
         let frame = self.call(Rpc::Heartbeat, FrameKind::Append, payload, within).await?;
         let answer = decode::<proto::AppendAnswer>(frame, FrameKind::AppendAnswer);
         let answer = answer.map_err(|e| unreachable_node(&e))?;

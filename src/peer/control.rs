@@ -6,12 +6,12 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use openraft::{
-    raft::{AppendEntriesRequest, VoteRequest},
+    raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest},
     storage::RaftStateMachine,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::consensus::{Declined, HandoverAsk, HandoverRefusal};
 use crate::peer::{
@@ -24,12 +24,12 @@ use crate::peer::{
     session::{self, Answer, check_sender, stopped, unsupported},
     wire::{self, Frame, WireError},
 };
-use crate::raft::{SnapshotData, TypeConfig};
+use crate::raft::{SnapshotData, TypeConfig, pos_of};
 use crate::types::position::LogPos;
 use crate::types::proto::{self, ErrorCode, FrameKind, Stamps};
 use crate::types::{LogIndex, NodeId};
 
-/// raft's messages of one connection that are not answered yet: heartbeats wait for the disk. By
+/// raft's messages of one connection that are not answered yet: votes wait for the disk, heartbeats for one that hangs. By
 /// eye: 20 a second over every patience there is.
 const RAFT_MESSAGES_MAX: usize = 1024;
 
@@ -115,11 +115,13 @@ where
             Some(FrameKind::Append) => {
                 let request: proto::AppendRequest = frame.decode()?;
                 let told = request.state_hashes.as_ref().and_then(convert::evidence_from_proto);
+                let floors: Vec<_> = request.floors.iter().filter_map(convert::floor_from_proto).collect();
                 let request = convert::append_from_proto(request)?;
                 check_sender(peer_id, &request)?;
                 if let Some(evidence) = told {
                     context.shared.notices.state_evidence_told(evidence);
                 }
+                context.shared.notices.floors_told(floors);
                 if !request.entries.is_empty() {
                     return Err(WireError::Malformed("entries on a control connection".into()));
                 }
@@ -213,7 +215,7 @@ async fn heartbeat<SM>(
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
-    let answer = session::append(context, request).await.map(|result| {
+    let answer = hear(context, request).await.map(|result| {
         let mut answer = convert::append_answer_to_proto(&result);
         answer.stamps = Some(Stamps { received_at_ns, answered_at_ns: unix_ns() });
         answer.hash_mark = context
@@ -225,6 +227,42 @@ where
         answer
     });
     Answer::of(id, FrameKind::AppendAnswer, answer)
+}
+
+/// Raft answers a heartbeat once all entries that it took before are durable, and the leader waits for one
+/// `heartbeat_interval`: syncs that take longer would cost it the lease. That stands on less: raft took the heartbeat up,
+/// so that it grants nobody else a vote for a lease from now on, and its vote for this leader is durable. Once both are
+/// so that is the answer, unless the disk hangs. The leader learns nothing else from it (safety rules 11, 17 and 24).
+async fn hear<SM>(
+    context: &Context<SM>,
+    request: AppendEntriesRequest<TypeConfig>,
+) -> Result<StreamAppendResult<TypeConfig>, proto::Error>
+where
+    SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
+{
+    let (vote, last) = (request.vote, request.prev_log_id);
+    let answered = session::append(context, request);
+    tokio::pin!(answered);
+    if let Ok(answer) = timeout(context.shared.config.heartbeat_interval / 4, &mut answered).await {
+        return answer;
+    }
+    // Raft is given this behind the heartbeat, and does one after the other: what refuses that was answered by then.
+    let taken_up = context.raft.with_raft_state(move |state| *state.vote_ref() == vote);
+    tokio::select! {
+        biased;
+        answer = &mut answered => return answer,
+        is_followed = taken_up => {
+            let is_durable = context.raft.watch_vote_progress().get() == Some(vote);
+            if !is_followed.unwrap_or(false) || !is_durable || context.answers.is_sync_stuck() {
+                return answered.await;
+            }
+        }
+    }
+    if let Some(answer) = answered.as_mut().now_or_never() {
+        return answer;
+    }
+    context.answers.leader_heard(vote.leader_id.term, vote.leader_id.voted_for);
+    Ok(Ok(last))
 }
 
 /// `rpc` is [`Rpc::Vote`] or [`Rpc::PreVote`].
@@ -247,8 +285,13 @@ where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
     let candidate = request.vote.leader_id.voted_for;
-    if let Some(version) = context.shared.not_member(candidate) {
-        return Err(not_member(candidate, version));
+    // One whose log goes further may hold the entry that makes it a member: what its log is worth raft decides. Who was
+    // removed lacks the entry that did it (safety rule 21d).
+    let last = request.last_log_id.as_ref().map(pos_of);
+    if let Some(version) =
+        context.shared.membership_without(candidate).filter(|version| last < Some(*version))
+    {
+        return Err(not_member(candidate, version.index));
     }
     if !context.answers.may_vote() {
         return Ok(convert::vote_refusal());

@@ -19,6 +19,7 @@ use tokio::io::AsyncWrite;
 
 use crate::consensus::agreement::Evidence;
 use crate::consensus::{Fitness, Handover};
+use crate::peer::Floor;
 use crate::peer::wire::{HEAD_BYTES, Outbox, WireError, inline_bytes};
 use crate::raft::{
     Entry, LogId, TypeConfig, Vote,
@@ -27,8 +28,8 @@ use crate::raft::{
         vote_from_proto, vote_to_proto,
     },
 };
-use crate::types::NodeId;
 use crate::types::proto::{self, AppendOutcome, FitnessGrade, FrameKind, LeadershipCause, TransferOutcome};
+use crate::types::{NodeId, position::LogPos};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;
@@ -65,6 +66,7 @@ impl OutgoingAppend {
             leader_commit: request.leader_commit.as_ref().map(log_id_to_proto),
             entries: Vec::new(),
             state_hashes: None,
+            floors: Vec::new(),
         };
         let mut payload_bytes = head.encoded_len();
         let mut copied_bytes = payload_bytes;
@@ -114,7 +116,15 @@ impl OutgoingAppend {
     }
 
     /// One without entries, as a payload.
-    pub(super) fn into_heartbeat(mut self, evidence: Option<Evidence>) -> Bytes {
+    pub(super) fn into_heartbeat(mut self, evidence: Option<Evidence>, floors: Vec<Floor>) -> Bytes {
+        self.head.floors = floors
+            .into_iter()
+            .map(|floor| proto::Floor {
+                node_id: floor.node_id,
+                incarnation: Bytes::copy_from_slice(&floor.incarnation),
+                acknowledged: Some(proto::LogId { term: floor.pos.term, index: floor.pos.index }),
+            })
+            .collect();
         self.head.state_hashes = evidence.map(|evidence| proto::StateHashes {
             index: evidence.index,
             hashes: evidence
@@ -126,6 +136,16 @@ impl OutgoingAppend {
         });
         Bytes::from(self.head.encode_to_vec())
     }
+}
+
+/// What a leader knows a node to hold; nothing where it is malformed.
+pub(super) fn floor_from_proto(told: &proto::Floor) -> Option<Floor> {
+    let at = told.acknowledged?;
+    Some(Floor {
+        node_id: told.node_id,
+        incarnation: told.incarnation.as_ref().try_into().ok()?,
+        pos: LogPos { term: at.term, index: at.index },
+    })
 }
 
 /// What a leader knows of states that differ; nothing where it is malformed.

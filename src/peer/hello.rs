@@ -225,6 +225,10 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
         not_member_version: not_member,
         advertise: shared.config.advertise.clone(),
         process: shared.process,
+        incarnation_version: match shared.newest_membership() {
+            (version, true) => version,
+            (_, false) => 0,
+        },
     }
 }
 
@@ -328,9 +332,11 @@ async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), 
     })?;
     let recorded = shared.recorded_incarnation(node_id);
     let known = shared.incarnations.known(node_id);
-    // The membership record overrules what was seen first.
+    // The membership record overrules what was seen first, and a newer record an older one: a node that was away while this
+    // one lost its data and was added again would else refuse the only one that may tell it so.
     if let Some(expected) = recorded.or(known)
         && expected != shown
+        && hello.incarnation_version <= shared.newest_membership().0
     {
         let reason = format!(
             "node {node_id} shows incarnation {}, known is {}: it lost its data; remove it and add it again",

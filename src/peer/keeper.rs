@@ -159,7 +159,7 @@ impl Task {
                 peer_id = self.node_id as i64,
                 ?took,
                 ?interval,
-                "raft.heartbeat_interval is below round trip and log sync"
+                "heartbeats are answered too late: raft.heartbeat_interval is below the round trip, or the node stands still"
             );
         }
     }

@@ -29,10 +29,10 @@ use crate::peer::{
     said::Said,
     wire::{Frame, WireError},
 };
-use crate::raft::{NodeRecord, StoredMembership, TypeConfig};
+use crate::raft::{NodeRecord, StoredMembership, TypeConfig, pos_of};
 use crate::telemetry::ticks;
 use crate::types::address::host;
-use crate::types::{LogIndex, NodeId, Term, proto::FrameKind};
+use crate::types::{LogIndex, NodeId, Term, position::LogPos, proto::FrameKind};
 
 /// How often the list of peers is compared with their addresses. By eye.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -151,11 +151,24 @@ impl Shared {
 
     /// The applied membership's version, when neither it nor a newer one names the node.
     pub(super) fn not_member(&self, node_id: NodeId) -> Option<LogIndex> {
+        self.membership_without(node_id).map(|version| version.index)
+    }
+
+    /// As [`Shared::not_member`]; with the term of its entry.
+    pub(super) fn membership_without(&self, node_id: NodeId) -> Option<LogPos> {
         let look = self.membership.get()?();
-        let version = look.applied.log_id().as_ref()?.index();
+        let version = look.applied.log_id().as_ref().map(pos_of)?;
         let names = |stored: &StoredMembership| stored.membership().get_node(&node_id).is_some();
         // One that is not applied may be truncated: it removes nobody yet, but may add already.
         (!names(&look.applied) && !names(&look.newest)).then_some(version)
+    }
+
+    /// Version of the newest membership, and whether it records this life of this node.
+    pub(super) fn newest_membership(&self) -> (LogIndex, bool) {
+        let Some(look) = self.membership.get().map(|look| look()) else { return (0, false) };
+        let version = look.newest.log_id().as_ref().map_or(0, |id| id.index());
+        let own = look.newest.membership().get_node(&self.identity.node_id).and_then(|own| own.incarnation);
+        (version, own == Some(self.identity.incarnation))
     }
 
     /// A stranger is not kept durably: only who is a member, or will be, or adds this node.

@@ -3,6 +3,7 @@
 //! Log data is given to raft in the order it came and answered in that order. Entries are checked
 //! before raft sees them. What comes on a control connection is answered by [`Control`].
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,9 +24,10 @@ use crate::peer::{
     server::Context,
     wire::{self, Frame, WireError},
 };
-use crate::raft::{SnapshotData, TypeConfig};
+use crate::raft::{SnapshotData, TypeConfig, pos_of};
 use crate::types::{
     NodeId,
+    position::LogPos,
     proto::{self, ErrorCode, FrameKind, Purpose},
 };
 
@@ -184,6 +186,11 @@ where
 {
     let vote = request.vote;
     let prev = request.prev_log_id;
+    let committed = context.shared.notices.committed_before(vote.leader_id.term);
+    if let Some((own, theirs)) = committed.and_then(|own| contradiction(&request, own)) {
+        context.shared.notices.contradicted(vote.leader_id.voted_for, own, theirs);
+        return Err(wire::error(ErrorCode::Refused, "this node has committed another entry there"));
+    }
     let last = request.entries.last().map(|entry| entry.log_id).or(prev);
     let answer = context.raft.append_entries(request).await.map_err(|e| stopped(&e))?;
     let result = match answer {
@@ -200,6 +207,19 @@ where
         context.answers.leader_heard(vote.leader_id.term, vote.leader_id.voted_for);
     }
     Ok(result)
+}
+
+/// This node's last committed entry, and the one of a leader's that cannot be of the same history. Raft compares nothing
+/// up to there: what is committed is the same everywhere, unless a folder was put back from an older copy.
+fn contradiction(request: &AppendEntriesRequest<TypeConfig>, own: LogPos) -> Option<(LogPos, LogPos)> {
+    let entries = request.entries.iter().map(|entry| &entry.log_id);
+    let sent = request.prev_log_id.iter().chain(entries).map(pos_of);
+    let is_another = |theirs: &LogPos| match theirs.index.cmp(&own.index) {
+        Ordering::Less => own.term < theirs.term,
+        Ordering::Equal => own.term != theirs.term,
+        Ordering::Greater => false,
+    };
+    sent.take_while(|theirs| theirs.index <= own.index).find(is_another).map(|theirs| (own, theirs))
 }
 
 /// A leader speaks for itself alone.

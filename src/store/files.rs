@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Advice, Mode, OFlags, fadvise};
 
 /// What a direct write begins at and is a multiple of, in memory and in the file, on every usual disk.
 pub(crate) const DIRECT_BYTES: usize = 4_096;
@@ -17,9 +17,36 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// As [`create_dir`], the names durable on return. `PermissionDenied` of a folder above is no error: whoever made that
+/// looks after it.
+pub(crate) fn create_dir_synced(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    create_dir(path)?;
+    missing.into_iter().rev().try_for_each(sync_name)
+}
+
+/// Makes the name of a folder durable in the one above it, where that may be read.
+pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
+    match sync_dir(parent(path)) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
+}
+
 /// Makes the entries of a folder durable: creations, renames and removals.
 pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Makes durable what a process that is gone may have written and not synced, and has what is read next come from the disk.
+/// After a sync that failed the page cache holds what the disk does not, and the next sync has nothing to say of it.
+pub(crate) fn settle(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    // A hint: not every file system takes it.
+    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+    Ok(())
 }
 
 /// Makes the content of a file durable.
@@ -44,6 +71,24 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     sync_dir(parent(path))
+}
+
+/// Bytes of the files in a folder and those below it. One that goes while they are counted counts nothing: RocksDB removes
+/// files at any time.
+pub(crate) fn folder_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let counted = match entry.metadata() {
+            Ok(found) if found.is_dir() => folder_bytes(&entry.path()),
+            found => found.map(|found| found.len()),
+        };
+        bytes += match counted {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            counted => counted?,
+        };
+    }
+    Ok(bytes)
 }
 
 /// The content of a file, `None` when there is none.
@@ -114,6 +159,28 @@ pub(crate) fn is_no_space(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_settled_is_read_from_the_disk() {
+        use rustix::io::{ReadWriteFlags, preadv2};
+
+        /// Of a file system without a disk below.
+        const TMPFS: i64 = 0x0102_1994;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, [7; 8192]).unwrap();
+        let is_cached = || {
+            let mut read = [0; 4096];
+            let file = File::open(&path).unwrap();
+            preadv2(&file, &mut [io::IoSliceMut::new(&mut read)], 0, ReadWriteFlags::NOWAIT)
+        };
+        if rustix::fs::statfs(&path).unwrap().f_type as i64 == TMPFS || is_cached() != Ok(4096) {
+            return;
+        }
+        settle(&path).unwrap();
+        assert_eq!(is_cached(), Err(rustix::io::Errno::AGAIN));
+        assert_eq!(fs::read(&path).unwrap(), [7; 8192]);
+    }
 
     #[test]
     fn direct_writes_are_tried_without_a_trace() {

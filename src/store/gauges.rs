@@ -1,7 +1,5 @@
 //! Gauges that are read when somebody scrapes: sizes, free space, the sync in progress.
 
-use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use prometheus::core::{Collector, Desc};
@@ -11,7 +9,7 @@ use rocksdb::properties::ESTIMATE_PENDING_COMPACTION_BYTES;
 
 use crate::store::health::Health;
 use crate::store::rocks::{Db, LOG_FAMILIES, STATE_FAMILIES};
-use crate::store::{log, state};
+use crate::store::{files, log, state};
 
 /// Holds the databases weakly: a scrape must not keep one open.
 struct Gauges {
@@ -106,7 +104,7 @@ impl Gauges {
     fn set(&self, label: &str, db: Option<&Db>, families: &[&str]) {
         let (mut bytes, mut pending) = (0, 0);
         if let Some(db) = db {
-            bytes = folder_bytes(db.path());
+            bytes = files::folder_bytes(db.path()).unwrap_or(0);
             for family in families.iter().filter_map(|f| db.cf_handle(f)) {
                 let value = db.property_int_value_cf(family, ESTIMATE_PENDING_COMPACTION_BYTES);
                 pending += value.ok().flatten().unwrap_or(0);
@@ -115,14 +113,4 @@ impl Gauges {
         self.bytes.with_label_values(&[label]).set(bytes as i64);
         self.pending.with_label_values(&[label]).set(pending as i64);
     }
-}
-
-fn folder_bytes(dir: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(dir) else { return 0 };
-    let bytes_of = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(found) if found.is_dir() => folder_bytes(&entry.path()),
-        Ok(found) => found.len(),
-        Err(_) => 0,
-    };
-    entries.filter_map(Result::ok).map(bytes_of).sum()
 }

@@ -30,6 +30,9 @@ pub(crate) enum Fatal {
     UpgradeNeeded { kind: u8, version: u8, index: LogIndex },
     #[error("{what}")]
     Damaged { what: String },
+    /// The history of the others is not this node's.
+    #[error("{what}")]
+    Contradicted { what: String },
     #[error("asked to cut the log behind {after:?}, below the committed index {committed}")]
     TruncateBelowCommitted { after: Option<LogIndex>, committed: LogIndex },
 }
@@ -42,7 +45,10 @@ impl Fatal {
             | Self::WriteFailed { .. }
             | Self::ReadFailed { .. }
             | Self::StateDamaged { .. } => 1,
-            Self::UpgradeNeeded { .. } | Self::Damaged { .. } | Self::TruncateBelowCommitted { .. } => 4,
+            Self::UpgradeNeeded { .. }
+            | Self::Damaged { .. }
+            | Self::Contradicted { .. }
+            | Self::TruncateBelowCommitted { .. } => 4,
         }
     }
 }

@@ -42,7 +42,7 @@ impl Lock {
     /// Makes the folder if need be. `Err` says whose it is when another process holds it.
     pub(crate) fn take(data_dir: &Path, who: &Who) -> Result<Self, OpenError> {
         if !data_dir.is_dir() {
-            files::create_dir(data_dir).map_err(|e| OpenError::io(data_dir, e))?;
+            files::create_dir_synced(data_dir).map_err(|e| OpenError::io(data_dir, e))?;
         }
         let path = data_dir.join(LOCK);
         let file =
@@ -143,7 +143,9 @@ impl Identity {
 
     /// Durable on return.
     pub(crate) fn write(&self, data_dir: &Path) -> io::Result<()> {
-        files::write_atomic(&path_of(data_dir), self.text().as_bytes())
+        let body = self.body(u64::from(FORMAT_VERSION));
+        let text = format!("{body}checksum = {}\n", checksum(&body));
+        files::write_atomic(&path_of(data_dir), text.as_bytes())
     }
 
     /// Says that the folder is of this binary's format, where it is of an older one: those that do not know it refuse it
@@ -175,12 +177,6 @@ impl Identity {
                 write!(what, "{and}node.id is {}, the folder belongs to node {}", who.node_id, self.node_id);
         }
         if what.is_empty() { Ok(()) } else { Err(OpenError::Identity { path: path_of(data_dir), what }) }
-    }
-
-    fn text(&self) -> String {
-        let body = self.body(u64::from(FORMAT_VERSION));
-        let sum = checksum(&body);
-        format!("{body}checksum = {sum}\n")
     }
 
     fn body(&self, version: u64) -> String {

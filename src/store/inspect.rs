@@ -3,7 +3,6 @@
 //! Changes nothing, neither names nor times. Each part is looked at in the order in which a start
 //! opens it; one that is damaged becomes a [`Finding`], and the others are looked at all the same.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use crate::store::log::open::{self as log_open, Looked};
 use crate::store::offline::{UNFINISHED, Unfinished};
 use crate::store::snapshot::{self, FILES, check, last_index};
 use crate::store::state::db::{self, Loaded, StateDb, StateError};
-use crate::store::{Identity, OpenError, exit, identity, rocks};
+use crate::store::{Identity, OpenError, exit, files, identity, rocks};
 use crate::types::block::BlockRef;
 use crate::types::member::Members;
 use crate::types::position::LogPos;
@@ -96,11 +95,23 @@ impl Found {
     }
 
     /// Where the folder's history ends: with the log, or with the state where a snapshot was installed and
-    /// the log is not purged yet.
+    /// the log is not purged yet. A state that cannot be read is the newest snapshot's, of which a start makes it.
     pub(crate) fn end(&self) -> LogPos {
-        let last = self.log.and_then(|log| log.last).unwrap_or_default();
-        let applied = self.state.as_ref().and_then(|state| state.applied).unwrap_or_default();
+        let applied = match &self.state {
+            Some(state) => state.applied,
+            None => self
+                .snapshots
+                .first()
+                .and_then(|s| s.last_log_id)
+                .map(|id| LogPos { term: id.term, index: id.index }),
+        };
+        let (last, applied) = (self.log_end(), applied.unwrap_or_default());
         if last.index < applied.index { applied } else { last }
+    }
+
+    /// Where the log ends.
+    pub(crate) fn log_end(&self) -> LogPos {
+        self.log.and_then(|log| log.last).unwrap_or_default()
     }
 
     /// Nothing of a node is in the folder.
@@ -127,11 +138,22 @@ impl Found {
 /// Looks into a data folder. `Err`: nothing can be said, because a node uses it or it cannot be read.
 /// Blocking.
 pub(crate) fn look(data_dir: &Path, depth: Depth) -> Result<Found, OpenError> {
-    if !data_dir.is_dir() {
-        let what = if data_dir.exists() { "it is no folder" } else { "there is no such folder" };
-        return Err(OpenError::io(data_dir, io::Error::new(io::ErrorKind::NotFound, what)));
-    }
+    is_folder(data_dir)?;
     let _lock = identity::Shared::take(data_dir)?;
+    look_held(data_dir, depth)
+}
+
+pub(crate) fn is_folder(data_dir: &Path) -> Result<(), OpenError> {
+    let what = match data_dir.is_dir() {
+        true => return Ok(()),
+        false if data_dir.exists() => "it is no folder",
+        false => "there is no such folder",
+    };
+    Err(OpenError::io(data_dir, io::Error::new(io::ErrorKind::NotFound, what)))
+}
+
+/// As [`look`], for who holds the folder's lock.
+pub(crate) fn look_held(data_dir: &Path, depth: Depth) -> Result<Found, OpenError> {
     let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
     let mut look = Look { data_dir, rocks, depth, found: Found::default() };
     look.unfinished()?;
@@ -226,7 +248,7 @@ impl Look<'_> {
             committed: contents.committed.as_ref().map(|id| pos_of(id).index),
             marked: looked.mark.last.map(|e| e.pos.index),
             entries: contents.sizes.len() as u64,
-            file_bytes: size_of_files(&dir).map_err(|e| OpenError::io(&dir, e))?,
+            file_bytes: files::folder_bytes(&dir).map_err(|e| OpenError::io(&dir, e))?,
         });
         self.found.membership = contents.membership.clone();
         match removed_at(&looked.db) {
@@ -254,6 +276,9 @@ impl Look<'_> {
                 continue;
             }
             self.found.snapshots.insert(0, manifest);
+        }
+        if self.found.identity.is_none() && !self.holds("IDENTITY") && !self.found.snapshots.is_empty() {
+            self.finding(&self.data_dir.join("IDENTITY"), "IDENTITY is missing beside a snapshot", true);
         }
         Ok(())
     }
@@ -292,6 +317,7 @@ impl Look<'_> {
             Err(StateError::Rocks(e)) if !is_damage(&dir, &e) => return Err(OpenError::rocks(&dir, &e)),
             Err(e) => {
                 self.finding(&dir, format!("{e}; {fate}"), !is_rebuilt);
+                self.take_membership(StoredMembership::default());
                 return Ok(());
             }
         };
@@ -316,7 +342,7 @@ impl Look<'_> {
             head: view.head.clone(),
             oldest_height: view.oldest_height,
             state_hash: view.state_hash,
-            file_bytes: size_of_files(&dir).map_err(|e| OpenError::io(&dir, e))?,
+            file_bytes: files::folder_bytes(&dir).map_err(|e| OpenError::io(&dir, e))?,
         });
         self.take_membership(loaded.membership);
         Ok(())
@@ -372,15 +398,4 @@ fn read_local(db: &rocks::Db) -> Result<(), rocksdb::Error> {
         item?;
     }
     Ok(())
-}
-
-/// Bytes of the files in a folder.
-fn size_of_files(dir: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let meta = entry.metadata()?;
-        bytes += if meta.is_dir() { size_of_files(&entry.path())? } else { meta.len() };
-    }
-    Ok(bytes)
 }

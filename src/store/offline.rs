@@ -87,6 +87,8 @@ pub(crate) struct Recovery {
     pub(crate) term: Term,
     /// The last entry that was there.
     pub(crate) base: LogPos,
+    /// The log ends before it: what came by a snapshot was not purged yet.
+    pub(crate) is_purged: bool,
     /// Voters from then on, ascending.
     pub(crate) keep: Vec<NodeId>,
 }
@@ -114,6 +116,7 @@ impl Unfinished {
                 epoch: number("epoch")?,
                 term: number("term")?,
                 base: LogPos { term: number("base_term")?, index: number("base_index")? },
+                is_purged: field("purged") == Some("true"),
                 keep: field("keep")?.split(' ').map(|id| id.parse().ok()).collect::<Option<_>>()?,
             })),
             _ => None,
@@ -126,8 +129,8 @@ impl Unfinished {
             Self::Recover(r) => {
                 let keep = r.keep.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
                 format!(
-                    "command = recover\nepoch = {}\nterm = {}\nbase_term = {}\nbase_index = {}\nkeep = {keep}\n",
-                    r.epoch, r.term, r.base.term, r.base.index
+                    "command = recover\nepoch = {}\nterm = {}\nbase_term = {}\nbase_index = {}\npurged = {}\nkeep = {keep}\n",
+                    r.epoch, r.term, r.base.term, r.base.index, r.is_purged
                 )
             }
         }
@@ -139,10 +142,13 @@ impl Unfinished {
         files::write_atomic(&path, self.text().as_bytes()).map_err(OfflineError::io(&path))
     }
 
-    /// From here on the folder is whole. Durable on return.
+    /// From here on the folder is whole, or as empty as it was. Durable on return.
     fn remove(data_dir: &Path) -> Result<(), OfflineError> {
         let path = data_dir.join(UNFINISHED);
-        fs::remove_file(&path).and_then(|()| files::sync_dir(data_dir)).map_err(OfflineError::io(&path))
+        let io = OfflineError::io(&path);
+        // What it spoke of first: a power loss may keep its removal and nothing else.
+        files::sync_dir(data_dir).map_err(&io)?;
+        fs::remove_file(&path).and_then(|()| files::sync_dir(data_dir)).map_err(&io)
     }
 
     /// What a person is told who starts a node on such a folder, or looks into it.
@@ -256,9 +262,11 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_read_back() {
-        let recovery =
-            Recovery { epoch: u64::MAX, term: 7, base: LogPos { term: 3, index: 9 }, keep: vec![1, 4] };
-        for unfinished in [Unfinished::Restore, Unfinished::Recover(recovery)] {
+        let base = LogPos { term: 3, index: 9 };
+        let recover = |is_purged| {
+            Unfinished::Recover(Recovery { epoch: u64::MAX, term: 7, base, is_purged, keep: vec![1, 4] })
+        };
+        for unfinished in [Unfinished::Restore, recover(false), recover(true)] {
             assert_eq!(Unfinished::parse(&unfinished.text()), Some(unfinished));
         }
         for bad in ["", "command = other\n", "command = recover\nepoch = 1\n"] {

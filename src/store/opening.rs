@@ -22,7 +22,7 @@ use crate::store::state::db::{self, Loaded, StateDb};
 use crate::store::state::{self, StateMachine, install};
 use crate::store::watermark::Watermark;
 use crate::store::{Closer, Config, Open, OpenError, Opened, Who, disk, exit, files, gauges, rocks};
-use crate::types::{LogIndex, position::LogPos};
+use crate::types::position::LogPos;
 
 pub(super) fn open(
     config: &Config,
@@ -45,6 +45,8 @@ pub(super) fn open(
     let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
 
     if found.is_none() {
+        // Made by this start, or by one that was cut short.
+        files::sync_name(data_dir).map_err(io)?;
         with_ballast(data_dir, || log::open::create(data_dir, &rocks))?;
     }
     let log = with_ballast(data_dir, || log::open::open(data_dir, &rocks))?;
@@ -61,6 +63,9 @@ pub(super) fn open(
     )
     .map_err(io)?;
     let is_new = found.is_none();
+    if is_new && snapshots.newest().is_some() {
+        return Err(OpenError::damage(data_dir, "IDENTITY is missing beside a snapshot"));
+    }
     let (db, loaded) = with_ballast(data_dir, || open_state(data_dir, is_new, &log, &snapshots, &rocks))?;
     snapshots.forget_received_after(loaded.applied.map(|p| p.index)).map_err(io)?;
     cover_purged(&log, &db, &loaded, &snapshots)?;
@@ -193,7 +198,6 @@ fn open_state(
     rocks: &rocks::Shared,
 ) -> Result<(StateDb, Loaded), OpenError> {
     let io = |e| OpenError::io(data_dir, e);
-    db::remove_others(data_dir).map_err(io)?;
     let dir = db::current_dir(data_dir).map_err(io)?;
     let purged = log.contents.purged.map(|e| e.pos.index);
     if is_new {
@@ -209,6 +213,8 @@ fn open_state(
             let applied = loaded.applied.map(|p| p.index);
             if purged <= applied {
                 check_applied(&dir, log, loaded.applied, snapshots)?;
+                // Behind it: what a switch that was cut short left may be all there is.
+                db::remove_others(data_dir).map_err(io)?;
                 return Ok((db, loaded));
             }
             format!("it holds entries up to {applied:?}, the log begins behind {purged:?}")
@@ -220,7 +226,7 @@ fn open_state(
         },
     };
     tracing::warn!(path = %dir.display(), why, "the state is rebuilt");
-    let built = rebuild_state(data_dir, purged, snapshots, rocks)?;
+    let built = rebuild_state(data_dir, log, snapshots, rocks)?;
     db::clear_damaged(data_dir).map_err(io)?;
     Ok(built)
 }
@@ -237,34 +243,44 @@ fn create_state(data_dir: &Path, dir: &Path, rocks: &rocks::Shared) -> Result<(S
 /// still begins at its beginning.
 fn rebuild_state(
     data_dir: &Path,
-    purged: Option<LogIndex>,
+    log: &log::open::Opened,
     snapshots: &Snapshots,
     rocks: &rocks::Shared,
 ) -> Result<(StateDb, Loaded), OpenError> {
     let io = |e| OpenError::io(data_dir, e);
+    let purged = log.contents.purged.map(|e| e.pos.index);
+    let last = log.contents.last.map(|e| e.pos).unwrap_or_default();
     while let Some(data) = snapshots.newest_data().filter(|d| purged <= last_index(&d.manifest)) {
         let id = data.manifest.id.clone();
         let expected = data.manifest.last_log_id.as_ref().map(|l| LogPos { term: l.term, index: l.index });
         let metrics = snapshots.metrics();
+        // Terms never fall along one history: such a snapshot came before the log took another turn.
+        let is_foreign = expected.is_some_and(|end| last.index < end.index && end.term < last.term);
         let what = match snapshots.check_files(&id).unwrap_or_default().first() {
+            _ if is_foreign => {
+                format!("it ends at {expected:?}, the log at {last:?}: they are not of one history")
+            }
             Some(problem) => {
                 metrics.count("restore", "corrupt", 0.0);
                 format!("{}: {}", problem.file, problem.what)
             }
-            None => match install::build(data_dir, &data.dir, rocks, expected) {
+            None => match install::build(data_dir, &data.dir, rocks, expected, None) {
                 Ok(built) => {
                     metrics.count("restore", "ok", 0.0);
                     db::remove_others(data_dir).map_err(io)?;
                     return Ok(built);
                 }
-                Err(e) if e.is_no_space() => {
-                    metrics.count("restore", "failed", 0.0);
-                    return Err(OpenError::DiskFull { path: data_dir.to_owned(), what: e.to_string() });
-                }
-                Err(e) => {
-                    metrics.count("restore", "corrupt", 0.0);
-                    e.to_string()
-                }
+                Err(e) => match e.into_open_error(data_dir) {
+                    OpenError::Damage { what, .. } => {
+                        metrics.count("restore", "corrupt", 0.0);
+                        what
+                    }
+                    // The disk's fault, not the snapshot's.
+                    other => {
+                        metrics.count("restore", "failed", 0.0);
+                        return Err(other);
+                    }
+                },
             },
         };
         snapshots.set_aside(&id, &what).map_err(io)?;

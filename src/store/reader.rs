@@ -12,6 +12,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::machine::apply::{Leadership, View, same_block};
+use crate::raft::pos_of;
 use crate::store::health::Fatal;
 use crate::store::log::{self, LogStats};
 use crate::store::state::db::{self, Family, StateDb, height_key, height_of};
@@ -148,6 +149,13 @@ impl Reader {
             None => rows.len().saturating_sub(limit),
         };
         rows.into_iter().skip(skipped).take(limit).map(leadership_of).collect()
+    }
+
+    /// The last entry that is known here to be committed, unless this node has voted in a later term.
+    pub(crate) fn committed_before(&self, term: Term) -> Option<LogPos> {
+        let tail = self.log.tail();
+        let voted = tail.queued_vote.as_ref().map_or(0, |vote| vote.leader_id.term);
+        tail.committed.as_ref().filter(|_| voted <= term).map(pos_of)
     }
 
     pub(crate) fn log_stats(&self) -> LogStats {

@@ -260,12 +260,13 @@ impl Snapshots {
             *list = kept;
             gone
         };
-        for stored in gone {
-            tracing::info!(
-                id = stored.manifest.id,
-                "a snapshot that was received and not installed is dropped"
-            );
+        for stored in &gone {
+            let id = &stored.manifest.id;
+            tracing::info!(id, "a snapshot that was received and not installed is dropped");
             files::remove_dir(&self.inner.dir.join(&stored.manifest.id))?;
+        }
+        if !gone.is_empty() {
+            files::sync_dir(&self.inner.dir)?;
         }
         // Behind it: else one that is dropped would take the place of the only one that counts.
         self.prune();

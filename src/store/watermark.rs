@@ -104,11 +104,7 @@ impl Slots {
         };
         Ok(match newest(&file) {
             None => Found::Damaged,
-            Some((sequence, mark)) => {
-                // As of the log: what a killed process had written and not synced.
-                file.sync_data()?;
-                Found::Mark(Self { file, sequence }, mark)
-            }
+            Some((sequence, mark)) => Found::Mark(Self { file, sequence }, mark),
         })
     }
 

@@ -4,13 +4,19 @@
 //! | --- | --- |
 //! | a_leader_whose_disk_hangs_… | design 11: the fence is withdrawn after `leadership.stall_after`, and another leads |
 //! | a_disk_that_hangs_for_less_… | design 10: the patience of an election is not a disk's |
+//! | slow_disks_of_the_others_… | safety 24: a lease stands on what was heard, not on what was synced |
 //! | a_log_on_a_file_system_… | a folder that opened once opens again, on whatever disk its parts lie |
 //! | what_a_killed_process_may_not_have_synced_… | design 3: nothing is answered for that a power loss takes |
+//! | a_state_that_cannot_be_rebuilt_for_now_… | design 4: a disk's fault is not taken for a snapshot's |
+//! | a_snapshot_that_cannot_be_synced_… | safety 28, 32: what a failed sync left in the page cache is not on the disk |
+//! | a_transfer_whose_leaders_disk_fails_… | design 5: refused is only what did not happen |
 //! | a_disk_that_fails_ends_the_node | safety 32; design 4: said, in `LAST_EXIT`, exit code 1; never tried again |
 
 use std::{
     fs,
+    ops::RangeInclusive,
     path::Path,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -23,10 +29,13 @@ use crate::support::{
     cluster::{Cluster, Roles},
     config::{Settings, settings},
     disk,
-    folder::copy_dir,
+    exposition::Scrape,
+    folder::{copy_dir, listing},
+    node::{Node, binary},
+    rpc::CallError,
     scene::Scene,
     small_disk::SmallDisk,
-    stream::fill,
+    stream::{fill, fill_patiently},
     wait::{SOON, pause, wait_for},
 };
 
@@ -71,19 +80,48 @@ fn a_disk_that_hangs_for_less_than_stall_after_deposes_nobody() {
     for id in [leader, others[0]] {
         disk::begin(scene.cluster.node(id), disk::Fault::Hangs);
         let begin = Instant::now();
-        wait_for("its sync hangs", SOON, || {
-            let text = scene.cluster.node(id).get("/metrics", &[])?.text();
-            let line = text.lines().find(|l| l.starts_with("blockraft_raft_log_sync_oldest_wait_seconds "));
-            let seconds: f64 = line.and_then(|l| l.rsplit(' ').next()).context("no such series")?.parse()?;
-            ensure!(0.5 < seconds, "for {seconds} s");
-            Ok(())
-        });
+        wait_for_a_hung_sync(scene.cluster.node(id));
         pause(Duration::from_secs(3).saturating_sub(begin.elapsed()));
         disk::mend(scene.cluster.node(id));
         scene.history.wait_for_more(20);
         let now = scene.cluster.node(leader).status().expect("it answers");
         assert_eq!((&now["term"], &now["ready"]), (&json!(fence), &json!(true)), "{now}");
     }
+    scene.end();
+}
+
+/// Much longer than every patience of an election.
+fn wait_for_a_hung_sync(node: &Node) {
+    wait_for("its sync hangs", SOON, || {
+        let scrape = Scrape::parse(&node.get("/metrics", &[])?.text());
+        let seconds =
+            scrape.get("blockraft_raft_log_sync_oldest_wait_seconds", &[]).context("no such series")?;
+        ensure!(0.5 < seconds, "for {seconds} s");
+        Ok(())
+    });
+}
+
+#[test]
+fn slow_disks_of_the_others_cost_no_lease() {
+    // Both at once, as on one overloaded array: nothing is agreed on meanwhile, and nothing is refused.
+    let mut scene = on_disks("1m");
+    let Roles { leader, fence, others } = scene.roles();
+    let refused = || {
+        let text = scene.cluster.node(leader).get("/metrics", &[]).expect("it answers").text();
+        ["no_leader", "not_ready"].map(|outcome| {
+            Scrape::parse(&text).get("blockraft_raft_proposals_total", &[("outcome", outcome)])
+        })
+    };
+    let before = refused();
+    others.iter().for_each(|id| disk::begin(scene.cluster.node(*id), disk::Fault::Hangs));
+    others.iter().for_each(|id| wait_for_a_hung_sync(scene.cluster.node(*id)));
+    let now = scene.cluster.node(leader).status().expect("it answers");
+    assert_eq!((&now["fence"], &now["ready"]), (&json!(fence), &json!(true)), "{now}");
+    others.iter().for_each(|id| disk::mend(scene.cluster.node(*id)));
+    scene.history.wait_for_more(20);
+    let now = scene.cluster.node(leader).status().expect("it answers");
+    assert_eq!((&now["term"], &now["ready"]), (&json!(fence), &json!(true)), "{now}");
+    assert_eq!(refused(), before);
     scene.end();
 }
 
@@ -142,6 +180,100 @@ fn a_log_on_a_file_system_without_direct_writes_is_opened_and_written() {
 }
 
 #[test]
+fn a_transfer_whose_leaders_disk_fails_is_not_called_refused() {
+    // The next thing that it syncs is its vote for the leader that it made.
+    let mut cluster = Cluster::new(3, Settings::new());
+    cluster.nodes.iter_mut().for_each(disk::prepare);
+    let leader = cluster.start();
+    fill_patiently(&mut cluster, &small(1..=3));
+    cluster.settled();
+    let (term, to) = (cluster.term_of(leader), cluster.others(leader)[0]);
+    disk::begin(cluster.node(leader), disk::Fault::Fails);
+    let params = json!({"to": to, "operationId": "moved"});
+    match cluster.node(leader).call("raft_transferLeader", &params) {
+        Ok(done) => assert_ne!(done["outcome"], "refused", "{done}"),
+        // What broke off says nothing.
+        Err(CallError::Rpc(error)) => assert!(!error.is_refusal(), "{error}"),
+        Err(CallError::Failed(_)) => {}
+    }
+    let exit = cluster.node_mut(leader).wait_exit(SOON);
+    assert_eq!(exit.code(), Some(1));
+    let others = cluster.others(leader);
+    assert_eq!(cluster.leader_among(&others, term), to);
+    cluster.allow_deaths();
+    UNABLE.iter().for_each(|said| cluster.allow(said));
+    for part in ["the store cannot go on", "the node cannot go on", "records of this node cannot be written"]
+    {
+        cluster.allow(part);
+    }
+    cluster.end();
+}
+
+/// With snapshots and purges on the way, on a disk that obeys.
+fn compacting(n: u64) -> Cluster {
+    let mut cluster =
+        Cluster::new(n, settings([("snapshot.threshold", 50.into()), ("snapshot.trailing_logs", 10.into())]));
+    cluster.nodes.iter_mut().for_each(disk::prepare);
+    cluster.start();
+    cluster
+}
+
+fn small(heights: RangeInclusive<u64>) -> Vec<Block> {
+    heights.map(|h| Block::sized(h, "a", 500)).collect()
+}
+
+#[test]
+fn a_state_that_cannot_be_rebuilt_for_now_costs_no_snapshot() {
+    let mut cluster = compacting(1);
+    let leader = cluster.leader();
+    fill(&cluster.node(1).api.clone(), &small(1..=150));
+    cluster.compact(leader);
+    cluster.node_mut(1).kill();
+    let dir = cluster.node(1).data_dir.clone();
+    fs::write(dir.join("STATE_DAMAGED"), b"").expect("writable");
+    let snapshots =
+        || listing(&dir.join("snapshots")).iter().map(|l| l.path().to_owned()).collect::<Vec<_>>();
+    let before = snapshots();
+    disk::begin_failing(cluster.node(1), "/state.");
+    // Twice: each try would cost another one.
+    for _ in 0..2 {
+        cluster.node_mut(1).assert_refuses(1, &["Input/output error"]);
+    }
+    assert_eq!(snapshots(), before);
+    disk::mend(cluster.node(1));
+    cluster.node_mut(1).start();
+    cluster.leader();
+    assert_eq!(cluster.height(1), 150);
+    cluster.allow("the state is rebuilt");
+    cluster.allow("the node does not start");
+    cluster.end();
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_synced_is_sent_again() {
+    let mut cluster = compacting(3);
+    cluster.allow_deaths();
+    let leader = cluster.leader();
+    let away = cluster.others(leader)[0];
+    cluster.node_mut(away).kill();
+    fill_patiently(&mut cluster, &small(1..=300));
+    cluster.compact(leader);
+    disk::begin_failing(cluster.node(away), "/snapshots/");
+    cluster.node_mut(away).start();
+    cluster.node(away).wait_line(&["could not be kept", "cannot be synced"]);
+    disk::mend(cluster.node(away));
+    cluster.settled();
+    assert_eq!(cluster.height(away), 300);
+    // All of it came once more: what reads well need not be on the disk.
+    let begun = cluster.node(away).lines().iter().filter(|line| line.names(&["is being received"])).count();
+    assert!(2 <= begun, "it was sent {begun} times");
+    for part in ["could not be kept", "snapshot was not installed", "snapshot was not sent"] {
+        cluster.allow(part);
+    }
+    cluster.end();
+}
+
+#[test]
 fn what_a_killed_process_may_not_have_synced_the_next_one_syncs() {
     // Killed between a write and its sync: the next process reads the record, and answers for what lies behind it. RocksDB
     // syncs no write-ahead log but its new one.
@@ -158,14 +290,26 @@ fn what_a_killed_process_may_not_have_synced_the_next_one_syncs() {
     left.extend(["WATERMARK", "log", "log/payloads", "snapshots", ""].map(|name| dir.join(name)));
     let node = cluster.node_mut(1);
     let library = disk::build(node.config.parent().expect("it has one"));
-    let synced = node.log.with_extension("synced");
-    node.env.extend([("LD_PRELOAD", library), ("SYNCLOG", synced.clone())]);
+    let list = node.log.with_extension("synced");
+    let assert_synced = || {
+        let synced = fs::read_to_string(&list).expect("the library is loaded");
+        for path in &left {
+            let is_synced = synced.lines().any(|line| Path::new(line) == path);
+            assert!(is_synced, "{} is not among\n{synced}", path.display());
+        }
+        fs::remove_file(&list).expect("it is there");
+    };
+    // What it decides by is on the disk first. Nobody says yes, and nothing is done.
+    let mut recover = binary();
+    recover.args(["recover", "--apply"]).arg(&dir).env("LD_PRELOAD", &library).env("SYNCLOG", &list);
+    let out = recover.stdin(Stdio::null()).output().expect("the binary runs");
+    assert!(!out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    assert!(!dir.join("UNFINISHED").exists());
+    assert_synced();
+
+    node.env.extend([("LD_PRELOAD", library), ("SYNCLOG", list.clone())]);
     node.start();
     cluster.leader();
-    let synced = fs::read_to_string(&synced).expect("the library is loaded");
-    for path in left {
-        let is_synced = synced.lines().any(|line| Path::new(line) == path);
-        assert!(is_synced, "{} is not among\n{synced}", path.display());
-    }
+    assert_synced();
     cluster.end();
 }

@@ -6,8 +6,7 @@
 //! | leaderships_of_before_a_node_joined… | observability: churn is what a node saw |
 //! | a_node_removed_while_it_was_down… | safety 21d: told by the others, kept, taken back |
 //! | who_is_not_meant_is_not_added | safety 8, 21b: dialled first, never two answers for one id |
-//! | a_wiped_node_comes_back_by_remove_and_add | safety 8: the record's incarnation overrules |
-//! | a_folder_put_back_from_an_older_copy… | safety 8: both positions are named |
+//! | a_voter_that_missed_an_addition_… | safety 21d: only who was removed is told so, and not who was added |
 //! | of_those_that_race_on_one_version_one_wins | design 5: compare and set |
 //! | callers_that_go_away_leave_nothing_joint | safety 21a |
 //! | a_change_that_leaves_no_quorum_is_refused | design 5: quorumRisk, dryRun, force |
@@ -23,10 +22,10 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
+    block::Block,
     cluster::{CLUSTER_ID, Cluster},
     config::Settings,
     exposition::Scrape,
-    folder::copy_dir,
     members::{
         add, assert_refused, assert_uniform, call, ids, one_more_block, send_and_leave, start_joiner, version,
     },
@@ -235,60 +234,38 @@ fn who_is_not_meant_is_not_added() {
 }
 
 #[test]
-fn a_wiped_node_comes_back_by_remove_and_add() {
+fn a_voter_that_missed_an_addition_elects_who_was_added() {
     let mut cluster = Cluster::three(Settings::new());
     cluster.allow_strangers();
     cluster.allow_deaths();
     let leader = cluster.leader();
+    let [second, away] = cluster.others(leader)[..] else { panic!("two others") };
     one_more_block(&cluster, leader);
     cluster.settled();
-    let wiped = cluster.others(leader)[0];
-    cluster.node_mut(wiped).stop(SOON);
-    cluster.node_mut(wiped).wipe();
-    cluster.node_mut(wiped).start();
-    cluster.node(leader).wait_line(&["incarnation", &wiped.to_string()]);
-    call(&cluster, leader, "raft_removeMember", json!({"nodeId": wiped}));
-    let mut params = add(cluster.node(wiped));
+    cluster.node_mut(away).kill();
+    let added = start_joiner(&mut cluster);
+    let mut params = add(cluster.node(added));
     params["wait"] = true.into();
     call(&cluster, leader, "raft_addLearner", params);
-    call(&cluster, leader, "raft_promote", json!({"nodeId": wiped}));
-    let leader = cluster.leader();
-    one_more_block(&cluster, leader);
-    cluster.end();
-}
-
-#[test]
-fn a_folder_put_back_from_an_older_copy_is_refused() {
-    let mut cluster = Cluster::three(Settings::new());
-    cluster.allow_strangers();
-    cluster.allow_deaths();
-    let leader = cluster.leader();
-    one_more_block(&cluster, leader);
+    call(&cluster, leader, "raft_promote", json!({"nodeId": added}));
     cluster.settled();
-    let old = cluster.others(leader)[0];
-    cluster.node_mut(old).stop(SOON);
-    let (data, copy) =
-        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
-    copy_dir(&data, &copy);
-    cluster.node_mut(old).start();
-    let leader = cluster.leader();
-    (0..20).for_each(|_| one_more_block(&cluster, leader));
-    cluster.settled();
-    cluster.node_mut(old).stop(SOON);
-    fs::remove_dir_all(&data).expect("writable");
-    fs::rename(&copy, &data).expect("writable");
-    cluster.node_mut(old).start();
-    let said = cluster.node(leader).wait_line(&["it had acknowledged index"]);
-    assert!(said.text.contains(&format!("node {old} ends at index")), "{}", said.text);
-    cluster.node(old).wait_line(&["it had acknowledged index"]);
-    assert_eq!(cluster.node(old).status().expect("it answers")["leaderId"], Value::Null);
-    // The only way back.
-    call(&cluster, leader, "raft_removeMember", json!({"nodeId": old}));
-    let mut params = add(cluster.node(old));
-    params["wait"] = true.into();
-    call(&cluster, leader, "raft_addLearner", params);
-    call(&cluster, leader, "raft_promote", json!({"nodeId": old}));
-    cluster.leader();
+    cluster.node_mut(second).kill();
+    // On two of four disks: nothing is agreed on, and nobody but who was added can be elected behind it.
+    let last = |id: u64| cluster.node(id).status()?["lastLogIndex"].as_u64().context("a number");
+    let before: u64 = last(leader).expect("it answers");
+    let block = Block::new(cluster.height(leader) + 1, "one of four").to_json();
+    let params = json!({"block": block, "timeoutMs": 500});
+    cluster.node(leader).call("block_propose", &params).expect_err("two are no quorum of four");
+    wait_for("the entry is there", SOON, || {
+        let is_there = before < last(added)?;
+        ensure!(is_there, "it ends at {before} still");
+        Ok(())
+    });
+    cluster.node_mut(leader).kill();
+    cluster.node_mut(second).start();
+    cluster.node_mut(away).start();
+    assert_eq!(cluster.leader(), added);
+    one_more_block(&cluster, added);
     cluster.end();
 }
 

@@ -6,9 +6,8 @@
 //! | a_folder_of_a_node_that_was_removed_… | safety 10, 21d: what the lost ones said of it counts no more |
 //! | a_recover_that_was_cut_short_… | design 10: a folder that says so, and can be repeated |
 //! | a_state_ahead_of_its_log_… | a machine that died between an installed snapshot and the purge of the log |
+//! | a_state_that_cannot_be_read_… | safety 10: what a start would make of the folder is what is recovered |
 //! | what_cannot_be_recovered_… | exit codes of design 10; a plan around a folder that is whole, or misspelt |
-//! | an_export_is_restored_into_another_cluster | design 10, safety 10: equal blocks, another cluster |
-//! | an_export_that_is_not_whole_… | safety 28: verified before anything rests on it |
 
 use std::{
     fs,
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     block::Block,
-    cluster::{CLUSTER_ID, Cluster},
+    cluster::Cluster,
     config::{Settings, settings},
     folder::{FOLDER, copy_dir, listing},
     node::binary,
@@ -29,14 +28,13 @@ use crate::support::{
     wait::{SOON, wait_for},
 };
 
-const BLOCKS: u64 = 150;
+pub(crate) const BLOCKS: u64 = 150;
 const PLAN: &[&str] = &["recover", "--plan"];
 const APPLY: &[&str] = &["recover", "--yes", "--apply"];
-const RESTORE: &[&str] = &["snapshot", "restore", "--config"];
 /// What `recover` adds to the term (safety rule 10).
 const TERM_STEP: u64 = 1_000_000;
 
-fn run(args: &[&str], dirs: &[&Path]) -> Output {
+pub(crate) fn run(args: &[&str], dirs: &[&Path]) -> Output {
     let mut command = binary();
     command.args(args);
     for dir in dirs {
@@ -45,13 +43,13 @@ fn run(args: &[&str], dirs: &[&Path]) -> Output {
     command.output().expect("the binary runs")
 }
 
-fn said(out: &Output) -> String {
+pub(crate) fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 /// It succeeds; what it said.
 #[track_caller]
-fn done(args: &[&str], dirs: &[&Path]) -> String {
+pub(crate) fn done(args: &[&str], dirs: &[&Path]) -> String {
     let out = run(args, dirs);
     assert!(out.status.success(), "{args:?}: {}", said(&out));
     said(&out)
@@ -59,7 +57,7 @@ fn done(args: &[&str], dirs: &[&Path]) -> String {
 
 /// It fails with nothing done, and says all of these; what else it said.
 #[track_caller]
-fn refused(args: &[&str], dirs: &[&Path], words: &[&str]) -> String {
+pub(crate) fn refused(args: &[&str], dirs: &[&Path], words: &[&str]) -> String {
     let out = run(args, dirs);
     assert_eq!(out.status.code(), Some(1), "{args:?}: {}", said(&out));
     for word in words {
@@ -69,20 +67,20 @@ fn refused(args: &[&str], dirs: &[&Path], words: &[&str]) -> String {
 }
 
 /// With snapshots and purges on the way.
-fn compacting() -> Settings {
+pub(crate) fn compacting() -> Settings {
     settings([
         ("snapshot.threshold", toml::Value::Integer(50)),
         ("snapshot.trailing_logs", toml::Value::Integer(10)),
     ])
 }
 
-fn kept(heights: std::ops::RangeInclusive<u64>) -> Vec<Block> {
+pub(crate) fn kept(heights: std::ops::RangeInclusive<u64>) -> Vec<Block> {
     heights.map(|h| Block::sized(h, "kept", 500)).collect()
 }
 
 /// The blocks of a node are those that [`kept`] makes.
 #[track_caller]
-fn assert_blocks(cluster: &Cluster, id: u64, last: u64) {
+pub(crate) fn assert_blocks(cluster: &Cluster, id: u64, last: u64) {
     let rows = wait_for("the blocks are read", SOON, || {
         let rows = cluster.node(id).range(1, last)?;
         ensure!(rows.len() as u64 == last, "{} of {last} blocks", rows.len());
@@ -285,13 +283,25 @@ fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
     let inspect = run(&["inspect", "--json"], &[&dir]);
     let report: Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
     let base_term = &report["log"]["lastTerm"];
-    let marker = format!(
-        "command = recover\nepoch = {epoch}\nterm = {term}\nbase_term = {base_term}\nbase_index = {}\nkeep = 3\n",
-        last - 1
-    );
+    let marker = |base: u64| {
+        format!(
+            "command = recover\nepoch = {epoch}\nterm = {term}\nbase_term = {base_term}\nbase_index = {base}\npurged = false\nkeep = 3\n"
+        )
+    };
+    // It was decided by an entry that is there no more: nothing of the log is thrown away.
+    put_back();
+    fs::write(dir.join("UNFINISHED"), marker(last)).expect("writable");
+    let out = run(APPLY, &[&dir]);
+    assert_eq!(out.status.code(), Some(FOLDER), "{}", said(&out));
+    assert!(said(&out).contains("a recover was begun behind"), "{}", said(&out));
+    let inspect = run(&["inspect", "--json"], &[&dir]);
+    let left: Value = serde_json::from_slice(&inspect.stdout).expect("JSON");
+    for field in ["entries", "lastIndex", "purgedIndex"] {
+        assert_eq!(left["log"][field], report["log"][field], "{field}");
+    }
     for (has_identity, has_log) in [(false, false), (true, false), (true, true)] {
         put_back();
-        fs::write(dir.join("UNFINISHED"), &marker).expect("writable");
+        fs::write(dir.join("UNFINISHED"), marker(last - 1)).expect("writable");
         if has_identity {
             fs::write(dir.join("IDENTITY"), &identity).expect("writable");
         }
@@ -346,28 +356,24 @@ fn what_cannot_be_recovered_is_refused() {
     assert!(said(&out).contains("WATERMARK"), "{}", said(&out));
 }
 
-/// An export of a stopped cluster's last state, and the cluster's last term.
-fn export(dir: &Path) -> (PathBuf, u64) {
-    let mut old = Cluster::three(compacting());
-    let leader = old.leader();
-    fill_patiently(&mut old, &kept(1..=BLOCKS));
-    // One that is being built already is joined, and may hold less.
-    wait_for("a snapshot has all blocks", SOON, || {
-        let created = old.node(leader).call("snapshot_create", &json!({}))?;
-        ensure!(created["height"] == BLOCKS, "{created}");
-        Ok(())
-    });
-    let term = old.node(leader).status().expect("it answers")["term"].as_u64().expect("a term");
-    let tar = dir.join("chain.tar");
-    let node = leader.to_string();
-    let api = old.node(leader).api.clone();
-    done(&["ctl", "--endpoints", &api, "--node", &node, "snapshot", "export", "-o"], &[&tar]);
-    old.end();
-    (tar, term)
+#[test]
+fn a_state_ahead_of_its_log_counts_and_is_recovered() {
+    recover_ahead_of_the_log(|_| ()).end();
 }
 
 #[test]
-fn a_state_ahead_of_its_log_counts_and_is_recovered() {
+fn a_state_that_cannot_be_read_counts_as_the_snapshot_that_it_is_rebuilt_from() {
+    let mut cluster = recover_ahead_of_the_log(|dir| {
+        let name = fs::read_to_string(dir.join("STATE")).expect("a snapshot was installed");
+        fs::remove_file(dir.join(name.trim()).join("CURRENT")).expect("it is there");
+    });
+    cluster.allow("the state is rebuilt");
+    cluster.end();
+}
+
+/// `harm` is done to the folder before it is recovered.
+#[track_caller]
+fn recover_ahead_of_the_log(harm: impl Fn(&Path)) -> Cluster {
     let mut cluster = Cluster::three(compacting());
     let leader = cluster.leader();
     let [ahead, other] = cluster.others(leader)[..] else { panic!("two others") };
@@ -401,6 +407,7 @@ fn a_state_ahead_of_its_log_counts_and_is_recovered() {
     fs::remove_dir_all(dir.join("log")).expect("writable");
     copy_dir(&old.join("log"), &dir.join("log"));
     fs::copy(old.join("WATERMARK"), dir.join("WATERMARK")).expect("writable");
+    harm(&dir);
 
     let plan = run(PLAN, &[&shorter, &dir]);
     let first = said(&plan).lines().nth(1).unwrap_or_default().to_owned();
@@ -413,86 +420,5 @@ fn a_state_ahead_of_its_log_counts_and_is_recovered() {
     assert_blocks(&cluster, ahead, height);
     fill_patiently(&mut cluster, &kept(height + 1..=height + 20));
     assert_eq!(cluster.height(ahead), height + 20);
-    cluster.end();
-}
-
-#[test]
-fn an_export_is_restored_into_another_cluster() {
-    let dir = tempfile::tempdir().expect("writable");
-    let (tar, term) = export(dir.path());
-    // The same id is refused: two clusters of one name would meet.
-    let mut new = Cluster::new(3, compacting());
-    refused(RESTORE, &[&new.node(1).config, &tar], &[CLUSTER_ID]);
-    assert_eq!(listing(&new.node(1).data_dir).len(), 2, "but for its lock the folder is empty");
-
-    // Two of three are given the export; the third gets its data from them.
-    for node in &mut new.nodes {
-        node.settings.insert("cluster.id".into(), "restored".into());
-    }
-    new.write_configs();
-    for id in [1, 2] {
-        let config = new.node(id).config.clone();
-        done(RESTORE, &[&config, &tar]);
-        // Not empty any more.
-        refused(RESTORE, &[&config, &tar], &[]);
-        done(&["inspect", "--verify"], &[&new.node(id).data_dir.clone()]);
-    }
-    for id in [1, 2] {
-        new.node_mut(id).start();
-    }
-    let leader = new.leader();
-    let status = new.node(leader).status().expect("it answers");
-    assert!(term < status["term"].as_u64().expect("a term"), "the old term was {term}: {status}");
-    assert_eq!(status["membership"]["voters"], json!([1, 2, 3]));
-    assert_eq!(status["clusterId"], "restored");
-    new.node_mut(3).start();
-    new.allow_strangers();
-    fill_patiently(&mut new, &kept(BLOCKS + 1..=BLOCKS + 30));
-    new.settled();
-    for id in 1..=3 {
-        assert_blocks(&new, id, BLOCKS + 30);
-    }
-    new.end();
-}
-
-#[test]
-fn an_export_that_is_not_whole_is_not_restored() {
-    let dir = tempfile::tempdir().expect("writable");
-    let (tar, _) = export(dir.path());
-    let whole = fs::read(&tar).expect("readable");
-    let mut node = Cluster::new(1, Settings::new());
-    node.node_mut(1).settings.insert("cluster.id".into(), "restored".into());
-    node.write_configs();
-    let config = node.node(1).config.to_string_lossy().into_owned();
-    let restore = |bytes: &[u8]| {
-        fs::write(&tar, bytes).expect("writable");
-        run(&["snapshot", "restore", "--config", &config, &tar.to_string_lossy()], &[])
-    };
-    // Cut off anywhere, at a boundary of blocks too; a flipped bit in every part.
-    let mut damaged: Vec<Vec<u8>> =
-        [0, 512, 700, whole.len() / 2 / 512 * 512, whole.len() - 1024].map(|n| whole[..n].to_vec()).into();
-    for at in [3, 600, whole.len() / 3, whole.len() / 2] {
-        let mut bytes = whole.clone();
-        // Padding between two files is nobody's: the next byte that is something.
-        let at = (at..).find(|at| bytes[*at] != 0).expect("there is one");
-        bytes[at] ^= 0x10;
-        damaged.push(bytes);
-    }
-    for bytes in &damaged {
-        let out = restore(bytes);
-        assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-        assert!(said(&out).contains("not usable"), "{}", said(&out));
-        assert_eq!(listing(&node.node(1).data_dir).len(), 2, "but for its lock the folder is empty");
-    }
-    // What a killed attempt leaves is refused by a start, and is no obstacle to the next.
-    fs::write(node.node(1).data_dir.join("UNFINISHED"), "command = restore\n").expect("writable");
-    fs::create_dir_all(node.node(1).data_dir.join("snapshots/restore.tmp/db")).expect("writable");
-    node.allow("the node does not start");
-    node.node_mut(1).assert_refuses(FOLDER, &["UNFINISHED", "restore", "repeat"]);
-    let out = restore(&whole);
-    assert!(out.status.success(), "{}", said(&out));
-    node.node_mut(1).start();
-    node.leader();
-    assert_blocks(&node, 1, BLOCKS);
-    node.end();
+    cluster
 }

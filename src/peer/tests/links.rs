@@ -1,9 +1,13 @@
 //! The control connection: kept up, given up when it is dead, and never for a late answer.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use openraft::{
-    RaftNetworkFactory,
+    Instant as _, RaftNetworkFactory,
+    async_runtime::watch::WatchReceiver,
     network::{NetVote, RPCOption},
     raft::VoteRequest,
 };
@@ -11,11 +15,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::consensus::{PeerError, Peers};
+use crate::machine::{Command, command::Kind};
 use crate::peer::{
     Config, HashMark, LinkState,
     tests::{
         proxy::{Mode, Proxy},
-        support::{Bare, Node, config, eventually, found, identity, in_time, nodes},
+        support::{Bare, Node, config, eventually, found, identity, in_time, nodes, raft_config},
     },
 };
 use crate::raft::{NodeRecord, TypeConfig, convert::vote_from_proto};
@@ -219,7 +224,7 @@ async fn a_vote_is_answered_while_the_disk_hangs() {
     tokio::spawn(asker.network.clone().run(shutdown.clone()));
     eventually("the link is up", || asker.network.links().get(&target) == Some(&LinkState::Connected)).await;
     nodes[follower].log.hang();
-    // The others are a quorum; the follower's answer to this, and to heartbeats, waits for its disk.
+    // The others are a quorum; the follower's answer to this waits for its disk.
     nodes[leader].write(vec![2; 10]).await;
     let vote = proto::Vote { term: 1, node_id: nodes[leader].node_id, committed: false };
     let mut client = asker.network.clone().new_client(target, &NodeRecord::default()).await;
@@ -229,6 +234,40 @@ async fn a_vote_is_answered_while_the_disk_hangs() {
     asker.network.asker().ping(target, Duration::from_millis(87)).await.unwrap();
     nodes[follower].log.recover();
     shutdown.cancel();
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_keeps_its_lease_while_the_others_sync_and_not_while_their_disks_hang() {
+    let nodes = nodes(3).await;
+    let leader = &nodes[found(&nodes).await];
+    leader.write(vec![1; 10]).await;
+    let followers: Vec<&Node> = nodes.iter().filter(|node| node.node_id != leader.node_id).collect();
+    followers.iter().for_each(|follower| follower.log.hang());
+    let (raft, command) = (leader.raft.clone(), Command::new(Kind::Block, vec![2; 10].into()));
+    let writing = tokio::spawn(async move { raft.client_write(command).await });
+    let last = |node: &Node| node.raft.data_metrics().borrow_watched().last_log.map(|id| id.index);
+    eventually("all took the entry", || {
+        let wanted = last(leader);
+        followers.iter().all(|follower| last(follower) == wanted)
+    })
+    .await;
+    let unheard_for =
+        || leader.raft.data_metrics().borrow_watched().last_quorum_acked.unwrap().into_inner().elapsed();
+    let (taken, lease) = (Instant::now(), Duration::from_millis(raft_config().election_timeout_max));
+    eventually("heartbeats are acknowledged for two leases", || unheard_for() + 2 * lease < taken.elapsed())
+        .await;
+    assert!(!writing.is_finished(), "an entry that is on one disk is not agreed on");
+    let is_heard =
+        |node: &&Node| *node.answers.heard.lock().unwrap() == Some((leader.term(), leader.node_id));
+    assert!(followers.iter().all(is_heard));
+
+    followers.iter().for_each(|follower| follower.answers.is_sync_stuck.store(true, Ordering::SeqCst));
+    eventually("the lease is over", || lease < unheard_for()).await;
+    followers.iter().for_each(|follower| follower.log.recover());
+    in_time("the entry is agreed on", writing).await.unwrap().unwrap();
     for node in nodes {
         node.stop().await;
     }

@@ -234,6 +234,7 @@ impl Receiving for MemReceiving {
 pub(super) struct MemAnswers {
     pub(super) may_vote: AtomicBool,
     pub(super) may_take_over: AtomicBool,
+    pub(super) is_sync_stuck: AtomicBool,
     pub(super) heard: Mutex<Option<(Term, NodeId)>>,
     pub(super) read_index: Mutex<Result<LogIndex, String>>,
 }
@@ -243,6 +244,7 @@ impl Default for MemAnswers {
         Self {
             may_vote: AtomicBool::new(true),
             may_take_over: AtomicBool::new(true),
+            is_sync_stuck: AtomicBool::new(false),
             heard: Mutex::default(),
             read_index: Mutex::new(Err("this node does not lead".into())),
         }
@@ -283,6 +285,9 @@ impl Answers for MemAnswers {
     }
     fn may_vote(&self) -> bool {
         self.may_vote.load(Ordering::SeqCst)
+    }
+    fn is_sync_stuck(&self) -> bool {
+        self.is_sync_stuck.load(Ordering::SeqCst)
     }
     fn leader_heard(&self, term: Term, leader_id: NodeId) {
         *self.heard.lock().unwrap() = Some((term, leader_id));

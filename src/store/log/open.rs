@@ -8,7 +8,7 @@ use prost::Message;
 use crate::raft::convert::vote_from_proto;
 use crate::raft::{Entry, LogId, StoredMembership, Vote, log_id_of};
 use crate::store::codec::{self, Edge, Frame, Link, edge_from_bytes};
-use crate::store::log::payloads::{Payloads, Reading, Usage};
+use crate::store::log::payloads::{Payloads, Reading, Usage, payload_dir};
 use crate::store::log::read::{Frames, ReadError};
 use crate::store::log::tail::Tail;
 use crate::store::log::wal::{self, Damage};
@@ -117,6 +117,7 @@ fn holds_tables(dir: &Path) -> bool {
 pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, OpenError> {
     let dir = log_dir(data_dir);
     let path = watermark_path(data_dir);
+    settle(data_dir)?;
     let (slots, mark) = match Slots::open(&path).map_err(|e| OpenError::io(&path, e))? {
         Found::Mark(slots, mark) => (slots, mark),
         Found::Missing => return Err(OpenError::damage(&path, "the watermark is missing")),
@@ -125,7 +126,6 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     if !rocks::is_database(&dir) {
         return Err(OpenError::damage(&dir, "the log is missing: no CURRENT in its folder"));
     }
-    sync_left(&dir).map_err(|e| OpenError::io(&dir, e))?;
     let payloads = Payloads::of(data_dir);
     let db = match rocks.open_log(&dir, false, Recovery::ShortTail) {
         Ok(db) => db,
@@ -137,13 +137,26 @@ pub(crate) fn open(data_dir: &Path, rocks: &rocks::Shared) -> Result<Opened, Ope
     Ok(Opened { db, payloads, contents, slots, mark })
 }
 
-/// Makes durable what is there: a process that was killed between a write and its sync left a record that is read now,
-/// built upon and answered for, and RocksDB syncs no log but its new one.
-fn sync_left(dir: &Path) -> std::io::Result<()> {
-    for (_, path) in wal::wals(dir)? {
-        files::sync_file(&path)?;
+/// Makes durable what is there, before anything is decided by it: a process that was killed between a write and its sync
+/// left a record that is read now, built upon and answered for, and RocksDB syncs no log but its new one.
+pub(crate) fn settle(data_dir: &Path) -> Result<(), OpenError> {
+    let dir = log_dir(data_dir);
+    let mark = watermark_path(data_dir);
+    if mark.is_file() {
+        files::settle(&mark).map_err(|e| OpenError::io(&mark, e))?;
     }
-    files::sync_dir(dir)
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    let io = |e| OpenError::io(&dir, e);
+    for (_, path) in wal::wals(&dir).map_err(io)? {
+        files::settle(&path).map_err(|e| OpenError::io(&path, e))?;
+    }
+    let payloads = payload_dir(data_dir);
+    if payloads.is_dir() {
+        files::sync_dir(&payloads).map_err(io)?;
+    }
+    files::sync_dir(&dir).map_err(io)
 }
 
 /// A log that was read and not changed.

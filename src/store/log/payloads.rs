@@ -255,6 +255,7 @@ pub(crate) struct Filler {
 struct Current {
     number: u64,
     file: File,
+    /// So far it need not grow.
     length: u64,
     used: Used,
 }
@@ -277,11 +278,6 @@ impl Current {
 impl Filler {
     /// Goes on where the log ends. What no entry of it lies in is filled again, or removed.
     pub(crate) fn new(payloads: Payloads, usage: &Usage, min_free: u64) -> io::Result<Self> {
-        if payloads.dir.is_dir() {
-            // Names that a killed process had not synced.
-            files::sync_dir(&payloads.dir)?;
-            files::sync_dir(files::parent(&payloads.dir))?;
-        }
         let numbers = payloads.numbers()?;
         let mut filler = Self {
             keep_free: min_free.saturating_add(GROWTH_BYTES),

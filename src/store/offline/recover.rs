@@ -5,6 +5,7 @@
 //! the kept nodes the only voters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 
 use crate::raft::convert::members_of;
@@ -15,10 +16,11 @@ use crate::store::inspect::{self, Depth, Found};
 use crate::store::local::{RECOVERED, REMOVED};
 use crate::store::log::open as log_open;
 use crate::store::offline::{OfflineError, Recovery, Rewrite, UNFINISHED, Unfinished, give_to_owner};
+use crate::store::snapshot::{self, last_index};
 use crate::store::state::apply::unix_ms;
-use crate::store::{Identity, OpenError, Who, rocks};
+use crate::store::{Identity, OpenError, Who, files, rocks};
 use crate::types::position::LogPos;
-use crate::types::{NodeId, Term};
+use crate::types::{LogIndex, NodeId, Term};
 
 /// Above every term that the nodes left behind can reach.
 const TERM_STEP: Term = 1_000_000;
@@ -47,25 +49,27 @@ impl Pending {
     /// Looks, decides, and changes nothing yet. `keep` empty: the folder's own node alone, or what a
     /// recover that was cut short had chosen. Holds the folder from here on. Blocking.
     pub(crate) fn new(data_dir: &Path, keep: &[NodeId]) -> Result<Self, OfflineError> {
-        let found = inspect::look(data_dir, Depth::Start)?;
+        inspect::is_folder(data_dir)?;
         let begun = match Unfinished::read(data_dir)? {
             None => None,
             Some(Unfinished::Recover(recovery)) => Some(recovery),
             Some(other) => return Err(OfflineError::Refused(other.says().into())),
         };
+        let refuse = |what: &str| Err(OfflineError::Refused(format!("{}: {what}", data_dir.display())));
+        let Some(identity) = Identity::read(data_dir)? else {
+            return refuse("it was never used by a node: IDENTITY is missing");
+        };
+        let who = Who { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id };
+        let lock = Lock::take(data_dir, &who)?;
+        settle(data_dir)?;
+        let found = inspect::look_held(data_dir, Depth::Start)?;
         let is_own = |file: &Path| file == Path::new(UNFINISHED);
         if let Some(refused) = found.findings.iter().find(|f| f.refuses && !is_own(&f.file)) {
             return Err(OpenError::damage(&data_dir.join(&refused.file), &refused.what).into());
         }
-        let refuse = |what: &str| Err(OfflineError::Refused(format!("{}: {what}", data_dir.display())));
-        let Some(identity) = found.identity.clone() else {
-            return refuse("it was never used by a node: IDENTITY is missing");
-        };
         let Some(stored) = &found.membership else {
             return refuse("no membership is in it: the node never belonged to a cluster");
         };
-        let who = Who { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id };
-        let lock = Lock::take(data_dir, &who)?;
         let recovery = match begun.clone() {
             None => decide(&found, &identity, keep)?,
             Some(begun) => {
@@ -106,14 +110,13 @@ impl Pending {
         identity.write(data_dir).map_err(OfflineError::io(data_dir))?;
         let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(data_dir, &e))?;
         let log = log_open::open(data_dir, &rocks)?;
-        let is_purged = is_purged(&log, &recovery);
-        let base_link = if is_purged { NO_LINK } else { link_of(data_dir, &log, &recovery)? };
+        let base_link = if recovery.is_purged { NO_LINK } else { link_of(data_dir, &log, &recovery)? };
         let rewrite = Rewrite {
             node_id: identity.node_id,
             term: recovery.term,
             base: recovery.base,
             base_link,
-            is_purged,
+            is_purged: recovery.is_purged,
             membership: &self.membership,
             // Whoever removed it is of the cluster that is left behind.
             forget: &[PEERS, REMOVED],
@@ -124,6 +127,7 @@ impl Pending {
         drop(log.slots);
         rewrite.write(data_dir, &db)?;
         drop(db);
+        remove_snapshots_after(data_dir, recovery.base.index).map_err(OfflineError::io(data_dir))?;
         give_to_owner(data_dir)?;
         Unfinished::remove(data_dir)?;
         Ok(Recovered { identity, recovery })
@@ -147,7 +151,10 @@ fn decide(found: &Found, identity: &Identity, keep: &[NodeId]) -> Result<Recover
     }
     // 0 is what a founded cluster has.
     let epoch = rand::random::<u64>().max(1);
-    Ok(Recovery { epoch, term, base: last, keep })
+    // A snapshot was installed and the log behind it never was purged: the new entry follows the state, and what the log
+    // holds goes.
+    let is_purged = found.log_end().index < last.index;
+    Ok(Recovery { epoch, term, base: last, is_purged, keep })
 }
 
 /// What the next start records, as a JSON object.
@@ -187,11 +194,29 @@ fn membership(
         .map_err(|e| OfflineError::Refused(format!("the new membership is not valid: {e}")))
 }
 
-/// A snapshot was installed and the log behind it never was purged: the new entry follows the state, and what
-/// the log holds goes. Whether or not an earlier attempt did that.
-fn is_purged(log: &log_open::Opened, recovery: &Recovery) -> bool {
-    let ends_before = log.contents.last.map_or(0, |last| last.pos.index) < recovery.base.index;
-    ends_before || log.contents.purged.is_some_and(|p| p.pos == recovery.base && p.link == NO_LINK)
+/// Makes durable what is there before anything is decided by it, as a start does.
+fn settle(data_dir: &Path) -> Result<(), OfflineError> {
+    log_open::settle(data_dir)?;
+    for dir in [snapshot::folder_of(data_dir), data_dir.to_owned()] {
+        if dir.is_dir() {
+            files::sync_dir(&dir).map_err(OfflineError::io(&dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was received and never became the state: it is of the history that is left behind. Durable on return.
+fn remove_snapshots_after(data_dir: &Path, base: LogIndex) -> io::Result<()> {
+    let dir = snapshot::folder_of(data_dir);
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for (path, read) in snapshot::read_folder(&dir)? {
+        if read.is_ok_and(|manifest| Some(base) < last_index(&manifest)) {
+            files::remove_dir(&path)?;
+        }
+    }
+    files::sync_dir(&dir)
 }
 
 /// The link of the entry that the new one follows, whether or not an earlier attempt wrote that.

@@ -19,7 +19,7 @@ use crate::store::snapshot::export::{Entry, read_tar};
 use crate::store::snapshot::receive::check_manifest;
 use crate::store::snapshot::{self, FILES, MANIFEST, check};
 use crate::store::state::install;
-use crate::store::{Identity, OpenError, Who, files, rocks};
+use crate::store::{Identity, OpenError, Who, exit, files, rocks};
 use crate::types::proto::{SnapshotFile, SnapshotManifest};
 use crate::types::{NodeId, position::LogPos};
 
@@ -115,6 +115,7 @@ impl Making<'_> {
         let tmp = snapshots.join("restore.tmp");
         files::create_dir(&tmp.join(FILES)).map_err(&io)?;
         let export = Unpacked::read(archive, &tmp)?;
+        files::sync_dir(&tmp.join(FILES)).map_err(&io)?;
         self.check(&export, &tmp)?;
         let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(self.data_dir, &e))?;
         check::content(&tmp.join(FILES), &export, &rocks).map_err(OfflineError::Export)?;
@@ -125,7 +126,7 @@ impl Making<'_> {
         let own =
             SnapshotManifest { cluster_id: self.who.cluster_id.clone(), received: false, ..export.clone() };
         let placed = snapshot::place(&snapshots, &tmp, &own).map_err(&io)?;
-        let (state, _) = install::build(self.data_dir, &placed.join(FILES), &rocks, Some(base))?;
+        let (state, _) = install::build(self.data_dir, &placed.join(FILES), &rocks, Some(base), None)?;
         drop(state);
         log_open::create(self.data_dir, &rocks)?;
         let log = log_open::open(self.data_dir, &rocks)?;
@@ -146,6 +147,9 @@ impl Making<'_> {
         drop(log.slots);
         rewrite.write(self.data_dir, &opened)?;
         drop(opened);
+        // No process ran in it: none was killed.
+        exit::record(self.data_dir, exit::Cause::First, "the folder was restored from an export")
+            .map_err(&io)?;
         files::sync_dir(self.data_dir).map_err(&io)?;
         let identity = Identity { epoch: self.epoch(&export), ..Identity::new(self.who) };
         identity.write(self.data_dir).map_err(&io)?;

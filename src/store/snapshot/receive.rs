@@ -25,6 +25,10 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub(crate) enum ReceiveError {
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// What is there reads well and may not be on the disk, and the next sync would say nothing of that. Nothing of it is
+    /// kept.
+    #[error("it cannot be synced: {0}")]
+    Unsynced(io::Error),
     /// Nothing of it is kept: the sender begins anew.
     #[error("{file}: {what}")]
     Corrupt { file: String, what: String },
@@ -174,7 +178,7 @@ impl Receiving {
         let result = self.check_and_keep();
         match &result {
             Ok(_) => self.snapshots.set_stage(id, Stage::Installing),
-            Err(ReceiveError::Corrupt { .. }) => self.snapshots.arrived(id),
+            Err(ReceiveError::Corrupt { .. } | ReceiveError::Unsynced(_)) => self.snapshots.arrived(id),
             Err(_) => self.snapshots.set_stage(id, Stage::Interrupted),
         }
         let metrics = self.snapshots.metrics();
@@ -192,6 +196,9 @@ impl Receiving {
             }
             Err(error) => {
                 metrics.count("verify", "failed", 0.0);
+                if matches!(error, ReceiveError::Unsynced(_)) {
+                    let _ = files::remove_dir(&self.tmp);
+                }
                 tracing::warn!(id = self.manifest.id, error = %error, "a received snapshot could not be kept");
             }
         }
@@ -207,7 +214,7 @@ impl Receiving {
             }
             let path = dir.join(&file.name);
             if fs::metadata(&path).map_or(0, |m| m.len()) == file.size_bytes {
-                files::sync_file(&path)?;
+                files::sync_file(&path).map_err(ReceiveError::Unsynced)?;
             }
         }
         let sent = self.manifest.files.iter().filter(|f| !self.origins.contains_key(&f.name));
@@ -222,13 +229,16 @@ impl Receiving {
             return Err(ReceiveError::Corrupt { file: FILES.to_owned(), what });
         }
         self.snapshots.tables_checked(&dir, &self.manifest);
-        files::sync_dir(&dir)?;
+        files::sync_dir(&dir).map_err(ReceiveError::Unsynced)?;
         if let Some(held) = self.snapshots.find(&self.manifest.id) {
             files::remove_dir(&self.tmp)?;
             return Ok(held);
         }
         tracing::info!(id = self.manifest.id, elapsed = ?self.began.elapsed(), "a snapshot was received");
-        Ok(self.snapshots.keep_received(&self.tmp, &self.manifest)?)
+        self.snapshots.keep_received(&self.tmp, &self.manifest).map_err(|e| match files::is_no_space(&e) {
+            true => ReceiveError::Io(e),
+            false => ReceiveError::Unsynced(e),
+        })
     }
 
     /// Refuses damaged tables of this node's own; what is whole stays for the next attempt.

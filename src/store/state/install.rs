@@ -9,15 +9,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use bytes::Bytes;
+
 use crate::raft::{SnapshotData, SnapshotMeta, pos_of};
+use crate::store::OpenError;
 use crate::store::files;
 use crate::store::health::{Database, Fatal};
 use crate::store::rocks;
 use crate::store::snapshot::Snapshots;
 use crate::store::state::StateMachine;
-use crate::store::state::db::{self, Loaded, StateDb, StateError};
+use crate::store::state::db::{self, Family, Loaded, StateDb, StateError, height_key};
 use crate::store::state::prune::Pruner;
 use crate::telemetry::names;
+use crate::types::Height;
+use crate::types::block::BlockRef;
 use crate::types::position::LogPos;
 
 /// How long an install that met a full disk waits before it is tried again.
@@ -32,6 +37,29 @@ pub(crate) enum InstallError {
     State(#[from] StateError),
     #[error("it holds {found:?}, not {expected:?}")]
     Position { found: Option<LogPos>, expected: Option<LogPos> },
+    /// Both were committed: a folder was put back from an older copy.
+    #[error("its block at height {height} is not the one that was applied here")]
+    Contradicted { height: Height },
+}
+
+/// The last block of the state that a snapshot is to replace, as it is stored.
+pub(crate) struct Head {
+    height: Height,
+    row: Bytes,
+}
+
+impl Head {
+    fn of(db: &StateDb, head: Option<&BlockRef>) -> Result<Option<Self>, StateError> {
+        let Some(height) = head.map(|head| head.height) else { return Ok(None) };
+        let row = db.bytes(Family::Rows, &height_key(height))?;
+        Ok(row.map(|row| Self { height, row }))
+    }
+
+    /// Whether a newer state went on from it, as far as that still tells.
+    fn is_in(&self, db: &StateDb, floor: Height) -> Result<bool, StateError> {
+        let other = db.bytes(Family::Rows, &height_key(self.height))?;
+        Ok(self.height < floor || other.is_none_or(|row| row == self.row))
+    }
 }
 
 impl InstallError {
@@ -39,7 +67,20 @@ impl InstallError {
         match self {
             Self::Io(e) => files::is_no_space(e),
             Self::State(StateError::Rocks(e)) => rocks::is_no_space(e),
-            Self::State(_) | Self::Position { .. } => false,
+            Self::State(_) | Self::Position { .. } | Self::Contradicted { .. } => false,
+        }
+    }
+
+    /// What a start makes of it: damage is the snapshot's, everything else the disk's.
+    pub(crate) fn into_open_error(self, data_dir: &Path) -> OpenError {
+        let what = self.to_string();
+        match self {
+            Self::Io(e) if files::is_no_space(&e) => OpenError::DiskFull { path: data_dir.to_owned(), what },
+            Self::Io(e) => OpenError::io(data_dir, e),
+            Self::State(StateError::Rocks(e)) => OpenError::rocks(data_dir, &e),
+            Self::State(_) | Self::Position { .. } | Self::Contradicted { .. } => {
+                OpenError::damage(data_dir, what)
+            }
         }
     }
 }
@@ -63,9 +104,11 @@ impl StateMachine {
             let (snapshots, data_dir, rocks) =
                 (self.snapshots.clone(), self.data_dir.clone(), self.rocks.clone());
             let data = snapshot.clone();
+            let (old, head) = (self.db.clone(), self.machine.view().head.clone());
             let task = tokio::task::spawn_blocking(move || {
                 let data = adopt(&snapshots, data)?;
-                build(&data_dir, &data.dir, &rocks, expected)
+                let head = Head::of(&old, head.as_ref())?;
+                build(&data_dir, &data.dir, &rocks, expected, head)
             });
             let error = match task.await {
                 Ok(Ok(built)) => break built,
@@ -77,7 +120,11 @@ impl StateMachine {
                 self.metrics.snapshots.count("install", "failed", began.elapsed().as_secs_f64());
                 self.metrics.snapshots.trace(names::span::SNAPSHOT_INSTALL, "failed", began, expected);
                 let what = format!("snapshot {} cannot be installed: {error}", snapshot.manifest.id);
-                return self.stand_still(Fatal::WriteFailed { db: "state", what }).await;
+                let fatal = match error {
+                    InstallError::Contradicted { .. } => Fatal::Contradicted { what },
+                    _ => Fatal::WriteFailed { db: "state", what },
+                };
+                return self.stand_still(fatal).await;
             }
             if !is_blocked {
                 tracing::warn!(error = %error, "a snapshot cannot be installed: disk full; tried again until space returns");
@@ -125,19 +172,30 @@ fn adopt(snapshots: &Snapshots, data: SnapshotData) -> io::Result<SnapshotData> 
     }
 }
 
-/// Builds a state from the files of a snapshot and makes it the one in force.
+/// Builds a state from the files of a snapshot and makes it the one in force. `head` is of the state that it replaces, where
+/// there is one.
 pub(crate) fn build(
     data_dir: &Path,
     from: &Path,
     rocks: &rocks::Shared,
     expected: Option<LogPos>,
+    head: Option<Head>,
 ) -> Result<(StateDb, Loaded), InstallError> {
     let dir = db::new_dir(data_dir)?;
-    let result = build_in(&dir, data_dir, from, rocks, expected);
+    let result = build_in(&dir, data_dir, from, rocks, expected, head);
     if result.is_err() {
         let _ = files::remove_dir(&dir);
     }
-    result
+    let built = result?;
+    if let Err(e) = db::switch_to(data_dir, &dir) {
+        drop(built);
+        // It may be the one in force all the same: renamed, and not synced.
+        if db::current_dir(data_dir).is_ok_and(|current| current != dir) {
+            let _ = files::remove_dir(&dir);
+        }
+        return Err(e.into());
+    }
+    Ok(built)
 }
 
 fn build_in(
@@ -146,6 +204,7 @@ fn build_in(
     from: &Path,
     rocks: &rocks::Shared,
     expected: Option<LogPos>,
+    head: Option<Head>,
 ) -> Result<(StateDb, Loaded), InstallError> {
     link_files(from, dir)?;
     files::sync_dir(data_dir)?;
@@ -154,7 +213,11 @@ fn build_in(
     if loaded.applied != expected {
         return Err(InstallError::Position { found: loaded.applied, expected });
     }
-    db::switch_to(data_dir, dir)?;
+    if let Some(head) = head
+        && !head.is_in(&db, loaded.floor)?
+    {
+        return Err(InstallError::Contradicted { height: head.height });
+    }
     Ok((db, loaded))
 }
 

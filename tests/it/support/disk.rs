@@ -62,6 +62,11 @@ pub(crate) fn begin(node: &Node, fault: Fault) {
     fs::write(fault.trigger(node), b"").expect("writable");
 }
 
+/// From now on syncs fail where a path has this part.
+pub(crate) fn begin_failing(node: &Node, part: &str) {
+    fs::write(Fault::Fails.trigger(node), part).expect("writable");
+}
+
 /// The disk works again.
 pub(crate) fn mend(node: &Node) {
     for fault in Fault::ALL {

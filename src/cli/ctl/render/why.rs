@@ -200,7 +200,8 @@ fn troubles(node: &Value, seen: &Seen<'_>) -> Vec<String> {
     let name = format!("Node {}", node_name(&node["nodeId"], &node["name"]));
     let s = &node["status"];
     if !answers(node) {
-        return vec![format!("{name} at {} does not answer.", text(&node["apiAddr"]))];
+        let why = node["error"].as_str().map_or(String::new(), |why| format!(": {why}"));
+        return vec![format!("{name} at {} does not answer{why}.", text(&node["apiAddr"]))];
     }
     let says = |check: &str| list(s, "blockers").iter().any(|b| b["check"] == check);
     let mut out = Vec::new();

@@ -1,0 +1,148 @@
+//! Nodes that lost what they knew, or know something else than the others.
+//!
+//! | test | attacks |
+//! | --- | --- |
+//! | a_wiped_node_comes_back_by_remove_and_add | safety 8: the record's incarnation overrules |
+//! | a_folder_put_back_from_an_older_copy… | safety 8: both positions are named |
+//! | a_leader_that_was_added_again_… | safety 8: the newer membership record overrules |
+//! | a_node_ends_that_the_others_contradict | safety 8: what was committed is never taken for something else |
+
+use std::{fs, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    cluster::Cluster,
+    config::Settings,
+    folder::{FOLDER, copy_dir},
+    members::{add, call, one_more_block},
+    wait::{SOON, pause, wait_for},
+};
+
+#[test]
+fn a_wiped_node_comes_back_by_remove_and_add() {
+    let mut cluster = Cluster::three(Settings::new());
+    cluster.allow_strangers();
+    cluster.allow_deaths();
+    let leader = cluster.leader();
+    one_more_block(&cluster, leader);
+    cluster.settled();
+    let wiped = cluster.others(leader)[0];
+    cluster.node_mut(wiped).stop(SOON);
+    cluster.node_mut(wiped).wipe();
+    cluster.node_mut(wiped).start();
+    cluster.node(leader).wait_line(&["incarnation", &wiped.to_string()]);
+    call(&cluster, leader, "raft_removeMember", json!({"nodeId": wiped}));
+    let mut params = add(cluster.node(wiped));
+    params["wait"] = true.into();
+    call(&cluster, leader, "raft_addLearner", params);
+    call(&cluster, leader, "raft_promote", json!({"nodeId": wiped}));
+    let leader = cluster.leader();
+    one_more_block(&cluster, leader);
+    cluster.end();
+}
+
+#[test]
+fn a_folder_put_back_from_an_older_copy_is_refused() {
+    let mut cluster = Cluster::three(Settings::new());
+    cluster.allow_strangers();
+    cluster.allow_deaths();
+    let leader = cluster.leader();
+    one_more_block(&cluster, leader);
+    cluster.settled();
+    let old = cluster.others(leader)[0];
+    cluster.node_mut(old).stop(SOON);
+    let (data, copy) =
+        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
+    copy_dir(&data, &copy);
+    cluster.node_mut(old).start();
+    let leader = cluster.leader();
+    (0..20).for_each(|_| one_more_block(&cluster, leader));
+    cluster.settled();
+    // How far each came is written down and told once a second.
+    pause(Duration::from_secs(3));
+    cluster.node_mut(old).stop(SOON);
+    fs::remove_dir_all(&data).expect("writable");
+    fs::rename(&copy, &data).expect("writable");
+    cluster.node_mut(old).start();
+    let said = cluster.node(leader).wait_line(&["it had acknowledged index"]);
+    assert!(said.text.contains(&format!("node {old} ends at index")), "{}", said.text);
+    cluster.node(old).wait_line(&["it had acknowledged index"]);
+    // Whoever leads next knows it too.
+    let other = cluster.others(leader).into_iter().find(|id| *id != old).expect("a third");
+    cluster.node(other).wait_line(&["it had acknowledged index"]);
+    assert_eq!(cluster.node(old).status().expect("it answers")["leaderId"], Value::Null);
+    // The only way back.
+    call(&cluster, leader, "raft_removeMember", json!({"nodeId": old}));
+    let mut params = add(cluster.node(old));
+    params["wait"] = true.into();
+    call(&cluster, leader, "raft_addLearner", params);
+    call(&cluster, leader, "raft_promote", json!({"nodeId": old}));
+    cluster.leader();
+    cluster.end();
+}
+
+#[test]
+fn a_node_ends_that_the_others_contradict() {
+    // What no quorum can undo: a node that acknowledged a block forgets it, and leads with one that was away.
+    let mut cluster = Cluster::three(Settings::new());
+    cluster.allow_strangers();
+    cluster.allow_deaths();
+    let leader = cluster.leader();
+    let [away, old] = cluster.others(leader)[..] else { panic!("two others") };
+    one_more_block(&cluster, leader);
+    cluster.settled();
+    cluster.node_mut(old).kill();
+    let (data, copy) =
+        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
+    copy_dir(&data, &copy);
+    cluster.node_mut(old).start();
+    cluster.settled();
+    cluster.node_mut(away).kill();
+    let leader = cluster.leader();
+    (0..3).for_each(|_| one_more_block(&cluster, leader));
+    cluster.settled();
+    [leader, old].into_iter().for_each(|id| cluster.node_mut(id).kill());
+    fs::remove_dir_all(&data).expect("writable");
+    fs::rename(&copy, &data).expect("writable");
+    [away, old].into_iter().for_each(|id| cluster.node_mut(id).start());
+    let other = cluster.leader();
+    (0..3).for_each(|_| one_more_block(&cluster, other));
+    cluster.node_mut(leader).assert_refuses(FOLDER, &["leads with another entry", "older copy"]);
+    for part in ["the store cannot go on", "the node cannot go on"] {
+        cluster.allow(part);
+    }
+    cluster.end();
+}
+
+#[test]
+fn a_leader_that_was_added_again_is_known_to_who_was_away() {
+    let mut cluster = Cluster::new(5, Settings::new());
+    cluster.start();
+    cluster.allow_strangers();
+    cluster.allow_deaths();
+    let leader = cluster.leader();
+    let [wiped, away, ..] = cluster.others(leader)[..] else { panic!("four others") };
+    one_more_block(&cluster, leader);
+    cluster.settled();
+    cluster.node_mut(away).kill();
+    cluster.node_mut(wiped).stop(SOON);
+    cluster.node_mut(wiped).wipe();
+    cluster.node_mut(wiped).start();
+    cluster.node(leader).wait_line(&["incarnation", &wiped.to_string()]);
+    call(&cluster, leader, "raft_removeMember", json!({"nodeId": wiped}));
+    let mut params = add(cluster.node(wiped));
+    params["wait"] = true.into();
+    call(&cluster, leader, "raft_addLearner", params);
+    call(&cluster, leader, "raft_promote", json!({"nodeId": wiped}));
+    wait_for("the node that came back leads", SOON, || {
+        cluster.node(leader).call("raft_transferLeader", &json!({"to": wiped}))?;
+        Ok(())
+    });
+    assert_eq!(cluster.leader(), wiped);
+    // Its log has no record of the leader's new life, and only the leader can send it.
+    cluster.node_mut(away).start();
+    cluster.settled();
+    one_more_block(&cluster, wiped);
+    cluster.end();
+}
