@@ -1,7 +1,7 @@
 //! The nodes of one cluster, and which of them a call belongs to.
 //!
-//! Takes the first endpoint that answers, learns the others from it, sends leader calls to the leader
-//! and follows `notLeader` once. Never sends a call that changes something to two nodes at a time.
+//! Takes the first endpoint that answers, learns the members from all that do, sends leader calls to the
+//! leader and follows `notLeader` once. Never sends a call that changes something to two nodes at a time.
 
 use std::time::Duration;
 
@@ -18,6 +18,12 @@ use crate::types::error::Certainty;
 
 /// The next endpoint is asked when the one before it has not answered by then: some round trips on a wide network.
 const STAGGER: Duration = Duration::from_millis(150);
+/// For the other endpoints, once one has told who belongs to the cluster: one that hangs is not waited for. By eye:
+/// some round trips on a wide network.
+const MEMBERS_LINGER: Duration = Duration::from_millis(500);
+/// For a leader with a younger fence, once one is ready. By eye: a round trip of a near network, and less than an
+/// election takes.
+const READY_LINGER: Duration = Duration::from_millis(20);
 
 /// What only the leader does.
 const LEADER_ONLY: [&str; 8] = [
@@ -40,6 +46,8 @@ pub(crate) fn is_leader_only(method: &str) -> bool {
 pub(crate) enum Target {
     /// Any one: the first that answers.
     Any,
+    /// Any one that knows the newest membership: for what a node says of all the others.
+    Informed,
     Leader,
     Node(NodeId),
 }
@@ -58,8 +66,8 @@ pub(crate) enum ClusterError {
     NoApi { node_id: NodeId, silent: Vec<String> },
     #[error("node {node_id} leads, and its API address is unknown: {}{}", set_api(*node_id), and_silent(silent))]
     LeaderHasNoApi { node_id: NodeId, silent: Vec<String> },
-    #[error("no leader is known to {asked}")]
-    NoLeader { asked: Endpoint },
+    #[error("no leader is known to {}{}", list(asked), and_silent(silent))]
+    NoLeader { asked: Vec<Endpoint>, silent: Vec<String> },
     /// Of a question that changes nothing: the call itself was not sent.
     #[error("{0}")]
     Look(CallError),
@@ -69,6 +77,10 @@ pub(crate) enum ClusterError {
 
 fn set_api(node_id: NodeId) -> String {
     format!("name it in --endpoints, and set it with `ctl members update {node_id} --api HOST:PORT`")
+}
+
+fn list(endpoints: &[Endpoint]) -> String {
+    endpoints.iter().map(Endpoint::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn and_silent(silent: &[String]) -> String {
@@ -158,9 +170,10 @@ impl Cluster {
         })
     }
 
-    /// As the first endpoint that answers knows them.
+    /// The newest membership that any endpoint knows.
     pub(crate) async fn members(&self) -> Result<Members, ClusterError> {
-        self.read(Target::Any, "raft_members").await?.parse().map_err(ClusterError::Look)
+        let endpoints: Vec<&Endpoint> = self.endpoints.iter().collect();
+        Ok(self.newest_members(&endpoints, Instant::now() + self.timeout).await?.1)
     }
 
     /// One call to one node, until `end`; nothing is sent once that is over.
@@ -182,13 +195,20 @@ impl Cluster {
     /// Where the target's API is. Leaves some of the time until `end` for the call itself.
     pub(crate) async fn find(&self, target: Target, end: Instant) -> Result<Endpoint, ClusterError> {
         match target {
-            Target::Any => Ok(self.first_answer(halfway(end)).await?.0),
-            Target::Leader => {
-                let (asked, leader) = self.first_answer(halfway(end)).await?;
-                if leader.is_self {
-                    return Ok(asked);
+            Target::Any => self.search(halfway(end), |_| true).await.any(),
+            Target::Informed => {
+                let endpoints: Vec<&Endpoint> = self.endpoints.iter().collect();
+                match self.newest_members(&endpoints, halfway(end)).await {
+                    Ok((endpoint, _)) => Ok(endpoint),
+                    // It answers, so it is there; what is wrong the call itself will tell.
+                    Err(ClusterError::Look(CallError::Rpc { endpoint, .. })) => Ok(endpoint),
+                    Err(e) => Err(e),
                 }
-                let Some(leader_id) = leader.leader_id else { return Err(ClusterError::NoLeader { asked }) };
+            }
+            Target::Leader => {
+                let (asked, leader) =
+                    self.search(halfway(end), |leader| leader.leader_id.is_some()).await.leader()?;
+                let Some(leader_id) = leader.leader_id.filter(|_| !leader.is_self) else { return Ok(asked) };
                 let api = leader.leader_api.and_then(|a| a.parse().ok());
                 self.locate(leader_id, api, end).await.map_err(ClusterError::of_leader)
             }
@@ -196,17 +216,17 @@ impl Cluster {
         }
     }
 
-    /// The first endpoint, in the order given, that answers at all, and whom it takes for the leader.
-    async fn first_answer(&self, until: Instant) -> Result<(Endpoint, Leader), ClusterError> {
+    /// Asks the endpoints whom they take for the leader, in the order given, until one's answer is enough.
+    async fn search(&self, until: Instant, is_enough: fn(&Leader) -> bool) -> Search {
         let left = until.saturating_duration_since(Instant::now());
         // However little time there is, each of them is asked within it.
         let stagger = STAGGER.min(left / (self.endpoints.len() as u32 + 1));
         let mut asked = FuturesUnordered::new();
         let mut next = self.endpoints.iter();
-        let mut tried = Vec::new();
+        let mut search = Search::default();
         loop {
             if let Some(endpoint) = next.next() {
-                asked.push(self.ask_leader(endpoint, until));
+                asked.push(self.ask_leader(endpoint.clone(), until));
             }
             let is_last = next.len() == 0;
             let answer = match is_last {
@@ -215,22 +235,68 @@ impl Cluster {
                 false => tokio::time::timeout(stagger, asked.next()).await.unwrap_or_default(),
             };
             match answer {
-                Some(Ok(found)) => return Ok(found),
-                Some(Err(e)) => tried.push(e.to_string()),
-                None if is_last => return Err(ClusterError::NobodyAnswers { tried }),
+                Some(Ok((endpoint, leader))) if is_enough(&leader) => {
+                    search.found = Some((endpoint, leader));
+                    return search;
+                }
+                Some(Ok((endpoint, _))) => search.leaderless.push(endpoint),
+                Some(Err(e)) => {
+                    search.tried.push(e.to_string());
+                    if e.rpc().is_some() && search.faulty.is_none() {
+                        search.faulty = Some(e);
+                    }
+                }
+                None if is_last => return search,
                 None => {}
             }
         }
     }
 
-    async fn ask_leader(&self, endpoint: &Endpoint, end: Instant) -> Result<(Endpoint, Leader), CallError> {
-        let leader = match self.call_at(endpoint, "raft_leader", &Value::Null, end).await {
-            Ok(reply) => reply.parse()?,
-            // It answers, so it is there; whatever else is wrong the call itself will tell.
-            Err(CallError::Rpc { .. }) => Leader::default(),
-            Err(e) => return Err(e),
-        };
-        Ok((endpoint.clone(), leader))
+    /// Of these endpoints: the newest membership that one knows, and which one. One that was wiped knows none, one
+    /// that was cut off or removed an older one.
+    async fn newest_members(
+        &self,
+        endpoints: &[&Endpoint],
+        until: Instant,
+    ) -> Result<(Endpoint, Members), ClusterError> {
+        let mut asked: FuturesUnordered<_> = endpoints
+            .iter()
+            .map(|e| async move {
+                let reply = self.call_at(e, "raft_members", &Value::Null, until).await?;
+                reply.parse::<Members>().map(|members| (reply.endpoint, members))
+            })
+            .collect();
+        let key = |members: &Members| (members.all().next().is_some(), members.version);
+        let (mut wait_until, mut tried, mut wrong) = (until, Vec::new(), None);
+        let mut newest: Option<(Endpoint, Members)> = None;
+        while let Ok(Some(answer)) = tokio::time::timeout_at(wait_until, asked.next()).await {
+            match answer {
+                Ok((endpoint, members)) => {
+                    if members.all().next().is_some() {
+                        wait_until = wait_until.min(Instant::now() + MEMBERS_LINGER);
+                    }
+                    if newest.as_ref().is_none_or(|(_, known)| key(known) < key(&members)) {
+                        newest = Some((endpoint, members));
+                    }
+                }
+                Err(e) => {
+                    tried.push(e.to_string());
+                    if !matches!(e, CallError::Http(_)) && wrong.is_none() {
+                        wrong = Some(e);
+                    }
+                }
+            }
+        }
+        match (newest, wrong) {
+            (Some(newest), _) => Ok(newest),
+            (None, Some(wrong)) => Err(ClusterError::Look(wrong)),
+            (None, None) => Err(ClusterError::NobodyAnswers { tried }),
+        }
+    }
+
+    async fn ask_leader(&self, endpoint: Endpoint, end: Instant) -> Result<(Endpoint, Leader), CallError> {
+        let leader = self.call_at(&endpoint, "raft_leader", &Value::Null, end).await?.parse()?;
+        Ok((endpoint, leader))
     }
 
     /// The endpoint of a node: the hint when something answers there, else the given endpoint that says it is
@@ -249,7 +315,7 @@ impl Cluster {
             return Ok(hint);
         }
         let (mut known, mut tried, mut hung) = (Vec::new(), Vec::new(), Vec::new());
-        let mut answered = None;
+        let mut answered = Vec::new();
         let mut asked: FuturesUnordered<_> =
             self.endpoints.iter().map(|e| async move { (e, self.status_at(e, until).await) }).collect();
         while let Some((endpoint, status)) = asked.next().await {
@@ -257,7 +323,7 @@ impl Cluster {
                 Ok(status) if status.node_id == node_id => return Ok(endpoint.clone()),
                 Ok(status) => {
                     known.push(format!("{} ({endpoint})", status.node_id));
-                    answered = Some(endpoint);
+                    answered.push(endpoint);
                 }
                 Err(e) => {
                     if let ClusterError::Look(CallError::Http(_)) = e {
@@ -267,9 +333,10 @@ impl Cluster {
                 }
             }
         }
-        let Some(asked) = answered else { return Err(ClusterError::NobodyAnswers { tried }) };
-        let answer = self.call_at(asked, "raft_members", &Value::Null, halfway(end)).await;
-        let members = answer.and_then(|a| a.parse::<Members>()).map_err(ClusterError::Look)?;
+        if answered.is_empty() {
+            return Err(ClusterError::NobodyAnswers { tried });
+        }
+        let (_, members) = self.newest_members(&answered, halfway(end)).await?;
         let member = members.all().find(|m| m.node_id == node_id);
         let Some(member) = member else {
             known.sort();
@@ -292,28 +359,69 @@ impl Cluster {
     }
 
     /// The leader that may produce at this moment: it says itself that it is ready, and gives its fence.
-    /// Asks all given endpoints, and the one that they name.
+    /// Asks all given endpoints, and those that they name; waits for none of them once one is ready.
     pub(crate) async fn ready_leader(&self, end: Instant) -> Option<ReadyLeader> {
-        let mut asked: FuturesUnordered<_> =
-            self.endpoints.iter().map(|e| async move { self.ask_leader(e, end).await }).collect();
+        let mut known = self.endpoints.clone();
+        let mut asked: FuturesUnordered<_> = known.iter().map(|e| self.ask_leader(e.clone(), end)).collect();
         let mut found: Option<ReadyLeader> = None;
-        let mut named = Vec::new();
-        while let Some(answer) = asked.next().await {
+        let mut wait_until = end;
+        while let Ok(Some(answer)) = tokio::time::timeout_at(wait_until, asked.next()).await {
             let Ok((endpoint, leader)) = answer else { continue };
             match ready(&endpoint, &leader) {
                 // Two may think so while one of them is cut off: the younger term is the one that counts.
-                Some(ready) if found.as_ref().is_none_or(|f| f.fence < ready.fence) => found = Some(ready),
-                Some(_) => {}
-                None => named.extend(leader.leader_api.and_then(|a| a.parse::<Endpoint>().ok())),
+                Some(ready) => {
+                    wait_until = wait_until.min(Instant::now() + READY_LINGER);
+                    if found.as_ref().is_none_or(|f| f.fence < ready.fence) {
+                        found = Some(ready);
+                    }
+                }
+                None => {
+                    let named = leader.leader_api.and_then(|a| a.parse::<Endpoint>().ok());
+                    if let Some(named) = named.filter(|n| !known.contains(n)) {
+                        asked.push(self.ask_leader(named.clone(), end));
+                        known.push(named);
+                    }
+                }
             }
         }
-        if found.is_some() {
-            return found;
+        found
+    }
+}
+
+/// What the endpoints said when they were asked whom they take for the leader.
+#[derive(Default)]
+struct Search {
+    /// The first answer that was enough.
+    found: Option<(Endpoint, Leader)>,
+    /// Those that answered, and not enough.
+    leaderless: Vec<Endpoint>,
+    /// The first one that answered with an error of its own.
+    faulty: Option<CallError>,
+    /// Why the others did not answer, in words.
+    tried: Vec<String>,
+}
+
+impl Search {
+    fn any(self) -> Result<Endpoint, ClusterError> {
+        match (self.found, self.faulty) {
+            (Some((endpoint, _)), _) => Ok(endpoint),
+            // It answers, so it is there; whatever else is wrong the call itself will tell.
+            (None, Some(CallError::Rpc { endpoint, .. })) => Ok(endpoint),
+            (None, Some(CallError::Http(_) | CallError::Garbled { .. }) | None) => {
+                Err(ClusterError::NobodyAnswers { tried: self.tried })
+            }
         }
-        named.retain(|n| !self.endpoints.contains(n));
-        let outside = named.first()?;
-        let (endpoint, leader) = self.ask_leader(outside, end).await.ok()?;
-        ready(&endpoint, &leader)
+    }
+
+    fn leader(self) -> Result<(Endpoint, Leader), ClusterError> {
+        match (self.found, self.faulty) {
+            (Some(found), _) => Ok(found),
+            (None, _) if !self.leaderless.is_empty() => {
+                Err(ClusterError::NoLeader { asked: self.leaderless, silent: self.tried })
+            }
+            (None, Some(faulty)) => Err(ClusterError::Look(faulty)),
+            (None, None) => Err(ClusterError::NobodyAnswers { tried: self.tried }),
+        }
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Script {
     pub(crate) errors: Vec<(&'static str, Value)>,
     /// The connection breaks when it has taken so many blocks, and answers only half of them.
     pub(crate) cut_after: Option<usize>,
+    /// It answers no more than so many blocks of a stream, and takes them all.
+    pub(crate) mute_after: Option<usize>,
     /// The whole stream is refused.
     pub(crate) refuse_stream: Option<(u16, Value)>,
     /// Methods that were called.
@@ -181,9 +183,9 @@ fn stream(request: Request<Incoming>, script: &Mutex<Script>, chain: Chain) -> R
     }
     let fence = request.headers().get("blockraft-fence").and_then(|f| f.to_str().ok()?.parse::<u64>().ok());
     assert_eq!(fence, script.fence, "a stream without the leader's fence");
-    let cut_after = script.cut_after;
+    let (cut_after, mute_after) = (script.cut_after, script.mute_after);
     let (lines, queue) = mpsc::unbounded_channel::<std::io::Result<Bytes>>();
-    tokio::spawn(take(request.into_body(), lines, chain, fence.unwrap_or(0), cut_after));
+    tokio::spawn(take(request.into_body(), lines, chain, fence.unwrap_or(0), cut_after, mute_after));
     let frames = futures::stream::unfold(queue, |mut queue| async move {
         Some((queue.recv().await?.map(Frame::data), queue))
     });
@@ -197,6 +199,7 @@ async fn take(
     chain: Chain,
     term: u64,
     cut_after: Option<usize>,
+    mute_after: Option<usize>,
 ) {
     let mut buffer = BytesMut::new();
     let mut n_taken = 0;
@@ -210,7 +213,7 @@ async fn take(
                 return;
             }
             let is_refused = line["error"].is_object();
-            if cut_after.is_none_or(|n| n_taken <= n / 2) {
+            if cut_after.is_none_or(|n| n_taken <= n / 2) && mute_after.is_none_or(|n| n_taken <= n) {
                 let _ = lines.send(Ok(Bytes::from(format!("{line}\n"))));
             }
             if is_refused {

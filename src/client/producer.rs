@@ -27,6 +27,11 @@ const PIECE_BYTES: usize = 64 << 10;
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// One look at all endpoints: a node that takes longer is as good as absent.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Of each step behind it, which asks the leader alone: whatever the look has left is not enough for them.
+const STEP_TIMEOUT: Duration = LOOK_TIMEOUT;
+/// A leader that has a whole block so long and says nothing hangs. By eye: above the default of
+/// `api.propose_timeout`, after which a node that works has answered.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// What the next block is made of.
 pub(crate) struct Next {
@@ -87,6 +92,8 @@ pub(crate) struct Broken {
 struct Flying {
     due: Instant,
     block: RaftBlockState,
+    /// Bytes of the stream up to its end.
+    end: u64,
 }
 
 /// The newest block, ours or the chain's.
@@ -106,6 +113,12 @@ pub(crate) struct Producer {
     flying: VecDeque<Flying>,
     /// The blocks of `flying` that the stream has not taken yet.
     outbox: BytesMut,
+    /// Bytes of this stream that were made, and that it has taken.
+    made: u64,
+    sent: u64,
+    /// When the oldest block of `flying` last got on: made, sent in part, or the one before it answered.
+    moved: Instant,
+    silence_max: Duration,
     last: Option<Last>,
     /// The highest acknowledged height.
     acked: Option<Height>,
@@ -119,6 +132,10 @@ impl Producer {
             stream: None,
             flying: VecDeque::new(),
             outbox: BytesMut::new(),
+            made: 0,
+            sent: 0,
+            moved: Instant::now(),
+            silence_max: SILENCE_MAX,
             last: None,
             acked: None,
         }
@@ -153,10 +170,9 @@ impl Producer {
     async fn open(cluster: &Cluster, end: Instant) -> Option<(ReadyLeader, Stream, Status)> {
         let leader = cluster.ready_leader(end).await?;
         // After the leader was ready: its head then holds every block acknowledged before.
-        let status = cluster.status_at(&leader.endpoint, end).await.ok()?;
-        let within = end.saturating_duration_since(Instant::now());
+        let status = cluster.status_at(&leader.endpoint, Instant::now() + STEP_TIMEOUT).await.ok()?;
         let token = cluster.http().token();
-        let stream = Stream::open(&leader.endpoint, Some(leader.fence), token, within).await.ok()?;
+        let stream = Stream::open(&leader.endpoint, Some(leader.fence), token, STEP_TIMEOUT).await.ok()?;
         Some((leader, stream, status))
     }
 
@@ -169,6 +185,7 @@ impl Producer {
             return Err(ConnectError::BlockLost { acked, head: height });
         }
         self.outbox.clear();
+        (self.made, self.sent, self.moved) = (0, 0, Instant::now());
         if self.flying.is_empty() {
             self.last = head.map(|h| Last {
                 height: h.height,
@@ -176,8 +193,10 @@ impl Producer {
                 hash: crate::client::wire::bytes(&h.hash).unwrap_or_default(),
             });
         }
-        for flying in &self.flying {
+        for flying in &mut self.flying {
             frame::put_block(&flying.block, &mut self.outbox);
+            self.made = self.outbox.len() as u64;
+            flying.end = self.made;
         }
         Ok(self.flying.len())
     }
@@ -193,8 +212,13 @@ impl Producer {
         };
         let block = (self.make)(next);
         self.last = Some(Last { height: block.height, timestamp: block.timestamp, hash: block.hash.clone() });
+        let before = self.outbox.len();
         frame::put_block(&block, &mut self.outbox);
-        self.flying.push_back(Flying { due, block });
+        self.made += (self.outbox.len() - before) as u64;
+        if self.flying.is_empty() {
+            self.moved = Instant::now();
+        }
+        self.flying.push_back(Flying { due, block, end: self.made });
     }
 
     /// Sends what is due, or takes answers into `out`; returns after either. Waits while there is neither.
@@ -203,13 +227,27 @@ impl Producer {
         let Some(stream) = &mut self.stream else {
             return Err(broken("not connected".into(), "disconnected"));
         };
-        let ready = match stream.ready(!self.outbox.is_empty()).await {
+        let ready = stream.ready(!self.outbox.is_empty());
+        let ready = match self.flying.is_empty() {
+            true => ready.await,
+            false => match tokio::time::timeout_at(self.moved + self.silence_max, ready).await {
+                Ok(ready) => ready,
+                Err(_) => return Err(self.silent()),
+            },
+        };
+        let ready = match ready {
             Ok(ready) => ready,
             Err(e) => return Err(self.lost(&e)),
         };
         match ready {
             Ready::Room(room) => {
-                room.send(self.outbox.split_to(self.outbox.len().min(PIECE_BYTES)).freeze());
+                let piece = self.outbox.split_to(self.outbox.len().min(PIECE_BYTES)).freeze();
+                // What follows the oldest block goes into the buffers of a node that hangs, too.
+                if self.flying.front().is_some_and(|oldest| self.sent < oldest.end) {
+                    self.moved = Instant::now();
+                }
+                self.sent += piece.len() as u64;
+                room.send(piece);
                 Ok(())
             }
             Ready::Over => {
@@ -248,6 +286,7 @@ impl Producer {
             }
         };
         self.acked = Some(acked.height);
+        self.moved = Instant::now();
         out.push(Outcome {
             due: flying.due,
             height: acked.height,
@@ -255,6 +294,12 @@ impl Producer {
             duplicate: acked.duplicate,
         });
         Ok(())
+    }
+
+    /// What became of the blocks in flight is unknown.
+    fn silent(&mut self) -> Broken {
+        let endpoint = self.stream.take().map_or(String::new(), |s| format!("{}: ", s.endpoint()));
+        broken(format!("{endpoint}no answer to a block within {:?}", self.silence_max), "timeout")
     }
 
     fn lost(&mut self, error: &StreamError) -> Broken {
@@ -298,148 +343,4 @@ fn broken(why: String, reason: &str) -> Broken {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::client::fake::{Chain, Fake, cluster};
-
-    const WITHIN: Duration = Duration::from_secs(10);
-
-    fn make(salt: u8) -> Make {
-        Box::new(move |next| RaftBlockState {
-            height: next.height,
-            timestamp: next.timestamp,
-            hash: Bytes::from(vec![salt, next.height as u8]),
-            parent_hash: (!next.parent_hash.is_empty()).then_some(next.parent_hash),
-            ..Default::default()
-        })
-    }
-
-    /// Steps until so many are acknowledged, or the stream breaks.
-    async fn run(producer: &mut Producer, out: &mut Vec<Outcome>, n_acked: usize) -> Result<(), Broken> {
-        while out.len() < n_acked {
-            tokio::time::timeout(WITHIN, producer.step(out)).await.expect("an answer in time")?;
-        }
-        Ok(())
-    }
-
-    fn heights(chain: &Chain) -> Vec<u64> {
-        chain.lock().expect("not poisoned").iter().map(|b| b.height).collect()
-    }
-
-    #[tokio::test]
-    async fn blocks_follow_the_head_in_order() {
-        let chain = Chain::default();
-        let node = Fake::start(1, &chain).await;
-        node.leads(3);
-        let mut producer = Producer::new(cluster(&[&node.endpoint]), make(1));
-        let connected = producer.connect(WITHIN).await.expect("a leader");
-        assert_eq!((connected.height, connected.leader.fence), (None, 3));
-        let mut out = Vec::new();
-        for _ in 0..300 {
-            producer.offer(Instant::now());
-        }
-        run(&mut producer, &mut out, 300).await.expect("all taken");
-        assert_eq!(heights(&chain), (1..=300).collect::<Vec<_>>());
-        assert!(out.iter().all(|o| o.term == 3 && !o.duplicate));
-        let parents: Vec<_> =
-            chain.lock().expect("not poisoned").iter().map(|b| b.parent_hash.clone()).collect();
-        assert_eq!((parents[0].clone(), parents[1].clone()), (None, Some(Bytes::from_static(&[1, 1]))));
-
-        // Another producer goes on where this one stopped.
-        let mut next = Producer::new(cluster(&[&node.endpoint]), make(2));
-        assert_eq!(next.connect(WITHIN).await.expect("a leader").height, Some(300));
-        next.offer(Instant::now());
-        run(&mut next, &mut Vec::new(), 1).await.expect("taken");
-        assert_eq!(heights(&chain).last(), Some(&301));
-    }
-
-    #[tokio::test]
-    async fn unanswered_blocks_are_proposed_again_to_the_next_leader() {
-        let chain = Chain::default();
-        let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
-        a.leads(3);
-        b.follows(&a);
-        // Takes ten, answers five of them, breaks.
-        a.set(|s| s.cut_after = Some(10));
-        let mut producer = Producer::new(cluster(&[&a.endpoint, &b.endpoint]), make(1));
-        producer.connect(WITHIN).await.expect("a leader");
-        (0..20).for_each(|_| producer.offer(Instant::now()));
-        let mut out = Vec::new();
-        let broken = run(&mut producer, &mut out, 20).await.expect_err("broken");
-        assert_eq!((broken.reason.as_str(), broken.is_contested), ("disconnected", false));
-        assert!(!producer.is_connected());
-        let answered = out.len();
-        assert!(answered <= 5, "{answered}");
-
-        b.leads(4);
-        a.follows(&b);
-        let connected = producer.connect(WITHIN).await.expect("a leader");
-        assert_eq!((connected.leader.node_id, connected.n_again), (2, 20 - answered));
-        run(&mut producer, &mut out, 20).await.expect("all taken");
-        assert_eq!(heights(&chain), (1..=20).collect::<Vec<_>>());
-        assert_eq!(out.iter().map(|o| o.height).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
-        assert_eq!(out.iter().filter(|o| o.duplicate).count(), 10 - answered);
-        assert_eq!(producer.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn another_producers_block_drops_ours() {
-        let chain = Chain::default();
-        let node = Fake::start(1, &chain).await;
-        node.leads(3);
-        let mut ours = Producer::new(cluster(&[&node.endpoint]), make(1));
-        let mut theirs = Producer::new(cluster(&[&node.endpoint]), make(2));
-        ours.connect(WITHIN).await.expect("a leader");
-        theirs.connect(WITHIN).await.expect("a leader");
-        theirs.offer(Instant::now());
-        run(&mut theirs, &mut Vec::new(), 1).await.expect("taken");
-        (0..3).for_each(|_| ours.offer(Instant::now()));
-        let broken = run(&mut ours, &mut Vec::new(), 3).await.expect_err("refused");
-        assert_eq!((broken.reason.as_str(), broken.is_contested, broken.n_dropped), ("conflict", true, 3));
-        assert_eq!(ours.connect(WITHIN).await.expect("a leader").n_again, 0);
-        ours.offer(Instant::now());
-        run(&mut ours, &mut Vec::new(), 1).await.expect("taken");
-        assert_eq!(heights(&chain), [1, 2]);
-    }
-
-    #[tokio::test]
-    async fn a_refused_stream_says_why_and_keeps_the_blocks() {
-        let chain = Chain::default();
-        let node = Fake::start(1, &chain).await;
-        node.leads(3);
-        let error = json!({"code": -32032, "message": "m", "data": {"kind": "refused", "reason": "fenced"}});
-        node.set(|s| s.refuse_stream = Some((409, error)));
-        let mut producer = Producer::new(cluster(&[&node.endpoint]), make(1));
-        producer.connect(WITHIN).await.expect("a leader");
-        producer.offer(Instant::now());
-        let broken = run(&mut producer, &mut Vec::new(), 1).await.expect_err("refused");
-        assert_eq!((broken.reason.as_str(), broken.is_contested, producer.in_flight()), ("fenced", false, 1));
-        node.set(|s| s.refuse_stream = None);
-        assert_eq!(producer.connect(WITHIN).await.expect("a leader").n_again, 1);
-        run(&mut producer, &mut Vec::new(), 1).await.expect("taken");
-    }
-
-    #[tokio::test]
-    async fn an_acknowledged_block_that_is_gone_is_noticed() {
-        let chain = Chain::default();
-        let node = Fake::start(1, &chain).await;
-        node.leads(3);
-        let mut producer = Producer::new(cluster(&[&node.endpoint]), make(1));
-        producer.connect(WITHIN).await.expect("a leader");
-        (0..3).for_each(|_| producer.offer(Instant::now()));
-        run(&mut producer, &mut Vec::new(), 3).await.expect("taken");
-        chain.lock().expect("not poisoned").pop();
-        let lost = producer.connect(WITHIN).await.expect_err("a block is gone");
-        assert_eq!(lost, ConnectError::BlockLost { acked: 3, head: 2 });
-    }
-
-    #[tokio::test]
-    async fn without_a_leader_it_gives_up_in_time() {
-        let node = Fake::start(1, &Chain::default()).await;
-        let mut producer = Producer::new(cluster(&[&node.endpoint]), make(1));
-        let within = Duration::from_millis(60);
-        assert_eq!(producer.connect(within).await, Err(ConnectError::NoReadyLeader(within)));
-    }
-}
+mod tests;

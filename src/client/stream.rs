@@ -134,6 +134,10 @@ impl Stream {
         })
     }
 
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     /// Ends the body: no further block follows.
     pub(crate) fn finish(&mut self) {
         self.pieces = None;

@@ -27,7 +27,7 @@ use crate::cli::exit::Failure;
 use crate::cli::out;
 use crate::client::cluster::ReadyLeader;
 use crate::client::http::{Answer, Ask, HttpError};
-use crate::client::producer::Next;
+use crate::client::producer::{Next, SILENCE_MAX};
 use crate::client::rpc::RpcError;
 use crate::client::wire::{self, Acked};
 use crate::types::Height;
@@ -147,6 +147,11 @@ async fn work(shared: Arc<Shared>) -> Result<(), Failure> {
     }
 }
 
+/// For the answer to a request of so many bytes: a second more for each MiB, on a slow network.
+fn answer_max(bytes: usize) -> Duration {
+    SILENCE_MAX + Duration::from_secs((bytes >> 20) as u64)
+}
+
 impl Shared {
     fn next(&self) -> RaftBlockState {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
@@ -202,7 +207,7 @@ impl Shared {
 
     async fn ask(&self, leader: &ReadyLeader, body: Bytes) -> Result<Acked, Refused> {
         let http = self.run.cluster.http();
-        let within = self.run.cluster.timeout();
+        let within = answer_max(body.len());
         let ask = match self.form {
             Form::Protobuf => {
                 let mut ask = Ask::post("/v1/blocks", "application/x-protobuf", body);

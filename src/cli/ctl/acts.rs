@@ -130,7 +130,7 @@ pub(crate) fn failure(call: &Call, error: ClusterError) -> Failure {
 /// Where a curl line should point; the first endpoint when the right one does not answer.
 pub(crate) async fn endpoint_for_curl(cx: &Context, target: Target) -> Endpoint {
     let first = cx.endpoints[0].clone();
-    if target == Target::Any {
+    if matches!(target, Target::Any | Target::Informed) {
         return first;
     }
     let cluster = cx.cluster(CURL_PATIENCE);

@@ -97,10 +97,13 @@ pub(crate) fn plan(command: Command, operation: &str) -> Result<Call, Failure> {
     let operation = Value::from(operation);
     Ok(match command {
         Command::Status { all: false } => Call::read("raft_status", Value::Null, render::status::one),
-        Command::Status { all: true } => Call::read("raft_cluster", Value::Null, render::status::all),
+        Command::Status { all: true } => {
+            let call = Call::read("raft_cluster", Value::Null, render::status::all);
+            Call { target: Target::Informed, ..call }
+        }
         Command::Why => {
             let call = Call::read("raft_cluster", Value::Null, render::why::why);
-            Call { or_status: true, ..call }
+            Call { or_status: true, target: Target::Informed, ..call }
         }
         Command::Leader { verify: false } => Call::read("raft_leader", Value::Null, render::members::leader),
         Command::Leader { verify: true } => {

@@ -73,6 +73,62 @@ async fn without_a_leader_nothing_is_sent() {
     assert_eq!(a.called("x"), 0);
 }
 
+/// A JSON-RPC server of another kind.
+async fn foreign(chain: &Chain) -> Fake {
+    let fake = Fake::start(0, chain).await;
+    let not_found = json!({"code": -32601, "message": "the method does not exist"});
+    fake.set(|s| {
+        let methods = ["raft_leader", "raft_members", "raft_status", "x"];
+        s.errors.extend(methods.map(|method| (method, not_found.clone())));
+    });
+    fake
+}
+
+#[tokio::test]
+async fn who_knows_no_leader_does_not_end_the_search_for_it() {
+    let chain = Chain::default();
+    let (wiped, other) = (Fake::start(3, &chain).await, foreign(&chain).await);
+    let (a, b) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+    b.leads(3);
+    a.follows(&b);
+    for first in [&wiped, &other] {
+        let c = cluster(&[&first.endpoint, &a.endpoint]);
+        assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
+        assert_eq!(first.called("x"), 0);
+    }
+    let c = cluster(&[&other.endpoint, &a.endpoint]);
+    assert_eq!(answered_by(&c, Target::Any, "x").await.expect("an answer"), 1);
+    // All are named when none knows one, and whoever could not be asked.
+    let c = cluster(&[&wiped.endpoint, &other.endpoint]);
+    let e = answered_by(&c, Target::Leader, "x").await.expect_err("nobody leads");
+    let told = format!("no leader is known to {}; could not ask {}: the", wiped.endpoint, other.endpoint);
+    assert!(e.to_string().starts_with(&told), "{e}");
+    let e = answered_by(&cluster(&[&other.endpoint]), Target::Leader, "x").await.expect_err("foreign");
+    assert!(e.to_string().contains("-32601"), "{e}");
+}
+
+#[tokio::test]
+async fn the_members_are_those_of_the_newest_membership() {
+    let chain = Chain::default();
+    let (wiped, other) = (Fake::start(3, &chain).await, foreign(&chain).await);
+    let (old, new) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+    wiped.set(|s| s.members = Some(json!({"version": 0, "voters": [], "learners": []})));
+    old.set(|s| s.members = Some(json!({"version": 0, "voters": [{"nodeId": 1}]})));
+    new.set(|s| s.members = Some(json!({"version": 7, "voters": [{"nodeId": 1}, {"nodeId": 2}]})));
+    let c = cluster(&[&wiped.endpoint, &other.endpoint, &old.endpoint, &new.endpoint]);
+    assert_eq!(c.members().await.expect("known").all().count(), 2);
+    assert_eq!(answered_by(&c, Target::Informed, "y").await.expect("an answer"), 2);
+    let c = cluster(&[&wiped.endpoint, &old.endpoint]);
+    assert_eq!(answered_by(&c, Target::Informed, "y").await.expect("an answer"), 1);
+    // One that hangs is not waited for, and nobody need know a membership.
+    other.set(|s| s.hangs = true);
+    let c = cluster_within(HASTE, &[&other.endpoint, &old.endpoint]);
+    let start = Instant::now();
+    assert_eq!(c.members().await.expect("known").all().count(), 1);
+    assert!(start.elapsed() < HASTE / 2);
+    assert_eq!(answered_by(&cluster(&[&wiped.endpoint]), Target::Informed, "y").await.expect("an answer"), 3);
+}
+
 #[tokio::test]
 async fn a_node_is_found_by_its_id() {
     let chain = Chain::default();
@@ -95,6 +151,24 @@ async fn of_two_leaders_the_younger_fence_counts() {
     a.leads(7);
     b.leads(8);
     assert_eq!(c.ready_leader(end).await.map(|l| (l.node_id, l.fence)), Some((2, 8)));
+}
+
+#[tokio::test]
+async fn a_ready_leader_is_told_while_another_endpoint_hangs() {
+    let chain = Chain::default();
+    let (hung, a, b) =
+        (Fake::start(1, &chain).await, Fake::start(2, &chain).await, Fake::start(3, &chain).await);
+    hung.set(|s| s.hangs = true);
+    a.leads(7);
+    let start = Instant::now();
+    let look = start + HASTE;
+    let c = cluster(&[&hung.endpoint, &a.endpoint]);
+    assert_eq!(c.ready_leader(look).await.map(|l| l.node_id), Some(2));
+    // Also one that a follower names.
+    b.follows(&a);
+    let c = cluster(&[&hung.endpoint, &b.endpoint]);
+    assert_eq!(c.ready_leader(look).await.map(|l| l.node_id), Some(2));
+    assert!(start.elapsed() < HASTE / 2, "nobody waits for the one that hangs");
 }
 
 /// A member that was added without an API address.
