@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::StatusCode;
+use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::Instant;
 
@@ -14,33 +16,31 @@ use crate::cli::table::{Cell, Table, Tone};
 use crate::client::cluster::{Cluster, Target};
 use crate::client::endpoint::Endpoint;
 use crate::client::http::{Answer, Ask, HttpError};
+use crate::client::rpc;
 
 /// Between two looks of `ready --wait`.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// The node to probe. A probe answers before raft does, so the first endpoint that accepts is taken.
-async fn probe(cx: &Context, cluster: &Cluster, path: &str) -> Result<(Endpoint, Answer), Failure> {
-    let end = Instant::now() + cluster.timeout();
-    let within = || end.saturating_duration_since(Instant::now());
-    if let Some(node_id) = cx.flags.node {
-        let endpoint = cluster.find(Target::Node(node_id), end).await?;
-        let answer = cluster.http().ask(&endpoint, Ask::get(path), within()).await;
-        return Ok((endpoint, answer.map_err(failed)?));
-    }
-    let mut tried = Vec::new();
-    for (i, endpoint) in cx.endpoints.iter().enumerate() {
-        // One that hangs must leave time for the others.
-        let share = within() / (cx.endpoints.len() - i) as u32;
-        match cluster.http().ask(endpoint, Ask::get(path), share).await {
-            Ok(answer) => return Ok((endpoint.clone(), answer)),
-            Err(e) => tried.push(e.to_string()),
-        }
-    }
-    Err(Failure::failed(format!("no endpoint answers: {}", tried.join("; "))))
+/// Why an endpoint is taken for neither live nor ready.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("it does not answer ({why})")]
+    Silent { why: String, is_nobody_there: bool },
+    /// Any web server may listen there.
+    #[error(
+        "what answers is no blockraft node, or refuses the question: HTTP {status}{}",
+        rpc::excerpt(body)
+    )]
+    Foreign { status: StatusCode, body: Bytes },
 }
 
-fn failed(error: HttpError) -> Failure {
-    Failure::failed(error.to_string())
+async fn ask(cluster: &Cluster, endpoint: &Endpoint, path: &str, end: Instant) -> Result<Answer, ProbeError> {
+    let within = end.saturating_duration_since(Instant::now());
+    cluster.http().ask(endpoint, Ask::get(path), within).await.map_err(|e| ProbeError::Silent {
+        // Without the endpoint, which stands before it.
+        why: e.to_string().trim_start_matches(&format!("{endpoint}: ")).to_owned(),
+        is_nobody_there: matches!(e, HttpError::NotSent { .. }),
+    })
 }
 
 async fn print_curl(cx: &Context, path: &str) -> Result<u8, Failure> {
@@ -54,34 +54,86 @@ pub(crate) async fn live(cx: &Context) -> Result<u8, Failure> {
     if cx.flags.curl {
         return print_curl(cx, "/livez").await;
     }
-    let (endpoint, answer) = probe(cx, &cx.cluster(PATIENCE), "/livez").await?;
-    let is_live = answer.status == StatusCode::OK;
-    let word = if is_live { "live" } else { "not live" };
-    let text = if cx.flags.json {
-        format!(r#"{{"endpoint":"{endpoint}","live":{is_live}}}"#)
-    } else {
-        format!("{endpoint} is {word} (HTTP {})", answer.status.as_u16())
+    let (value, failure) = match find_live(cx, &cx.cluster(PATIENCE)).await {
+        Ok(endpoint) if !cx.flags.json => {
+            out::print_line(&format!("{endpoint} is live (HTTP 200)"))?;
+            return Ok(exit::DONE);
+        }
+        Ok(endpoint) => (json!({"endpoint": endpoint.as_str(), "live": true}), None),
+        Err(failure) => {
+            let only = match &cx.endpoints[..] {
+                [only] if cx.flags.node.is_none() => Some(only.as_str()),
+                _ => None,
+            };
+            (json!({"endpoint": only, "live": false, "error": failure.message}), Some(failure))
+        }
     };
-    out::print_line(&text)?;
-    Ok(if is_live { exit::DONE } else { exit::FAILED })
+    if cx.flags.json {
+        out::print_line(&value.to_string())?;
+    }
+    failure.map_or(Ok(exit::DONE), Err)
 }
+
+/// The first that is live. A probe is answered before raft is up, so nothing else is asked of it.
+async fn find_live(cx: &Context, cluster: &Cluster) -> Result<Endpoint, Failure> {
+    let end = Instant::now() + cluster.timeout();
+    let asked = match cx.flags.node {
+        Some(node_id) => vec![cluster.find(Target::Node(node_id), end).await?],
+        None => cx.endpoints.clone(),
+    };
+    let mut tried = Vec::new();
+    for (i, endpoint) in asked.iter().enumerate() {
+        // One that hangs must leave time for the others.
+        let left = end.saturating_duration_since(Instant::now());
+        let share = Instant::now() + left / (asked.len() - i) as u32;
+        match ask(cluster, endpoint, "/livez", share).await.and_then(check_live) {
+            Ok(()) => return Ok(endpoint.clone()),
+            Err(e) => tried.push(format!("{endpoint}: {e}")),
+        }
+    }
+    Err(Failure::failed(format!("not live: {}", tried.join("; "))))
+}
+
+fn check_live(answer: Answer) -> Result<(), ProbeError> {
+    let Answer { status, body } = answer;
+    if status == StatusCode::OK && body.trim_ascii() == LIVE {
+        return Ok(());
+    }
+    Err(ProbeError::Foreign { status, body })
+}
+
+/// What a node that is live answers.
+const LIVE: &[u8] = b"ok";
 
 /// What one endpoint said when it was asked whether it is ready.
 struct Probed {
     endpoint: Endpoint,
-    answer: Result<Readiness, HttpError>,
+    answer: Result<Readiness, ProbeError>,
 }
 
+#[derive(Debug)]
 struct Readiness {
     is_ready: bool,
-    /// As the node wrote them.
+    /// The answer as it came.
     body: String,
 }
 
-impl From<Answer> for Readiness {
-    fn from(answer: Answer) -> Self {
-        let body = String::from_utf8_lossy(&answer.body).trim().to_owned();
-        Self { is_ready: answer.status == StatusCode::OK, body }
+impl TryFrom<Answer> for Readiness {
+    type Error = ProbeError;
+
+    fn try_from(Answer { status, body }: Answer) -> Result<Self, ProbeError> {
+        #[derive(Deserialize)]
+        struct Told {
+            ok: bool,
+            #[serde(rename = "checks")]
+            _checks: Vec<Value>,
+        }
+        match serde_json::from_slice::<Told>(&body) {
+            Ok(told) if told.ok == (status == StatusCode::OK) => {
+                Ok(Self { is_ready: told.ok, body: String::from_utf8_lossy(&body).trim().to_owned() })
+            }
+            Ok(_) | Err(_) => Err(ProbeError::Foreign { status, body }),
+        }
     }
 }
 
@@ -91,7 +143,7 @@ impl Probed {
     }
 
     fn is_nobody_there(&self) -> bool {
-        matches!(self.answer, Err(HttpError::NotSent { .. }))
+        matches!(self.answer, Err(ProbeError::Silent { is_nobody_there: true, .. }))
     }
 }
 
@@ -110,7 +162,12 @@ pub(crate) async fn ready(cx: &Context, wait: Option<Duration>) -> Result<u8, Fa
         let is_over = end.is_none_or(|end| end <= Instant::now() + LOOK_AGAIN);
         match looked {
             Ok(probed) if is_over || probed.iter().all(Probed::is_ready) => return show(cx, &probed),
-            Err(failure) if is_over || failure.code == exit::USAGE => return Err(failure),
+            Err(failure) if is_over || failure.code == exit::USAGE => {
+                if cx.flags.json {
+                    out::print_line(&json!({"ok": false, "error": failure.message}).to_string())?;
+                }
+                return Err(failure);
+            }
             Ok(_) | Err(_) => tokio::time::sleep(LOOK_AGAIN).await,
         }
     }
@@ -133,9 +190,8 @@ async fn look(cx: &Context, cluster: &Cluster, end: Instant) -> Result<Vec<Probe
         None => cx.endpoints.clone(),
     };
     let probed = asked.into_iter().map(|endpoint| async move {
-        let within = end.saturating_duration_since(Instant::now());
-        let answer = cluster.http().ask(&endpoint, Ask::get(READYZ), within).await;
-        Probed { endpoint, answer: answer.map(Readiness::from) }
+        let answer = ask(cluster, &endpoint, READYZ, end).await.and_then(Readiness::try_from);
+        Probed { endpoint, answer }
     });
     let probed = futures::future::join_all(probed).await;
     Ok(if cx.flags.node.is_none() && cx.flags.endpoints.is_default() { listening(probed) } else { probed })
@@ -187,15 +243,10 @@ fn as_text(probed: &[Probed], is_colored: bool) -> String {
                     text += &table(&checks, is_colored);
                 }
             }
-            Err(e) => text += &format!("{endpoint} is {word}: it does not answer ({})\n", why(endpoint, e)),
+            Err(e) => text += &format!("{endpoint} is {word}: {e}\n"),
         }
     }
     text
-}
-
-/// Without the endpoint, which stands before it.
-fn why(endpoint: &Endpoint, error: &HttpError) -> String {
-    error.to_string().trim_start_matches(&format!("{endpoint}: ")).to_owned()
 }
 
 fn as_json(probed: &[Probed]) -> Value {
@@ -206,7 +257,7 @@ fn as_json(probed: &[Probed]) -> Value {
                 let body: Value = serde_json::from_str(&r.body).unwrap_or(Value::Null);
                 json!({"endpoint": endpoint.as_str(), "ok": r.is_ready, "checks": body["checks"]})
             }
-            Err(e) => json!({"endpoint": endpoint.as_str(), "ok": false, "error": why(endpoint, e)}),
+            Err(e) => json!({"endpoint": endpoint.as_str(), "ok": false, "error": e.to_string()}),
         })
         .collect();
     json!({"ok": probed.iter().all(Probed::is_ready), "nodes": rows})
@@ -235,26 +286,53 @@ mod tests {
         assert_eq!(table(&Value::Null, false), "");
     }
 
-    fn probed(endpoint: &str, answer: Result<&str, fn(Endpoint) -> HttpError>) -> Probed {
-        let endpoint: Endpoint = endpoint.parse().expect("well-formed");
-        let answer = match answer {
-            Ok(body) => Ok(Readiness { is_ready: body.contains(r#""ok":true"#), body: body.into() }),
-            Err(error) => Err(error(endpoint.clone())),
-        };
-        Probed { endpoint, answer }
+    fn probed(endpoint: &str, answer: Result<&str, ProbeError>) -> Probed {
+        let status = |body: &str| if body.contains(r#""ok":true"#) { 200 } else { 503 };
+        let answer = answer.and_then(|body| Readiness::try_from(said(status(body), body)));
+        Probed { endpoint: endpoint.parse().expect("well-formed"), answer }
     }
 
-    const REFUSED: fn(Endpoint) -> HttpError =
-        |endpoint| HttpError::NotSent { endpoint, why: "connection refused".into() };
-    const HUNG: fn(Endpoint) -> HttpError =
-        |endpoint| HttpError::TimedOut { endpoint, after: Duration::from_secs(1) };
+    fn said(status: u16, body: &str) -> Answer {
+        let status = StatusCode::from_u16(status).expect("a status");
+        Answer { status, body: Bytes::copy_from_slice(body.as_bytes()) }
+    }
+
+    fn refused() -> ProbeError {
+        ProbeError::Silent { why: "connection refused".into(), is_nobody_there: true }
+    }
+
+    fn hung() -> ProbeError {
+        ProbeError::Silent { why: "no answer within 1s".into(), is_nobody_there: false }
+    }
+
+    #[test]
+    fn a_web_server_is_neither_live_nor_ready() {
+        assert!(check_live(said(200, "ok\n")).is_ok());
+        for (status, body) in [(200, "<html>hello"), (200, ""), (503, "ok\n")] {
+            assert!(check_live(said(status, body)).is_err(), "{status} {body}");
+        }
+        let told = check_live(said(200, "<html>\nhello")).expect_err("foreign").to_string();
+        assert!(told.ends_with("HTTP 200 OK: <html> hello"), "{told}");
+        for (status, body) in [
+            (200, "<html>"),
+            (200, "{}"),
+            (200, r#"{"ok":true}"#),
+            (200, r#"{"ok":false,"checks":[]}"#),
+            (404, r#"{"ok":true,"checks":[]}"#),
+        ] {
+            assert!(Readiness::try_from(said(status, body)).is_err(), "{status} {body}");
+        }
+        let all = [probed("a:1", Err(check_live(said(200, "<html>")).expect_err("foreign")))];
+        assert!(as_text(&all, false).starts_with("a:1 is not ready: what answers is no blockraft node"));
+        assert_eq!(as_json(&all)["ok"], false);
+    }
 
     #[test]
     fn every_endpoint_counts_and_those_that_are_not_ready_are_told() {
         let all = [
             probed("a:1", Ok(r#"{"ok":true,"checks":[]}"#)),
             probed("b:2", Ok(r#"{"ok":false,"checks":[{"name":"leader","ok":false,"detail":"none"}]}"#)),
-            probed("c:3", Err(HUNG)),
+            probed("c:3", Err(hung())),
         ];
         assert_eq!(
             as_text(&all, false),
@@ -263,7 +341,10 @@ mod tests {
         );
         let told = as_json(&all);
         assert_eq!((&told["ok"], &told["nodes"][0]["ok"]), (&json!(false), &json!(true)));
-        assert_eq!(told["nodes"][2], json!({"endpoint": "c:3", "ok": false, "error": "no answer within 1s"}));
+        assert_eq!(
+            told["nodes"][2],
+            json!({"endpoint": "c:3", "ok": false, "error": "it does not answer (no answer within 1s)"})
+        );
         assert_eq!(as_json(&all[..1])["ok"], true);
     }
 
@@ -272,9 +353,9 @@ mod tests {
         let names = |probed: Vec<Probed>| {
             listening(probed).iter().map(|p| p.endpoint.to_string()).collect::<Vec<_>>().join(" ")
         };
-        let ready = r#"{"ok":true}"#;
-        assert_eq!(names(vec![probed("a:1", Err(REFUSED)), probed("b:2", Ok(ready))]), "b:2");
-        assert_eq!(names(vec![probed("a:1", Err(HUNG)), probed("b:2", Ok(ready))]), "a:1 b:2");
-        assert_eq!(names(vec![probed("a:1", Err(REFUSED)), probed("b:2", Err(REFUSED))]), "a:1 b:2");
+        let ready = r#"{"ok":true,"checks":[]}"#;
+        assert_eq!(names(vec![probed("a:1", Err(refused())), probed("b:2", Ok(ready))]), "b:2");
+        assert_eq!(names(vec![probed("a:1", Err(hung())), probed("b:2", Ok(ready))]), "a:1 b:2");
+        assert_eq!(names(vec![probed("a:1", Err(refused())), probed("b:2", Err(refused()))]), "a:1 b:2");
     }
 }
