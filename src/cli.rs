@@ -17,6 +17,7 @@ pub(crate) mod node;
 pub(crate) mod out;
 pub(crate) mod processor;
 pub(crate) mod recover;
+pub(crate) mod signals;
 pub(crate) mod snapshot;
 pub(crate) mod table;
 pub(crate) mod units;

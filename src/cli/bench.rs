@@ -26,6 +26,7 @@ use crate::cli::blocks::Maker;
 use crate::cli::ctl::confirm::confirm;
 use crate::cli::dev::ports;
 use crate::cli::exit::{self, Failure};
+use crate::cli::signals::Ends;
 use crate::cli::{endpoints, out, units};
 use crate::client::cluster::{Cluster, Target};
 use crate::client::endpoint::Endpoint;
@@ -165,18 +166,26 @@ async fn prepare(args: &Args) -> Result<u8, Failure> {
     let Some(n_nodes) = args.nodes else {
         let cluster = find(args, args.endpoints.list()?, LOOK).await?;
         ask(args, &cluster).await?;
-        return measure(args, cluster).await;
+        // Not before the question: Ctrl-C answers it.
+        return measure(args, cluster, &mut Ends::listen()?).await;
     };
-    let own = Own::start(n_nodes, &args.set)?;
-    if let Some(times) = args.failover {
-        return failover::measure(args, own, times).await;
-    }
-    let code = match find(args, own.endpoints().to_vec(), START).await {
-        Ok(cluster) => measure(args, cluster).await,
-        Err(e) => Err(e),
-    };
-    own.stop().await;
+    // Before there is anything to take down again.
+    let mut ends = Ends::listen()?;
+    let mut own = Own::start(n_nodes, &args.set)?;
+    let code = on_own(args, &mut own, &mut ends).await;
+    own.stop(ends.interrupted()).await;
     code
+}
+
+async fn on_own(args: &Args, own: &mut Own, ends: &mut Ends) -> Result<u8, Failure> {
+    let cluster = tokio::select! {
+        cluster = find(args, own.endpoints().to_vec(), START) => cluster?,
+        () = ends.next() => return Err(Failure::failed("interrupted before there was a leader")),
+    };
+    match args.failover {
+        Some(times) => failover::measure(args, own, cluster, times, ends).await,
+        None => measure(args, cluster, ends).await,
+    }
 }
 
 /// Before made-up blocks go into a chain that has others.
@@ -207,7 +216,7 @@ async fn find(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Resu
     Ok(cluster)
 }
 
-async fn measure(args: &Args, cluster: Cluster) -> Result<u8, Failure> {
+async fn measure(args: &Args, cluster: Cluster, ends: &mut Ends) -> Result<u8, Failure> {
     // Connections are open before the first block is due.
     let start = Instant::now() + Duration::from_millis(100);
     let from = start + args.warmup;
@@ -218,19 +227,8 @@ async fn measure(args: &Args, cluster: Cluster) -> Result<u8, Failure> {
         (None, Some(_)) => OPEN_IN_FLIGHT,
         (None, None) => 64,
     };
-    let planned = arrivals.count_between(from, end);
-    let run = Arc::new(Run {
-        cluster,
-        arrivals,
-        end,
-        in_flight,
-        tally: Mutex::new(Tally::new(from, end, planned)),
-    });
+    let run = Arc::new(Run { cluster, arrivals, end, in_flight, tally: Mutex::new(Tally::new(from, end)) });
     let pacer = args.rate.map(|rate| Pacer::start(start, rate));
-    let stop = async {
-        // Ctrl-C: what was measured so far is shown.
-        let _ = tokio::signal::ctrl_c().await;
-    };
     let maker = Maker::new(args.size, false);
     let sent = async {
         match args.path {
@@ -241,10 +239,13 @@ async fn measure(args: &Args, cluster: Cluster) -> Result<u8, Failure> {
     };
     let sent = tokio::select! {
         sent = sent => sent,
-        () = stop => Ok(()),
+        // What was measured so far is shown.
+        () = ends.next() => Ok(()),
         () = report::progress(&run) => Ok(()),
     };
-    let tally = run.tally();
+    let mut tally = run.tally();
+    // A run that was cut short owes nothing that was due later.
+    tally.planned = run.arrivals.count_between(from, end.min(Instant::now()));
     let result = report::Findings::new(args, &tally, in_flight);
     let text = if args.json { result.json() } else { result.table(out::is_colored()) };
     out::print(&text)?;

@@ -10,10 +10,11 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cli::bench::own::Own;
-use crate::cli::bench::{Args, CLOSE_WITHIN, NO_LEADER_MAX, START, find};
+use crate::cli::bench::{Args, CLOSE_WITHIN, NO_LEADER_MAX};
 use crate::cli::blocks::Maker;
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
+use crate::cli::signals::Ends;
 use crate::client::cluster::Cluster;
 use crate::client::producer::{Outcome, Producer};
 use crate::types::{Height, NodeId, Term};
@@ -54,20 +55,35 @@ struct Found {
     n_acked: u64,
 }
 
-/// Ends the leader so many times. The cluster is stopped in any case.
-pub(super) async fn measure(args: &Args, mut own: Own, times: u32) -> Result<u8, Failure> {
-    let cluster = find(args, own.endpoints().to_vec(), START).await;
-    let measured = match cluster {
-        Ok(cluster) => run(args, &mut own, cluster, times).await,
-        Err(e) => Err(e),
+/// Ends the leader so many times; shows what was measured until it is done, fails, or is interrupted.
+pub(super) async fn measure(
+    args: &Args,
+    own: &mut Own,
+    cluster: Cluster,
+    times: u32,
+    ends: &mut Ends,
+) -> Result<u8, Failure> {
+    let mut found = Found::default();
+    let measured = tokio::select! {
+        measured = run(args, own, cluster, times, &mut found) => measured,
+        () = ends.next() => Ok(()),
     };
-    own.stop().await;
-    let found = measured?;
+    if found.gaps.is_empty() {
+        measured?;
+        return Err(Failure::failed("interrupted before a change of leader was measured"));
+    }
     out::print(&if args.json { found.json(args.signal) } else { found.table(args.signal) })?;
+    measured?;
     Ok(if found.n_bad_exits == 0 { exit::DONE } else { exit::FAILED })
 }
 
-async fn run(args: &Args, own: &mut Own, cluster: Cluster, times: u32) -> Result<Found, Failure> {
+async fn run(
+    args: &Args,
+    own: &mut Own,
+    cluster: Cluster,
+    times: u32,
+    found: &mut Found,
+) -> Result<(), Failure> {
     let maker = Maker::new(args.size, false);
     let mut load = Load {
         producer: Producer::new(cluster.clone(), Box::new(move |next| maker.block(next))),
@@ -79,26 +95,25 @@ async fn run(args: &Args, own: &mut Own, cluster: Cluster, times: u32) -> Result
     };
     // A producer makes up for nothing: what was due while nobody led is not sent in one burst.
     load.due.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut found = Found::default();
     for _ in 0..times {
-        let (leader, term) = load.until_steady(&mut found).await?;
+        let (leader, term) = load.until_steady(found).await?;
         own.signal(leader, args.signal.signal());
-        let gap = load.until_after(term, &mut found).await?;
+        let gap = load.until_after(term, found).await?;
         found.gaps.push(gap);
         let ended = loop {
             tokio::select! {
                 ended = own.ended() => break ended,
-                moved = load.step(&mut found) => moved?,
+                moved = load.step(found) => moved?,
             }
         };
         if args.signal == How::Term && ended.code != Some(0) {
             found.n_bad_exits += 1;
         }
         own.restart(ended.node_id)?;
-        load.until_back(own, &cluster, ended.node_id, &mut found).await?;
+        load.until_back(own, &cluster, ended.node_id, found).await?;
     }
     load.producer.close(CLOSE_WITHIN).await;
-    Ok(found)
+    Ok(())
 }
 
 /// A producer under way.

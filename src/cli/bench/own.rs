@@ -77,9 +77,10 @@ impl Own {
         Ok(())
     }
 
-    pub(crate) async fn stop(mut self) {
+    /// Gracefully; completing `hurry` kills those that still run. The folder is removed.
+    pub(crate) async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let processes = std::mem::take(&mut self.processes);
-        child::stop_all(processes, &mut self.ended, STOP_MAX, std::future::pending()).await;
+        child::stop_all(processes, &mut self.ended, STOP_MAX, hurry).await;
     }
 }
 

@@ -171,7 +171,8 @@ mod tests {
     fn tally() -> Tally {
         let to = Instant::now();
         let from = to - Duration::from_secs(2);
-        let mut tally = Tally::new(from, to, 2_000);
+        let mut tally = Tally::new(from, to);
+        tally.planned = 2_000;
         for i in 0..1_980 {
             let due = from + Duration::from_millis(i);
             tally.acked(due, due + Duration::from_micros(500), false);

@@ -58,8 +58,9 @@ impl Arrivals {
         n
     }
 
+    /// None when `to` is before `from`.
     pub(crate) fn count_between(&self, from: Instant, to: Instant) -> u64 {
-        self.count_before(to) - self.count_before(from)
+        self.count_before(to).saturating_sub(self.count_before(from))
     }
 }
 
@@ -130,6 +131,7 @@ mod tests {
         assert_eq!(arrivals.count_before(start + Duration::from_nanos(1)), 1);
         assert_eq!(arrivals.count_before(start + ms(1)), 1);
         assert_eq!(arrivals.count_between(start + ms(2_000), start + ms(12_000)), 10_000);
+        assert_eq!(arrivals.count_between(start + ms(2_000), start + ms(500)), 0, "cut short before");
     }
 
     #[test]

@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ctl::command::Watch;
@@ -16,6 +13,7 @@ use crate::cli::dev::screen::{Facts, Screen};
 use crate::cli::dev::watch::{self, Look};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
+use crate::cli::signals::Ends;
 use crate::client::cluster::{Cluster, ClusterError, Target};
 use crate::client::endpoint::Endpoint;
 use crate::client::wire::{Member, Status};
@@ -31,15 +29,12 @@ pub(crate) fn is_wanted(cx: &Context, asked: &Watch) -> bool {
 /// Until somebody stops it.
 pub(crate) async fn run(cx: &Context) -> Result<u8, Failure> {
     let mut known = learn(cx).await?;
-    let no_signal = |e: std::io::Error| Failure::failed(format!("cannot listen for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
+    let mut ends = Ends::listen()?;
     let screen = Screen::open()?;
     loop {
         let watched = tokio::select! {
             watched = follow(cx, known, &screen) => watched,
-            _ = interrupt.recv() => return Ok(exit::DONE),
-            _ = terminate.recv() => return Ok(exit::DONE),
+            () = ends.next() => return Ok(exit::DONE),
         };
         known = watched?;
     }

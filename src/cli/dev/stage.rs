@@ -5,11 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::dev::board::Board;
@@ -22,6 +18,7 @@ use crate::cli::dev::watch::{self, Look};
 use crate::cli::dev::{Args, ports};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
+use crate::cli::signals::Ends;
 use crate::client::cluster::Cluster;
 use crate::client::endpoint::Endpoint;
 use crate::client::http::Http;
@@ -63,6 +60,8 @@ struct Stage {
 }
 
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
+    // Before there is anything to take down again.
+    let mut ends = Ends::listen()?;
     let folder = Folder::open(args.dir.as_deref(), args.nodes)?;
     let addresses = ports::addresses(args.base_port, folder.n_nodes())?;
     folder
@@ -95,7 +94,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     };
     // Of one call: two looks of the watch.
     let cluster = Cluster::new(Http::new(Duration::from_secs(1), None), endpoints, Duration::from_secs(1));
-    let outcome = play(stage, &args, cluster, ended_rx).await;
+    let outcome = play(stage, &args, cluster, ended_rx, &mut ends).await;
     // After the nodes have ended: a temporary folder goes with it.
     drop(folder);
     outcome
@@ -114,6 +113,7 @@ async fn play(
     args: &Args,
     cluster: Cluster,
     ended: mpsc::UnboundedReceiver<Ended>,
+    ends: &mut Ends,
 ) -> Result<u8, Failure> {
     let stop = CancellationToken::new();
     let (looks_tx, looks) = mpsc::channel(1);
@@ -126,14 +126,14 @@ async fn play(
             tokio::spawn(feed::run(cluster.clone(), feeds_tx, stop.clone()));
             let producer = (0 < args.produce)
                 .then(|| tokio::spawn(demo::run(cluster, args.produce, args.size, news_tx, stop.clone())));
-            let outcome = stage.watch(&mut inputs, args.restart).await;
+            let outcome = stage.watch(&mut inputs, args.restart, ends).await;
             stop.cancel();
             stage.end_producer(producer, &mut inputs.news).await;
             outcome
         }
         Err(failure) => Err(failure),
     };
-    stage.end(&mut inputs.ended).await;
+    stage.end(&mut inputs.ended, ends).await;
     outcome.map(|()| exit::DONE)
 }
 
@@ -162,17 +162,11 @@ impl Stage {
     }
 
     /// Until somebody stops it, or no node is left.
-    async fn watch(&mut self, inputs: &mut Inputs, restarts: bool) -> Result<(), Failure> {
-        let no_signal = |e: std::io::Error| Failure::failed(format!("cannot listen for signals: {e}"));
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
-        let mut hang_up = signal(SignalKind::hangup()).map_err(no_signal)?;
+    async fn watch(&mut self, inputs: &mut Inputs, restarts: bool, ends: &mut Ends) -> Result<(), Failure> {
         let mut draw = tokio::time::interval(DRAW_EVERY);
         loop {
             tokio::select! {
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = hang_up.recv() => return Ok(()),
+                () = ends.next() => return Ok(()),
                 Some(ended) = inputs.ended.recv() => self.on_ended(&ended, restarts)?,
                 Some(look) = inputs.looks.recv() => {
                     for text in self.board.look(look) {
@@ -270,18 +264,12 @@ impl Stage {
     }
 
     /// Stops all nodes, gracefully within bounds; a second Ctrl-C kills them.
-    async fn end(mut self, ended: &mut mpsc::UnboundedReceiver<Ended>) {
+    async fn end(mut self, ended: &mut mpsc::UnboundedReceiver<Ended>, ends: &mut Ends) {
         // The last lines belong on the terminal that stays.
         self.display = Display::Plain { next_summary: Instant::now() + SUMMARY_EVERY };
         let _ = out::print_line("stopping the nodes; Ctrl-C again kills them");
-        let hurry = async {
-            match signal(SignalKind::interrupt()) {
-                Ok(mut interrupt) => drop(interrupt.recv().await),
-                Err(_) => std::future::pending().await,
-            }
-        };
         let processes = std::mem::take(&mut self.processes);
-        for node_id in child::stop_all(processes, ended, STOP_MAX, hurry).await {
+        for node_id in child::stop_all(processes, ended, STOP_MAX, ends.interrupted()).await {
             out::complain(&format!("node {node_id} did not stop in {STOP_MAX:?}: killed"));
         }
         // Whoever closed stdout has seen enough.
