@@ -95,6 +95,7 @@ impl Context {
     fn cluster(&self, patience: Duration) -> Cluster {
         let timeout = self.flags.timeout.unwrap_or(patience);
         Cluster::new(Http::new(timeout, self.token.clone()), self.endpoints.clone(), timeout)
+            .with_hint(self.flags.endpoints.hint())
     }
 }
 

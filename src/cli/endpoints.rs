@@ -30,6 +30,15 @@ impl Args {
         self.endpoints == DEFAULT
     }
 
+    /// What is added where no endpoint answers: which ones were asked is nobody's choice then.
+    pub(crate) fn hint(&self) -> &'static str {
+        if self.is_default() {
+            "; these are the defaults: name the nodes in --endpoints or BLOCKRAFT_ENDPOINTS"
+        } else {
+            ""
+        }
+    }
+
     pub(crate) fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }

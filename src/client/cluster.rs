@@ -3,12 +3,15 @@
 //! Takes the first endpoint that answers, learns the members from all that do, sends leader calls to the
 //! leader and follows `notLeader` once. Never sends a call that changes something to two nodes at a time.
 
+mod leader;
+
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
+pub(crate) use crate::client::cluster::leader::ReadyLeader;
 use crate::client::endpoint::Endpoint;
 use crate::client::http::{Http, HttpError};
 use crate::client::rpc::{self, CallError, Reply};
@@ -16,14 +19,9 @@ use crate::client::wire::{Leader, Members, Status};
 use crate::types::NodeId;
 use crate::types::error::Certainty;
 
-/// The next endpoint is asked when the one before it has not answered by then: some round trips on a wide network.
-const STAGGER: Duration = Duration::from_millis(150);
 /// For the other endpoints, once one has told who belongs to the cluster: one that hangs is not waited for. By eye:
 /// some round trips on a wide network.
 const MEMBERS_LINGER: Duration = Duration::from_millis(500);
-/// For a leader with a younger fence, once one is ready. By eye: a round trip of a near network, and less than an
-/// election takes.
-const READY_LINGER: Duration = Duration::from_millis(20);
 
 /// What only the leader does.
 const LEADER_ONLY: [&str; 8] = [
@@ -55,8 +53,8 @@ pub(crate) enum Target {
 /// Why a call to the cluster has no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
-    #[error("no endpoint answers: {}", tried.join("; "))]
-    NobodyAnswers { tried: Vec<String> },
+    #[error("no endpoint answers: {}{hint}", tried.join("; "))]
+    NobodyAnswers { tried: Vec<String>, hint: &'static str },
     #[error("no node {node_id} among {}{}", known.join(", "), and_silent(silent))]
     NoSuchNode { node_id: NodeId, known: Vec<String>, silent: Vec<String> },
     #[error("node {node_id} does not answer: {}", silent.join("; "))]
@@ -117,13 +115,19 @@ pub(crate) struct Cluster {
     endpoints: Vec<Endpoint>,
     /// Bound of one call, finding its node included.
     timeout: Duration,
+    /// What is added where no endpoint answers.
+    hint: &'static str,
 }
 
 impl Cluster {
     /// `endpoints` holds one at least.
     pub(crate) fn new(http: Http, endpoints: Vec<Endpoint>, timeout: Duration) -> Self {
         assert!(!endpoints.is_empty(), "a cluster without endpoints");
-        Self { http, endpoints, timeout }
+        Self { http, endpoints, timeout, hint: "" }
+    }
+
+    pub(crate) fn with_hint(self, hint: &'static str) -> Self {
+        Self { hint, ..self }
     }
 
     pub(crate) fn http(&self) -> &Http {
@@ -206,49 +210,12 @@ impl Cluster {
                 }
             }
             Target::Leader => {
-                let (asked, leader) =
-                    self.search(halfway(end), |leader| leader.leader_id.is_some()).await.leader()?;
+                let (asked, leader) = self.search(halfway(end), leader::is_known).await.leader()?;
                 let Some(leader_id) = leader.leader_id.filter(|_| !leader.is_self) else { return Ok(asked) };
                 let api = leader.leader_api.and_then(|a| a.parse().ok());
                 self.locate(leader_id, api, end).await.map_err(ClusterError::of_leader)
             }
             Target::Node(node_id) => self.locate(node_id, None, end).await,
-        }
-    }
-
-    /// Asks the endpoints whom they take for the leader, in the order given, until one's answer is enough.
-    async fn search(&self, until: Instant, is_enough: fn(&Leader) -> bool) -> Search {
-        let left = until.saturating_duration_since(Instant::now());
-        // However little time there is, each of them is asked within it.
-        let stagger = STAGGER.min(left / (self.endpoints.len() as u32 + 1));
-        let mut asked = FuturesUnordered::new();
-        let mut next = self.endpoints.iter();
-        let mut search = Search::default();
-        loop {
-            if let Some(endpoint) = next.next() {
-                asked.push(self.ask_leader(endpoint.clone(), until));
-            }
-            let is_last = next.len() == 0;
-            let answer = match is_last {
-                // None takes longer than `until`.
-                true => asked.next().await,
-                false => tokio::time::timeout(stagger, asked.next()).await.unwrap_or_default(),
-            };
-            match answer {
-                Some(Ok((endpoint, leader))) if is_enough(&leader) => {
-                    search.found = Some((endpoint, leader));
-                    return search;
-                }
-                Some(Ok((endpoint, _))) => search.leaderless.push(endpoint),
-                Some(Err(e)) => {
-                    search.tried.push(e.to_string());
-                    if e.rpc().is_some() && search.faulty.is_none() {
-                        search.faulty = Some(e);
-                    }
-                }
-                None if is_last => return search,
-                None => {}
-            }
         }
     }
 
@@ -290,7 +257,7 @@ impl Cluster {
         match (newest, wrong) {
             (Some(newest), _) => Ok(newest),
             (None, Some(wrong)) => Err(ClusterError::Look(wrong)),
-            (None, None) => Err(ClusterError::NobodyAnswers { tried }),
+            (None, None) => Err(ClusterError::NobodyAnswers { tried, hint: self.hint }),
         }
     }
 
@@ -334,7 +301,7 @@ impl Cluster {
             }
         }
         if answered.is_empty() {
-            return Err(ClusterError::NobodyAnswers { tried });
+            return Err(ClusterError::NobodyAnswers { tried, hint: self.hint });
         }
         let (_, members) = self.newest_members(&answered, halfway(end)).await?;
         let member = members.all().find(|m| m.node_id == node_id);
@@ -357,93 +324,12 @@ impl Cluster {
         let answer = self.call_at(endpoint, "raft_status", &Value::Null, end).await;
         answer.and_then(|a| a.parse()).map_err(ClusterError::Look)
     }
-
-    /// The leader that may produce at this moment: it says itself that it is ready, and gives its fence.
-    /// Asks all given endpoints, and those that they name; waits for none of them once one is ready.
-    pub(crate) async fn ready_leader(&self, end: Instant) -> Option<ReadyLeader> {
-        let mut known = self.endpoints.clone();
-        let mut asked: FuturesUnordered<_> = known.iter().map(|e| self.ask_leader(e.clone(), end)).collect();
-        let mut found: Option<ReadyLeader> = None;
-        let mut wait_until = end;
-        while let Ok(Some(answer)) = tokio::time::timeout_at(wait_until, asked.next()).await {
-            let Ok((endpoint, leader)) = answer else { continue };
-            match ready(&endpoint, &leader) {
-                // Two may think so while one of them is cut off: the younger term is the one that counts.
-                Some(ready) => {
-                    wait_until = wait_until.min(Instant::now() + READY_LINGER);
-                    if found.as_ref().is_none_or(|f| f.fence < ready.fence) {
-                        found = Some(ready);
-                    }
-                }
-                None => {
-                    let named = leader.leader_api.and_then(|a| a.parse::<Endpoint>().ok());
-                    if let Some(named) = named.filter(|n| !known.contains(n)) {
-                        asked.push(self.ask_leader(named.clone(), end));
-                        known.push(named);
-                    }
-                }
-            }
-        }
-        found
-    }
-}
-
-/// What the endpoints said when they were asked whom they take for the leader.
-#[derive(Default)]
-struct Search {
-    /// The first answer that was enough.
-    found: Option<(Endpoint, Leader)>,
-    /// Those that answered, and not enough.
-    leaderless: Vec<Endpoint>,
-    /// The first one that answered with an error of its own.
-    faulty: Option<CallError>,
-    /// Why the others did not answer, in words.
-    tried: Vec<String>,
-}
-
-impl Search {
-    fn any(self) -> Result<Endpoint, ClusterError> {
-        match (self.found, self.faulty) {
-            (Some((endpoint, _)), _) => Ok(endpoint),
-            // It answers, so it is there; whatever else is wrong the call itself will tell.
-            (None, Some(CallError::Rpc { endpoint, .. })) => Ok(endpoint),
-            (None, Some(CallError::Http(_) | CallError::Garbled { .. }) | None) => {
-                Err(ClusterError::NobodyAnswers { tried: self.tried })
-            }
-        }
-    }
-
-    fn leader(self) -> Result<(Endpoint, Leader), ClusterError> {
-        match (self.found, self.faulty) {
-            (Some(found), _) => Ok(found),
-            (None, _) if !self.leaderless.is_empty() => {
-                Err(ClusterError::NoLeader { asked: self.leaderless, silent: self.tried })
-            }
-            (None, Some(faulty)) => Err(ClusterError::Look(faulty)),
-            (None, None) => Err(ClusterError::NobodyAnswers { tried: self.tried }),
-        }
-    }
 }
 
 /// What looks for a node may take no longer than that of the time until `end`.
 fn halfway(end: Instant) -> Instant {
     let now = Instant::now();
     now + end.saturating_duration_since(now) / 2
-}
-
-/// A leader that may produce.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReadyLeader {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) node_id: NodeId,
-    pub(crate) fence: u64,
-}
-
-fn ready(endpoint: &Endpoint, leader: &Leader) -> Option<ReadyLeader> {
-    if !leader.is_self || leader.ready != Some(true) {
-        return None;
-    }
-    Some(ReadyLeader { endpoint: endpoint.clone(), node_id: leader.leader_id?, fence: leader.fence? })
 }
 
 #[cfg(test)]

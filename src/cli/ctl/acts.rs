@@ -29,6 +29,9 @@ pub(crate) async fn run(cx: &Context, command: Command) -> Result<u8, Failure> {
         Command::Tail(tail) => watch::applied(cx, &tail).await,
         Command::Block(Block::Propose(block)) => propose::run(cx, block).await,
         Command::Block(Block::Range { from, limit }) => range(cx, from, limit).await,
+        Command::Leader { .. } if cx.flags.node.is_none() && !cx.flags.curl => {
+            leader(cx, &plan(command, &operation)?).await
+        }
         Command::Snapshot(Snapshot::Export { id, output }) => export::run(cx, id, output).await,
         Command::History { ref page, .. } if page.all => {
             gather(cx, plan(command, &operation)?, "events").await
@@ -88,6 +91,11 @@ pub(crate) async fn one(cx: &Context, call: Call) -> Result<u8, Failure> {
         reply => reply.map_err(|e| failure(&call, e))?,
     };
     show(cx, &reply.raw, call.render, call.is_json)
+}
+
+async fn leader(cx: &Context, call: &Call) -> Result<u8, Failure> {
+    let reply = cx.cluster(call.patience).leader(&call.params).await.map_err(|e| failure(call, e))?;
+    show(cx, &reply.raw, call.render, false)
 }
 
 fn show(cx: &Context, raw: &RawValue, render: render::Render, is_json: bool) -> Result<u8, Failure> {

@@ -14,13 +14,15 @@ use crate::cli::dev::watch::{self, Look};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
 use crate::cli::signals::Ends;
-use crate::client::cluster::{Cluster, ClusterError, Target};
+use crate::client::cluster::Cluster;
 use crate::client::endpoint::Endpoint;
-use crate::client::wire::{Member, Status};
+use crate::client::wire::{Member, Members, Status};
 use crate::types::NodeId;
 
 /// Between two screens: quick enough to follow the looks.
 const DRAW_EVERY: Duration = Duration::from_millis(500);
+/// For the given endpoints to say which nodes they are: the screen stands still meanwhile when one hangs.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) fn is_wanted(cx: &Context, asked: &Watch) -> bool {
     out::is_terminal() && !asked.lines && asked.from_id.is_none() && !cx.flags.json && !cx.flags.curl
@@ -50,28 +52,38 @@ struct Known {
 
 async fn learn(cx: &Context) -> Result<Known, Failure> {
     let cluster = cx.cluster(plan::PATIENCE);
-    let status = cluster.read(Target::Any, "raft_status").await?;
-    let status: Status = status.parse().map_err(ClusterError::Look)?;
-    let known = cluster.members().await?;
-    let mut members: Vec<NodeId> = known.all().map(|m| m.node_id).collect();
-    members.sort_unstable();
-    let found = futures::future::join_all(known.all().map(|m| api_of(&cluster, m))).await;
-    let mut nodes: Vec<(NodeId, String)> = found.into_iter().flatten().collect();
-    nodes.sort();
+    let members = cluster.members().await?;
+    let end = tokio::time::Instant::now() + LEARN_TIMEOUT;
+    let cluster = &cluster;
+    let asked =
+        cluster.endpoints().iter().map(|e| async move { Some((e, cluster.status_at(e, end).await.ok()?)) });
+    let told: Vec<(&Endpoint, Status)> =
+        futures::future::join_all(asked).await.into_iter().flatten().collect();
+    let newest = told.iter().max_by_key(|(_, s)| (!s.membership.voters.is_empty(), s.membership.version));
+    let cluster_id = newest.map_or(String::new(), |(_, s)| s.cluster_id.clone());
+    let nodes = apis(&members, &told, &cluster_id);
     if nodes.is_empty() {
         return Err(Failure::failed("no member's API address is known: name them in --endpoints"));
     }
-    Ok(Known { cluster_id: status.cluster_id, members, nodes })
+    let mut members: Vec<NodeId> = members.all().map(|m| m.node_id).collect();
+    members.sort_unstable();
+    Ok(Known { cluster_id, members, nodes })
 }
 
-/// As its member record has it, or the given endpoint that says it is that node.
-async fn api_of(cluster: &Cluster, member: &Member) -> Option<(NodeId, String)> {
-    if let Some(api) = member.api_addr.as_ref().filter(|a| a.parse::<Endpoint>().is_ok()) {
-        return Some((member.node_id, api.clone()));
-    }
-    let end = tokio::time::Instant::now() + cluster.timeout();
-    let found = cluster.find(Target::Node(member.node_id), end).await.ok()?;
-    Some((member.node_id, found.to_string()))
+/// Where each member's API is: the given endpoint that says it is that node, since given ones may be the only ones that
+/// lead there from here; else as its member record has it.
+fn apis(members: &Members, told: &[(&Endpoint, Status)], cluster_id: &str) -> Vec<(NodeId, String)> {
+    let given = |node_id| {
+        let is_it = |s: &Status| s.node_id == node_id && s.cluster_id == cluster_id;
+        told.iter().find(|(_, s)| is_it(s)).map(|(endpoint, _)| endpoint.to_string())
+    };
+    let advertised = |m: &Member| m.api_addr.clone().filter(|a| a.parse::<Endpoint>().is_ok());
+    let mut nodes: Vec<(NodeId, String)> = members
+        .all()
+        .filter_map(|m| Some((m.node_id, given(m.node_id).or_else(|| advertised(m))?)))
+        .collect();
+    nodes.sort();
+    nodes
 }
 
 /// Shows these nodes until others belong to the cluster.
@@ -120,6 +132,32 @@ fn members_of(look: &Look) -> Option<Vec<NodeId>> {
 mod tests {
     use super::*;
     use crate::client::wire::Membership;
+
+    #[test]
+    fn a_given_endpoint_is_used_for_the_node_that_it_is() {
+        let member = |node_id, api: Option<&str>| Member {
+            node_id,
+            api_addr: api.map(String::from),
+            ..Default::default()
+        };
+        let members = Members {
+            voters: vec![member(1, Some("n1.internal:7400")), member(2, Some("n2.internal:7400"))],
+            learners: vec![member(3, None), member(4, None)],
+            ..Default::default()
+        };
+        let status = |node_id, cluster_id: &str| Status {
+            node_id,
+            cluster_id: cluster_id.into(),
+            ..Default::default()
+        };
+        let given: Vec<Endpoint> =
+            ["127.0.0.1:9", "127.0.0.1:8", "127.0.0.1:7"].map(|e| e.parse().expect("well-formed")).into();
+        let told =
+            [(&given[0], status(1, "other")), (&given[1], status(1, "ours")), (&given[2], status(3, "ours"))];
+        let nodes = apis(&members, &told, "ours");
+        let nodes: Vec<_> = nodes.iter().map(|(id, api)| (*id, api.as_str())).collect();
+        assert_eq!(nodes, [(1, "127.0.0.1:8"), (2, "n2.internal:7400"), (3, "127.0.0.1:7")]);
+    }
 
     #[test]
     fn the_newest_membership_counts() {

@@ -105,9 +105,12 @@ pub(crate) fn plan(command: Command, operation: &str) -> Result<Call, Failure> {
             let call = Call::read("raft_cluster", Value::Null, render::why::why);
             Call { or_status: true, target: Target::Informed, ..call }
         }
-        Command::Leader { verify: false } => Call::read("raft_leader", Value::Null, render::members::leader),
-        Command::Leader { verify: true } => {
-            Call::read("raft_leader", params([("verify", true.into())]), render::members::verified_leader)
+        Command::Leader { verify } => {
+            let render: Render =
+                if verify { render::members::verified_leader } else { render::members::leader };
+            // Its fence and its lease are known to itself alone.
+            let call = Call::read("raft_leader", params([("verify", flag(verify))]), render);
+            Call { target: Target::Leader, ..call }
         }
         Command::Members { change: None } => {
             Call::read("raft_members", Value::Null, render::members::members)

@@ -91,7 +91,7 @@ async fn find_live(cx: &Context, cluster: &Cluster) -> Result<Endpoint, Failure>
             Err(e) => tried.push(format!("{endpoint}: {e}")),
         }
     }
-    Err(Failure::failed(format!("not live: {}", tried.join("; "))))
+    Err(Failure::failed(format!("not live: {}{}", tried.join("; "), cx.flags.endpoints.hint())))
 }
 
 fn check_live(answer: Answer) -> Result<(), ProbeError> {

@@ -154,6 +154,33 @@ async fn of_two_leaders_the_younger_fence_counts() {
 }
 
 #[tokio::test]
+async fn the_leader_is_asked_for_itself_and_another_where_it_hangs() {
+    let chain = Chain::default();
+    let (wiped, a, b) =
+        (Fake::start(3, &chain).await, Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+    b.leads(7);
+    a.follows(&b);
+    let c = cluster_within(HASTE, &[&wiped.endpoint, &a.endpoint]);
+    let told = async |c: &Cluster| c.leader(&Value::Null).await.expect("an answer").value();
+    let of_itself = told(&c).await;
+    assert_eq!((&of_itself["isSelf"], &of_itself["fence"]), (&json!(true), &json!(7)));
+    b.set(|s| s.hangs = true);
+    let of_another = told(&c).await;
+    assert_eq!((&of_another["isSelf"], &of_another["leaderId"]), (&json!(false), &json!(2)));
+    // Nobody leads: so it is told, as before.
+    assert_eq!(told(&cluster(&[&wiped.endpoint])).await["leaderId"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_hint_is_added_where_nobody_answers() {
+    let c = cluster(&[&dead()]).with_hint("; look there");
+    for target in [Target::Any, Target::Informed, Target::Leader, Target::Node(1)] {
+        let e = answered_by(&c, target, "x").await.expect_err("nobody");
+        assert!(e.to_string().ends_with("; look there"), "{target:?}: {e}");
+    }
+}
+
+#[tokio::test]
 async fn a_ready_leader_is_told_while_another_endpoint_hangs() {
     let chain = Chain::default();
     let (hung, a, b) =
