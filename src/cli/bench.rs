@@ -97,13 +97,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: Option<u32>,
     /// Bytes of a block's header and data together.
-    #[arg(long, default_value = "256", value_name = "BYTES", value_parser = units::parse_size)]
+    #[arg(long, default_value = "256", value_name = "BYTES", value_parser = units::parse_block_size)]
     size: usize,
     /// How long is measured.
-    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = units::parse_span)]
     duration: Duration,
     /// Load before that, which does not count.
-    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = units::parse_span)]
     warmup: Duration,
     /// How blocks are proposed.
     #[arg(long, value_enum, default_value = "stream")]
@@ -209,7 +209,8 @@ async fn find(args: &Args, endpoints: Vec<Endpoint>, patience: Duration) -> Resu
     let end = Instant::now() + patience;
     while cluster.ready_leader(end.min(Instant::now() + LOOK)).await.is_none() {
         if end <= Instant::now() + LOOK_AGAIN {
-            return Err(Failure::failed(format!("no leader is ready at {names}")));
+            let hint = if args.nodes.is_none() { args.endpoints.hint() } else { "" };
+            return Err(Failure::failed(format!("no leader is ready at {names}{hint}")));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

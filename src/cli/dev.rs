@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 10, value_name = "RATE", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     produce: u32,
     /// Bytes of a demo block.
-    #[arg(long, default_value = "1KiB", value_name = "BYTES", value_parser = units::parse_size)]
+    #[arg(long, default_value = "1KiB", value_name = "BYTES", value_parser = units::parse_block_size)]
     size: usize,
     /// Keep everything in this folder and go on from it [default: a temporary one, removed at the end].
     #[arg(long, value_name = "DIR")]

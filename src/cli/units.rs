@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::api::args::{Patience, integer};
+use crate::types::block::BLOCK_BYTES_MAX;
 
 /// `500ms`, `5s`, `10m`, `2h`, `1d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -44,6 +45,17 @@ fn within(text: &str, max: Duration, max_text: &str) -> Result<Duration, String>
     }
 }
 
+/// By eye: a run of more than a week is a mistake, and no sum of two such overflows.
+const SPAN_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// How long something is measured, zero too.
+pub(crate) fn parse_span(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        span if SPAN_MAX < span => Err(format!("`{text}` is above 7d")),
+        span => Ok(span),
+    }
+}
+
 /// A height or an index: decimal, or hex after `0x`, as the API takes it.
 pub(crate) fn parse_integer(text: &str) -> Result<u64, String> {
     integer(text).ok_or_else(|| format!("`{text}` is no integer, decimal or 0x hex"))
@@ -63,6 +75,16 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
         _ => return Err(format!("`{text}` is no size like 256, 16KiB or 1MiB")),
     };
     count.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+/// Header and data of a block, within the greatest `chain.max_block_bytes`.
+pub(crate) fn parse_block_size(text: &str) -> Result<usize, String> {
+    match parse_size(text)? {
+        bytes if BLOCK_BYTES_MAX < bytes as u64 => {
+            Err(format!("`{text}` is above {} MiB, which no block exceeds", BLOCK_BYTES_MAX >> 20))
+        }
+        bytes => Ok(bytes),
+    }
 }
 
 /// Two figures that matter: `0.26 ms`, `14 ms`, `1.2 s`, `3 min 4 s`, `2 d 3 h`.
@@ -148,6 +170,18 @@ mod tests {
             assert!(parse_wait(wrong).is_err(), "{wrong}");
         }
         assert!(parse_for("7d").is_ok() && parse_for("8d").is_err());
+    }
+
+    #[test]
+    fn what_a_run_is_given_has_bounds() {
+        assert_eq!((parse_span("0s"), parse_span("7d")), (Ok(Duration::ZERO), Ok(SPAN_MAX)));
+        let told = parse_span("18446744073709551615ms").expect_err("too long");
+        assert!(told.contains("7d"), "{told}");
+        assert_eq!((parse_block_size("0"), parse_block_size("32MiB")), (Ok(0), Ok(32 << 20)));
+        for text in ["33554433", "9223372036854775808"] {
+            let told = parse_block_size(text).expect_err("too large");
+            assert!(told.contains("32 MiB"), "{told}");
+        }
     }
 
     #[test]

@@ -82,11 +82,34 @@ pub(crate) struct Broken {
     pub(crate) why: String,
     /// The refusal's reason, or `disconnected`.
     pub(crate) reason: String,
-    /// Another producer's block stands where one of ours was to be: ours are dropped, the next one follows
-    /// the leader's head.
-    pub(crate) is_contested: bool,
+    pub(crate) outlook: Outlook,
     /// Blocks that were dropped for it.
     pub(crate) n_dropped: usize,
+}
+
+/// What becomes of the blocks that were in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// They are proposed again.
+    Again,
+    /// Another producer's block stands where one of ours was to be: ours are dropped, the next one follows
+    /// the leader's head.
+    Contested,
+    /// The cluster takes no such block, whoever leads: they are dropped.
+    Unfit,
+}
+
+impl Outlook {
+    /// Of a refusal. What is none of these passes: a new leader, room.
+    pub(crate) fn of(error: &RpcError) -> Self {
+        if CONTESTED.iter().any(|r| error.is(r)) {
+            Self::Contested
+        } else if UNFIT.contains(&error.code) || error.is("tooLarge") {
+            Self::Unfit
+        } else {
+            Self::Again
+        }
+    }
 }
 
 struct Flying {
@@ -315,10 +338,9 @@ impl Producer {
     fn refused(&mut self, error: &RpcError) -> Broken {
         self.stream = None;
         let mut broken = broken(error.to_string(), &error.reason());
-        // The same block would meet the same answer for ever. Anything else passes: a new leader, room.
-        let is_final = ["conflict", "stale", "badParent", "badTimestamp"].iter().any(|r| error.is(r));
-        if is_final || error.code == INVALID_PARAMS {
-            broken.is_contested = true;
+        // The same block would meet the same answer for ever.
+        broken.outlook = Outlook::of(error);
+        if broken.outlook != Outlook::Again {
             broken.n_dropped = self.flying.len();
             self.flying.clear();
             self.outbox.clear();
@@ -336,10 +358,13 @@ impl Producer {
     }
 }
 
-const INVALID_PARAMS: i64 = -32602;
+/// Reasons of a chain that went on without this producer.
+const CONTESTED: [&str; 4] = ["conflict", "stale", "badParent", "badTimestamp"];
+/// Malformed or too large, and a body over the node's limit.
+const UNFIT: [i64; 5] = [-32_602, -32_601, -32_600, -32_700, -32_007];
 
 fn broken(why: String, reason: &str) -> Broken {
-    Broken { why, reason: reason.into(), is_contested: false, n_dropped: 0 }
+    Broken { why, reason: reason.into(), outlook: Outlook::Again, n_dropped: 0 }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::cli::bench::own::Own;
-use crate::cli::bench::{Args, CLOSE_WITHIN, NO_LEADER_MAX};
+use crate::cli::bench::{Args, CLOSE_WITHIN, NO_LEADER_MAX, stream};
 use crate::cli::blocks::Maker;
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
@@ -146,9 +146,9 @@ impl Load {
             }
         };
         if let Err(broken) = stepped
-            && broken.is_contested
+            && let Some(why) = stream::words(broken.outlook)
         {
-            return Err(Failure::failed(broken.why));
+            return Err(Failure::failed(format!("{}; {why}", broken.why)));
         }
         let (now, mut gap) = (Instant::now(), None);
         for outcome in self.outcomes.drain(..) {

@@ -21,13 +21,13 @@ use tokio::{
 };
 
 use crate::cli::bench::schedule::Pacer;
-use crate::cli::bench::{CONNECTIONS_MAX, DRAIN, NO_LEADER_MAX, Run};
+use crate::cli::bench::{CONNECTIONS_MAX, DRAIN, NO_LEADER_MAX, Run, stream};
 use crate::cli::blocks::Maker;
 use crate::cli::exit::Failure;
 use crate::cli::out;
 use crate::client::cluster::ReadyLeader;
 use crate::client::http::{Answer, Ask, HttpError};
-use crate::client::producer::{Next, SILENCE_MAX};
+use crate::client::producer::{Next, Outlook, SILENCE_MAX};
 use crate::client::rpc::RpcError;
 use crate::client::wire::{self, Acked};
 use crate::types::Height;
@@ -35,8 +35,6 @@ use crate::types::proto::RaftBlockState;
 
 /// Before a refused block is sent again: a few round trips.
 const AGAIN: Duration = Duration::from_millis(5);
-/// The same block meets them again whenever it is sent.
-const FINAL: [&str; 5] = ["stale", "conflict", "badTimestamp", "badParent", "tooLarge"];
 
 /// What a request carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,11 +175,8 @@ impl Shared {
                 Err(refused) => refused,
             };
             self.run.tally().refused(&refused.reason);
-            if refused.is_final {
-                return Err(Failure::failed(format!(
-                    "block {}: {}; another producer writes to this chain, or the cluster's settings refuse it",
-                    block.height, refused.why
-                )));
+            if let Some(why) = stream::words(refused.outlook) {
+                return Err(Failure::failed(format!("block {}: {}; {why}", block.height, refused.why)));
             }
             if refused.is_elsewhere {
                 self.follow(&leader).await?;
@@ -229,8 +224,7 @@ impl Shared {
 struct Refused {
     why: String,
     reason: String,
-    /// The same block would meet it again.
-    is_final: bool,
+    outlook: Outlook,
     /// Another node may lead.
     is_elsewhere: bool,
     /// Before the block is sent again.
@@ -242,7 +236,7 @@ impl From<HttpError> for Refused {
         Self {
             why: error.to_string(),
             reason: "disconnected".into(),
-            is_final: false,
+            outlook: Outlook::Again,
             is_elsewhere: true,
             wait: AGAIN,
         }
@@ -251,12 +245,11 @@ impl From<HttpError> for Refused {
 
 impl From<RpcError> for Refused {
     fn from(error: RpcError) -> Self {
-        let is_invalid = matches!(error.code, -32_602 | -32_601 | -32_600 | -32_700);
         Self {
             why: error.to_string(),
             reason: error.reason(),
             wait: error.retry_after().unwrap_or(AGAIN),
-            is_final: is_invalid || FINAL.iter().any(|r| error.is(r)),
+            outlook: Outlook::of(&error),
             is_elsewhere: [
                 "notLeader",
                 "noLeader",
@@ -284,7 +277,7 @@ fn read(answer: &Answer) -> Result<Acked, Refused> {
     let garbled = |why: String| Refused {
         why,
         reason: "garbled".into(),
-        is_final: true,
+        outlook: Outlook::Unfit,
         is_elsewhere: false,
         wait: AGAIN,
     };
@@ -332,11 +325,22 @@ mod tests {
         assert!(read(&answer(200, envelope)).expect("acked").duplicate);
         let gap = r#"{"error":{"code":-32033,"message":"m","data":{"kind":"refused","reason":"gap"}}}"#;
         let refused = read(&answer(409, gap)).expect_err("refused");
-        assert_eq!((refused.reason.as_str(), refused.is_final, refused.is_elsewhere), ("gap", false, false));
+        assert_eq!(
+            (refused.reason.as_str(), refused.outlook, refused.is_elsewhere),
+            ("gap", Outlook::Again, false)
+        );
         let moved =
             r#"{"error":{"code":-32030,"message":"m","data":{"kind":"refused","reason":"notLeader"}}}"#;
         assert!(read(&answer(421, moved)).expect_err("refused").is_elsewhere);
-        assert!(read(&answer(502, "<html>")).expect_err("refused").is_final);
+        let unfit = |status, body| read(&answer(status, body)).expect_err("refused").outlook;
+        assert_eq!(unfit(502, "<html>"), Outlook::Unfit);
+        assert_eq!(
+            unfit(413, r#"{"error":{"code":-32007,"message":"m"}}"#),
+            Outlook::Unfit,
+            "over the limit"
+        );
+        let stale = r#"{"error":{"code":-32033,"message":"m","data":{"kind":"refused","reason":"stale"}}}"#;
+        assert_eq!(unfit(409, stale), Outlook::Contested);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::cli::bench::schedule::Pacer;
 use crate::cli::bench::{DRAIN, NO_LEADER_MAX, Run};
 use crate::cli::blocks::Maker;
 use crate::cli::exit::Failure;
-use crate::client::producer::Producer;
+use crate::client::producer::{Outlook, Producer};
 
 /// How often the ends are looked at when nothing else happens.
 const LOOK: Duration = Duration::from_millis(20);
@@ -59,13 +59,19 @@ pub(crate) async fn send(run: &Run, maker: Maker, pacer: Option<&Pacer>) -> Resu
         }
         if let Err(broken) = stepped {
             run.tally().refused(&broken.reason);
-            if broken.is_contested {
-                return Err(Failure::failed(format!(
-                    "{}; another producer writes to this chain, or the cluster's settings refuse these blocks",
-                    broken.why
-                )));
+            if let Some(why) = words(broken.outlook) {
+                return Err(Failure::failed(format!("{}; {why}", broken.why)));
             }
         }
+    }
+}
+
+/// Why a run cannot go on; `None` where it can.
+pub(super) fn words(outlook: Outlook) -> Option<&'static str> {
+    match outlook {
+        Outlook::Again => None,
+        Outlook::Contested => Some("another producer writes to this chain"),
+        Outlook::Unfit => Some("the cluster does not take such blocks"),
     }
 }
 

@@ -218,6 +218,9 @@ impl Board {
             News::Contested { why, n_dropped } => {
                 format!("another producer writes to this chain: {why}; {n_dropped} blocks dropped")
             }
+            News::Unfit { why, n_dropped } => {
+                format!("the cluster does not take such blocks: {why}; {n_dropped} blocks dropped")
+            }
             News::Lost { why } => format!("SAFETY: {why}"),
         };
         Some(self.event(text))
@@ -314,6 +317,16 @@ mod tests {
         let told = board.news(acked(20), start + Duration::from_millis(1_900 + 430));
         assert_eq!(told.as_deref(), Some("block 20 accepted in term 2, 430 ms after the one before"));
         assert_eq!(board.longest_pause, Duration::from_millis(430));
+    }
+
+    #[test]
+    fn a_block_that_is_too_large_is_told_as_that() {
+        let news = News::Unfit { why: "m (tooLarge)".into(), n_dropped: 2 };
+        let told = board().news(news, Instant::now());
+        assert_eq!(
+            told.as_deref(),
+            Some("the cluster does not take such blocks: m (tooLarge); 2 blocks dropped")
+        );
     }
 
     #[test]

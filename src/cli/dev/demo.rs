@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::blocks::Maker;
 use crate::client::cluster::Cluster;
-use crate::client::producer::{ConnectError, Producer};
+use crate::client::producer::{ConnectError, Outlook, Producer};
 use crate::types::{Height, NodeId, Term};
 
 /// Blocks that may wait for their answer; a demo needs no more to keep any rate it takes.
@@ -31,6 +31,8 @@ pub(crate) enum News {
     Broken { why: String },
     /// Another producer's block stands where one of ours was to be.
     Contested { why: String, n_dropped: usize },
+    /// The cluster takes no such blocks.
+    Unfit { why: String, n_dropped: usize },
     /// Must never happen.
     Lost { why: String },
 }
@@ -83,12 +85,18 @@ pub(crate) async fn run(
         }
         match stepped {
             Ok(()) => {}
-            Err(b) if b.is_contested => {
-                tell(&news, News::Contested { why: b.why, n_dropped: b.n_dropped }).await;
-                // Two producers on one chain would else only take turns.
-                tokio::time::sleep(CONNECT).await;
+            Err(b) => {
+                let told = match b.outlook {
+                    Outlook::Again => News::Broken { why: b.why },
+                    Outlook::Contested => News::Contested { why: b.why, n_dropped: b.n_dropped },
+                    Outlook::Unfit => News::Unfit { why: b.why, n_dropped: b.n_dropped },
+                };
+                tell(&news, told).await;
+                if b.outlook != Outlook::Again {
+                    // Two producers on one chain would else only take turns, and settings seldom change.
+                    tokio::time::sleep(CONNECT).await;
+                }
             }
-            Err(b) => tell(&news, News::Broken { why: b.why }).await,
         }
     }
     drain(producer, &news).await;

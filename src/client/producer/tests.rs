@@ -66,7 +66,7 @@ async fn unanswered_blocks_are_proposed_again_to_the_next_leader() {
     (0..20).for_each(|_| producer.offer(Instant::now()));
     let mut out = Vec::new();
     let broken = run(&mut producer, &mut out, 20).await.expect_err("broken");
-    assert_eq!((broken.reason.as_str(), broken.is_contested), ("disconnected", false));
+    assert_eq!((broken.reason.as_str(), broken.outlook), ("disconnected", Outlook::Again));
     assert!(!producer.is_connected());
     let answered = out.len();
     assert!(answered <= 5, "{answered}");
@@ -103,7 +103,7 @@ async fn a_leader_that_hangs_is_left_for_the_next_one() {
             _ = tick.tick() => producer.offer(Instant::now()),
         }
     };
-    assert_eq!((broken.reason.as_str(), broken.is_contested, out.len()), ("timeout", false, 5));
+    assert_eq!((broken.reason.as_str(), broken.outlook, out.len()), ("timeout", Outlook::Again, 5));
     assert!(broken.why.contains(a.endpoint.as_str()), "{}", broken.why);
     let n_again = producer.in_flight();
     a.set(|s| s.hangs = true);
@@ -139,7 +139,10 @@ async fn another_producers_block_drops_ours() {
     run(&mut theirs, &mut Vec::new(), 1).await.expect("taken");
     (0..3).for_each(|_| ours.offer(Instant::now()));
     let broken = run(&mut ours, &mut Vec::new(), 3).await.expect_err("refused");
-    assert_eq!((broken.reason.as_str(), broken.is_contested, broken.n_dropped), ("conflict", true, 3));
+    assert_eq!(
+        (broken.reason.as_str(), broken.outlook, broken.n_dropped),
+        ("conflict", Outlook::Contested, 3)
+    );
     assert_eq!(ours.connect(WITHIN).await.expect("a leader").n_again, 0);
     ours.offer(Instant::now());
     run(&mut ours, &mut Vec::new(), 1).await.expect("taken");
@@ -157,10 +160,28 @@ async fn a_refused_stream_says_why_and_keeps_the_blocks() {
     producer.connect(WITHIN).await.expect("a leader");
     producer.offer(Instant::now());
     let broken = run(&mut producer, &mut Vec::new(), 1).await.expect_err("refused");
-    assert_eq!((broken.reason.as_str(), broken.is_contested, producer.in_flight()), ("fenced", false, 1));
+    assert_eq!((broken.reason.as_str(), broken.outlook, producer.in_flight()), ("fenced", Outlook::Again, 1));
     node.set(|s| s.refuse_stream = None);
     assert_eq!(producer.connect(WITHIN).await.expect("a leader").n_again, 1);
     run(&mut producer, &mut Vec::new(), 1).await.expect("taken");
+}
+
+#[tokio::test]
+async fn a_block_that_no_leader_takes_is_not_another_producers() {
+    let chain = Chain::default();
+    let node = Fake::start(1, &chain).await;
+    node.leads(3);
+    let too_large =
+        json!({"code": -32602, "message": "m", "data": {"kind": "refused", "reason": "tooLarge"}});
+    let no_body = json!({"code": -32007, "message": "m"});
+    for (status, error) in [(400, too_large), (413, no_body)] {
+        node.set(|s| s.refuse_stream = Some((status, error)));
+        let mut producer = Producer::new(cluster(&[&node.endpoint]), make(1));
+        producer.connect(WITHIN).await.expect("a leader");
+        producer.offer(Instant::now());
+        let broken = run(&mut producer, &mut Vec::new(), 1).await.expect_err("refused");
+        assert_eq!((broken.outlook, broken.n_dropped, producer.in_flight()), (Outlook::Unfit, 1, 0));
+    }
 }
 
 #[tokio::test]
