@@ -157,11 +157,44 @@ fn apply(dir: &Path, keep: &[NodeId], is_yes: bool) -> Result<u8, Failure> {
     confirm("Recover the cluster from this folder?", is_yes)?;
     let Recovered { identity, recovery } = pending.apply(dir).map_err(failed)?;
     out::print(&format!(
-        "recovered: epoch {}, term {}, voters {}\nstart node {}; wipe the folders of the others and add them again (docs/recovery.md)\n",
+        "recovered: epoch {}, term {}, voters {}\n{}",
         recovery.epoch,
         recovery.term,
         list(&recovery.keep),
-        identity.node_id
+        next_steps(identity.node_id, &recovery.keep),
     ))?;
     Ok(exit::DONE)
+}
+
+fn next_steps(node_id: NodeId, keep: &[NodeId]) -> String {
+    let kept: Vec<NodeId> = keep.iter().copied().filter(|id| *id != node_id).collect();
+    let others = match &kept[..] {
+        [] => String::new(),
+        [one] => format!(
+            "Wipe the folder of node {one} and start it with cluster.peers = []: it is a voter already.\n"
+        ),
+        several => format!(
+            "Wipe the folders of the nodes {} and start them with cluster.peers = []: they are voters already.\n",
+            list(several)
+        ),
+    };
+    format!(
+        "Start node {node_id}.\n{others}Every other node comes back with its folder wiped, and added again (docs/recovery.md).\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_needs_no_adding() {
+        let alone = next_steps(3, &[3]);
+        assert!(alone.starts_with("Start node 3.\nEvery other node") && !alone.contains("voter"), "{alone}");
+        assert!(
+            next_steps(1, &[1, 2])
+                .contains("folder of node 2 and start it with cluster.peers = []: it is a voter")
+        );
+        assert!(next_steps(1, &[1, 2, 4]).contains("folders of the nodes 2, 4 and start them"));
+    }
 }

@@ -213,30 +213,38 @@ async fn gather(cx: &Context, call: Call, list: &str) -> Result<u8, Failure> {
     if cx.flags.curl {
         return curl_of_all(cx, &call);
     }
-    let mut rows = Vec::new();
-    let mut n_answers = 0;
+    let mut answers = Vec::new();
     for (node_id, answer) in ask_all(cx, &call).await? {
         match answer {
-            Ok(reply) => {
-                n_answers += 1;
-                if let Value::Array(items) = reply.value()[list].take() {
-                    rows.extend(items.into_iter().map(|mut item| {
-                        item["nodeId"] = node_id.into();
-                        item
-                    }));
-                }
-            }
+            Ok(reply) => answers.push((node_id, reply.value())),
             Err(e) if is_not_found(&e) => return Err(failure(&call, e)),
             Err(e) => out::complain(&format!("node {node_id} is missing: {e}")),
         }
     }
-    if n_answers == 0 {
+    if answers.is_empty() {
         return Err(Failure::failed("no node answers"));
     }
-    rows.sort_by_key(|r| (r["at"].as_u64(), r["nodeId"].as_u64(), r["id"].as_u64()));
-    let answer = plan::params([(list, Value::Array(rows))]);
-    let raw = RawValue::from_string(answer.to_string()).expect("a value is JSON");
+    let raw = RawValue::from_string(merged(answers, list).to_string()).expect("a value is JSON");
     show(cx, &raw, call.render, false)
+}
+
+/// The pages of several nodes in one, with where each goes on that has more.
+fn merged(answers: Vec<(u64, Value)>, list: &str) -> Value {
+    let (mut rows, mut more) = (Vec::new(), Vec::new());
+    for (node_id, mut answer) in answers {
+        if let Value::Array(items) = answer[list].take() {
+            rows.extend(items.into_iter().map(|mut item| {
+                item["nodeId"] = node_id.into();
+                item
+            }));
+        }
+        if !answer["nextId"].is_null() {
+            more.push(plan::params([("nodeId", node_id.into()), ("nextId", answer["nextId"].take())]));
+        }
+    }
+    rows.sort_by_key(|r| (r["at"].as_u64(), r["nodeId"].as_u64(), r["id"].as_u64()));
+    let more = if more.is_empty() { Value::Null } else { Value::Array(more) };
+    plan::params([(list, Value::Array(rows)), ("more", more)])
 }
 
 /// What every node says of its own records. One that cannot be asked is a failure: its records are not checked.
@@ -281,6 +289,31 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn pages_of_all_nodes_are_one_by_time_and_say_where_each_goes_on() {
+        let answers = || {
+            vec![
+                (1, json!({"events": [{"id": 3, "at": 30}, {"id": 4, "at": 50}], "nextId": 5})),
+                (2, json!({"events": [{"id": 9, "at": 40}]})),
+            ]
+        };
+        let answer = merged(answers(), "events");
+        assert_eq!(
+            answer,
+            json!({
+                "events": [
+                    {"id": 3, "at": 30, "nodeId": 1},
+                    {"id": 9, "at": 40, "nodeId": 2},
+                    {"id": 4, "at": 50, "nodeId": 1},
+                ],
+                "more": [{"nodeId": 1, "nextId": 5}],
+            })
+        );
+        let text = render::records::history(&answer, false).text;
+        assert!(text.ends_with("\nmore of node 1 from --node 1 --from-id 5\n"), "{text}");
+        assert!(merged(answers().split_off(1), "events")["more"].is_null());
+    }
 
     #[test]
     fn verdicts_of_all_nodes_are_one_value() {

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use http_body_util::BodyExt;
@@ -24,7 +24,7 @@ pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf
     if cx.flags.curl {
         let id = id.unwrap_or_else(|| "ID".into());
         let endpoint = acts::endpoint_for_curl(cx, target).await;
-        let flags = format!("-fsS -o {}", curl::quote(&format!("{id}.tar")));
+        let flags = curl_flags(&id, output.as_deref());
         let path = format!("/v1/snapshots/{id}");
         out::print_line(&curl::get(&endpoint, &flags, &path, cx.token_file()))?;
         return Ok(exit::DONE);
@@ -59,6 +59,12 @@ pub(crate) async fn run(cx: &Context, id: Option<String>, output: Option<PathBuf
         }
     }
     Ok(exit::DONE)
+}
+
+/// curl takes `-` for stdout, too.
+fn curl_flags(id: &str, output: Option<&Path>) -> String {
+    let file = output.map_or_else(|| format!("{id}.tar"), |output| output.display().to_string());
+    format!("-fsS -o {}", curl::quote(&file))
 }
 
 async fn newest(cluster: &Cluster, endpoint: &Endpoint) -> Result<String, Failure> {
@@ -101,4 +107,16 @@ async fn copy(body: &mut Incoming, to: &mut dyn Write) -> io::Result<u64> {
     }
     to.flush()?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curl_line_writes_where_it_is_asked_to() {
+        assert_eq!(curl_flags("s-1", None), "-fsS -o s-1.tar");
+        assert_eq!(curl_flags("s-1", Some(Path::new("my file"))), "-fsS -o 'my file'");
+        assert_eq!(curl_flags("s-1", Some(Path::new("-"))), "-fsS -o -");
+    }
 }

@@ -116,10 +116,14 @@ fn yes_no(value: &Value, good: bool) -> Cell {
     Cell::new(if is { "yes" } else { "no" }, if is == good { Tone::Good } else { Tone::Warn })
 }
 
-/// The page goes on from this id.
+/// The page goes on from this id; those of several nodes each from its own.
 fn more(answer: &Value) -> String {
+    let of_nodes = list(answer, "more").iter().map(|m| {
+        let node_id = text(&m["nodeId"]);
+        format!("more of node {node_id} from --node {node_id} --from-id {}\n", text(&m["nextId"]))
+    });
     match &answer["nextId"] {
-        Value::Null => String::new(),
+        Value::Null => of_nodes.collect(),
         id => format!("more from --from-id {}\n", text(id)),
     }
 }
