@@ -5,7 +5,7 @@
 mod acts;
 mod command;
 pub(crate) mod confirm;
-mod curl;
+pub(crate) mod curl;
 mod export;
 mod live;
 mod plan;

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// API ports from here on; peer ports from 100 above.
-    #[arg(long, default_value_t = 7401, value_name = "PORT")]
+    #[arg(long, default_value_t = ports::BASE, value_name = "PORT")]
     base_port: u16,
     /// Start a node again when its process ends.
     #[arg(long)]

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::cli::config_args::{ConfigArgs, environment};
+use crate::cli::ctl::curl::quote;
 use crate::cli::dev::folder::Folder;
 use crate::cli::exit::Failure;
 use crate::types::NodeId;
@@ -113,11 +114,13 @@ pub(crate) async fn stop_all(
 
 /// The line that starts the same node by hand.
 pub(crate) fn command_line(launch: &Launch) -> String {
-    let mut line = format!("blockraft node --config {}", launch.config.display());
-    for set in &launch.set {
-        line += &format!(" --set {set}");
-    }
-    line
+    let config = quote(&launch.config.display().to_string());
+    format!("blockraft node --config {config}{}", set_flags(&launch.set))
+}
+
+/// The flags that give the same settings again.
+pub(crate) fn set_flags(set: &[String]) -> String {
+    set.iter().map(|set| format!(" --set {}", quote(set))).collect()
 }
 
 /// Starts the node; its end is told to `ended`.
@@ -228,6 +231,24 @@ mod tests {
         let process = start(&launch(dir.path(), "read line; exit 9"), tx.clone()).expect("started");
         process.signal(Signal::KILL);
         assert_eq!(rx.recv().await.expect("told").how, "killed by signal 9");
+    }
+
+    #[test]
+    fn lines_to_be_pasted_survive_the_shell() {
+        let dir = Path::new("/tmp/my dir");
+        let mut launch = Launch {
+            node_id: 1,
+            program: dir.into(),
+            config: dir.join("n1.toml"),
+            log: dir.into(),
+            set: vec!["telemetry.log_filter=info,a=debug b".into(), "a.b=1".into()],
+        };
+        assert_eq!(
+            command_line(&launch),
+            "blockraft node --config '/tmp/my dir/n1.toml' --set 'telemetry.log_filter=info,a=debug b' --set a.b=1"
+        );
+        launch.set.clear();
+        assert_eq!(command_line(&launch), "blockraft node --config '/tmp/my dir/n1.toml'");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The folder of a demo cluster: what it is, the nodes' settings, their data and logs.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -11,9 +11,13 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::cli::{dev::ports::Addresses, exit::Failure};
+use crate::store::OpenError;
+use crate::store::identity;
+use crate::types::NodeId;
 
 /// What tells our folders from others, and what does not change over the life of one.
 const MARK: &str = "dev.toml";
+const LOCK: &str = "dev.lock";
 const NODES: u16 = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,9 +58,31 @@ impl Folder {
         fs::DirBuilder::new().recursive(!is_temporary).mode(0o700).create(&path).map_err(|e| wrong(&e))?;
         // Settings of the nodes hold it as it is written, whatever folder they run in.
         let path = path.canonicalize().map_err(|e| wrong(&e))?;
+        // First: a folder of somebody else is left as it is.
+        judge(&path, nodes)?;
         let lock = lock(&path)?;
-        let mark = mark(&path, nodes)?;
+        // Whoever held it until then may have made the folder.
+        let mark = match judge(&path, nodes)? {
+            Some(mark) => mark,
+            None => make(&path, nodes)?,
+        };
         Ok(Self { path, is_temporary, mark, _lock: lock })
+    }
+
+    /// A temporary one stays from then on.
+    pub(crate) fn keep(&mut self) {
+        self.is_temporary = false;
+    }
+
+    /// Processes that use a node's data, in words: once ours have ended, nodes that somebody started by hand.
+    pub(crate) fn users(&self) -> Vec<(NodeId, String)> {
+        (1..=NodeId::from(self.mark.nodes))
+            .filter_map(|node_id| match identity::Shared::take(&self.data_of(node_id)) {
+                Err(OpenError::Locked { by, .. }) => Some((node_id, by)),
+                // Nobody uses what is not there or cannot be read.
+                Ok(_) | Err(_) => None,
+            })
+            .collect()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -79,6 +105,10 @@ impl Folder {
         self.path.join(format!("n{node_id}.toml"))
     }
 
+    fn data_of(&self, node_id: u64) -> PathBuf {
+        self.path.join(format!("n{node_id}"))
+    }
+
     pub(crate) fn log_of(&self, node_id: u64) -> PathBuf {
         self.path.join(format!("n{node_id}.log"))
     }
@@ -86,7 +116,7 @@ impl Folder {
     /// Writes every node's settings anew: the ports may be others than the last time.
     pub(crate) fn write_configs(&self, addresses: &[Addresses]) -> io::Result<()> {
         for (node_id, _) in (1..).zip(addresses) {
-            let data_dir = self.path.join(format!("n{node_id}"));
+            let data_dir = self.data_of(node_id);
             let text = toml::to_string(&settings(&self.mark.cluster_id, node_id, &data_dir, addresses))
                 .map_err(io::Error::other)?;
             let head = "# Written by `blockraft dev` at each start.\n\n";
@@ -97,9 +127,10 @@ impl Folder {
 }
 
 fn lock(path: &Path) -> Result<File, Failure> {
-    let file = path.join("dev.lock");
+    let file = path.join(LOCK);
     let wrong = |e: &io::Error| Failure::failed(format!("{}: {e}", file.display()));
-    let lock = File::create(&file).map_err(|e| wrong(&e))?;
+    let lock =
+        OpenOptions::new().write(true).create(true).truncate(false).open(&file).map_err(|e| wrong(&e))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
@@ -109,8 +140,8 @@ fn lock(path: &Path) -> Result<File, Failure> {
     }
 }
 
-/// Reads what the folder is, or makes a new one of it.
-fn mark(path: &Path, nodes: Option<u16>) -> Result<Mark, Failure> {
+/// Reads what the folder is, and changes nothing; `None`: it is empty.
+fn judge(path: &Path, nodes: Option<u16>) -> Result<Option<Mark>, Failure> {
     let file = path.join(MARK);
     let wrong = |e: &dyn std::fmt::Display| Failure::failed(format!("{}: {e}", file.display()));
     match fs::read_to_string(&file) {
@@ -122,26 +153,32 @@ fn mark(path: &Path, nodes: Option<u16>) -> Result<Mark, Failure> {
                     path.display(),
                     mark.nodes
                 ))),
-                Some(_) | None => Ok(mark),
+                Some(_) | None => Ok(Some(mark)),
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let is_foreign =
-                fs::read_dir(path).map_err(|e| wrong(&e))?.flatten().any(|f| f.file_name() != "dev.lock");
-            if is_foreign {
-                return Err(Failure::failed(format!(
-                    "{} is not empty, and was not made by `blockraft dev`",
-                    path.display()
-                )));
+            // A start that was cut short leaves an empty lock file.
+            let is_ours = |f: fs::DirEntry| f.file_name() == LOCK && f.metadata().is_ok_and(|m| m.len() == 0);
+            if fs::read_dir(path).map_err(|e| wrong(&e))?.flatten().all(is_ours) {
+                return Ok(None);
             }
-            let cluster_id = format!("dev-{:08x}", rand::random::<u32>());
-            let mark = Mark { cluster_id, nodes: nodes.unwrap_or(NODES) };
-            let text = toml::to_string(&mark).map_err(|e| wrong(&e))?;
-            fs::write(&file, text).map_err(|e| wrong(&e))?;
-            Ok(mark)
+            Err(Failure::failed(format!(
+                "{} is not empty, and was not made by `blockraft dev`",
+                path.display()
+            )))
         }
         Err(e) => Err(wrong(&e)),
     }
+}
+
+fn make(path: &Path, nodes: Option<u16>) -> Result<Mark, Failure> {
+    let file = path.join(MARK);
+    let wrong = |e: &dyn std::fmt::Display| Failure::failed(format!("{}: {e}", file.display()));
+    let cluster_id = format!("dev-{:08x}", rand::random::<u32>());
+    let mark = Mark { cluster_id, nodes: nodes.unwrap_or(NODES) };
+    let text = toml::to_string(&mark).map_err(|e| wrong(&e))?;
+    fs::write(&file, text).map_err(|e| wrong(&e))?;
+    Ok(mark)
 }
 
 fn settings(cluster_id: &str, node_id: u64, data_dir: &Path, addresses: &[Addresses]) -> Table {
@@ -176,6 +213,7 @@ mod tests {
         dev::ports,
         exit::{FAILED, USAGE},
     };
+    use crate::store::Who;
 
     #[test]
     fn a_folder_stays_what_it_is() {
@@ -193,9 +231,35 @@ mod tests {
     #[test]
     fn a_foreign_folder_is_left_alone() {
         let dir = tempfile::tempdir().expect("a folder");
-        std::fs::write(dir.path().join("thesis.txt"), "x").expect("written");
-        let failure = Folder::open(Some(dir.path()), None).expect_err("foreign");
-        assert!(failure.message.expect("a message").contains("not empty"));
+        let names = || fs::read_dir(dir.path()).expect("readable").flatten().collect::<Vec<_>>().len();
+        for (name, told) in
+            [("thesis.txt", "not empty"), ("dev.lock", "not empty"), ("dev.toml", "cluster_id")]
+        {
+            let file = dir.path().join(name);
+            fs::write(&file, "x = 1").expect("written");
+            let failure = Folder::open(Some(dir.path()), None).expect_err("foreign");
+            let message = failure.message.expect("a message");
+            assert!(message.contains(told), "{name}: {message}");
+            assert_eq!((names(), fs::read_to_string(&file).expect("there")), (1, "x = 1".into()), "{name}");
+            fs::remove_file(&file).expect("there");
+        }
+    }
+
+    #[test]
+    fn a_node_that_somebody_started_by_hand_is_told_by_its_process() {
+        let mut folder = Folder::open(None, Some(2)).expect("a temporary one");
+        assert!(folder.users().is_empty());
+        let who = Who { cluster_id: folder.cluster_id().into(), node_id: 2 };
+        let lock = identity::Lock::take(&folder.data_of(2), &who).expect("nobody holds it");
+        let users = folder.users();
+        assert!(matches!(&users[..], [(2, by)] if by.contains(&format!("process {}", std::process::id()))));
+        drop(lock);
+        assert!(folder.users().is_empty());
+        folder.keep();
+        let path = folder.path().to_path_buf();
+        drop(folder);
+        assert!(path.is_dir());
+        fs::remove_dir_all(path).expect("there");
     }
 
     #[test]

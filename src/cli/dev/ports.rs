@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use crate::cli::exit::Failure;
 
+/// The API of node 1 where nothing else is asked for.
+pub(crate) const BASE: u16 = 7401;
 /// Peer ports start so far above the API ports: a hundred nodes would fit between, and 7501 goes with 7401.
 const PEERS_ABOVE: u16 = 100;
 /// By eye: more nodes are of no use on one machine, and one digit names each.

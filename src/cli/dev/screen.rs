@@ -34,6 +34,8 @@ pub(crate) struct Facts {
 pub(crate) struct Demo {
     pub(crate) folder: String,
     pub(crate) is_temporary: bool,
+    /// The line that goes on from a folder that is kept.
+    pub(crate) again: String,
     /// How each node is started by hand, by index.
     pub(crate) commands: Vec<String>,
     pub(crate) is_producing: bool,
@@ -120,7 +122,7 @@ pub(crate) fn farewell(facts: &Facts, board: &Board) -> String {
         units::duration(board.longest_pause)
     );
     if let Some(demo) = facts.demo.as_ref().filter(|d| !d.is_temporary) {
-        let _ = writeln!(text, "go on with: blockraft dev --dir {}", demo.folder);
+        let _ = writeln!(text, "go on with: {}", demo.again);
     }
     text
 }
@@ -359,6 +361,7 @@ mod tests {
             demo: Some(Demo {
                 folder: "/tmp/x".into(),
                 is_temporary: true,
+                again: "blockraft dev --dir /tmp/x".into(),
                 commands: vec!["blockraft node --config /tmp/x/n1.toml".into(), "n2".into()],
                 is_producing: true,
                 restarts: false,

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::ctl::curl::quote;
 use crate::cli::dev::board::Board;
 use crate::cli::dev::child::{self, Ended, Launch, Process};
 use crate::cli::dev::demo::{self, News};
@@ -62,7 +64,7 @@ struct Stage {
 pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     // Before there is anything to take down again.
     let mut ends = Ends::listen()?;
-    let folder = Folder::open(args.dir.as_deref(), args.nodes)?;
+    let mut folder = Folder::open(args.dir.as_deref(), args.nodes)?;
     let addresses = ports::addresses(args.base_port, folder.n_nodes())?;
     folder
         .write_configs(&addresses)
@@ -75,6 +77,7 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     let demo = Demo {
         folder: folder.path().display().to_string(),
         is_temporary: folder.is_temporary(),
+        again: again(&args, folder.path()),
         commands: launches.values().map(child::command_line).collect(),
         is_producing: 0 < args.produce,
         restarts: args.restart,
@@ -95,9 +98,26 @@ pub(crate) async fn run(args: Args) -> Result<u8, Failure> {
     // Of one call: two looks of the watch.
     let cluster = Cluster::new(Http::new(Duration::from_secs(1), None), endpoints, Duration::from_secs(1));
     let outcome = play(stage, &args, cluster, ended_rx, &mut ends).await;
+    for (node_id, by) in folder.users() {
+        out::complain(&format!(
+            "node {node_id}, which somebody started by hand, still runs ({by}): its folder {} stays",
+            folder.path().display()
+        ));
+        folder.keep();
+    }
     // After the nodes have ended: a temporary folder goes with it.
     drop(folder);
     outcome
+}
+
+/// The line that goes on from what this run leaves behind, on the same ports and with the same settings.
+fn again(args: &Args, folder: &Path) -> String {
+    let dir = quote(&folder.display().to_string());
+    let port = match args.base_port {
+        ports::BASE => String::new(),
+        port => format!(" --base-port {port}"),
+    };
+    format!("blockraft dev --dir {dir}{port}{}", child::set_flags(&args.set))
 }
 
 /// What a run listens to.
@@ -274,5 +294,31 @@ impl Stage {
         }
         // Whoever closed stdout has seen enough.
         let _ = out::print(&screen::farewell(&self.facts, &self.board));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_run_goes_on_as_it_was() {
+        let again_of = |words: &[&str]| {
+            let words = std::iter::once("dev").chain(words.iter().copied());
+            again(&Line::try_parse_from(words).expect("well-formed").args, Path::new("/tmp/my dir"))
+        };
+        assert_eq!(again_of(&[]), "blockraft dev --dir '/tmp/my dir'");
+        assert_eq!(
+            again_of(&["--base-port", "8401", "--set", "a.b=x y"]),
+            "blockraft dev --dir '/tmp/my dir' --base-port 8401 --set 'a.b=x y'"
+        );
     }
 }
