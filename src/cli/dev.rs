@@ -1,7 +1,7 @@
 //! `dev`: a real cluster of child processes on this machine, with a demo producer and a live view.
 //!
 //! The parts: [`folder`] holds what stays, [`child`] owns one process, [`watch`] looks at the nodes, [`demo`]
-//! produces, [`board`] is what is known, and [`screen`] shows it. [`stage`] drives them.
+//! produces, [`board`] is what is known, [`screen`] words it, and [`terminal`] shows it. [`stage`] drives them.
 
 pub(crate) mod board;
 pub(crate) mod child;
@@ -12,6 +12,7 @@ pub(crate) mod install;
 pub(crate) mod ports;
 pub(crate) mod screen;
 mod stage;
+pub(crate) mod terminal;
 pub(crate) mod watch;
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The signals that ask a command to end.
+//! The signals that ask a command to end, or to stand still.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -37,4 +37,33 @@ impl Ends {
             std::future::pending().await
         }
     }
+}
+
+/// Ctrl-Z, which stops the process no longer by itself: for who has to give the terminal back first.
+pub(crate) struct Suspends(Option<Signal>);
+
+impl Suspends {
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        const SIGTSTP: i32 = rustix::process::Signal::TSTP.as_raw();
+        Ok(Self(Some(listen(SignalKind::from_raw(SIGTSTP))?)))
+    }
+
+    /// It stops the process as ever.
+    pub(crate) fn ignored() -> Self {
+        Self(None)
+    }
+
+    /// Cancel-safe.
+    pub(crate) async fn next(&mut self) {
+        if let Some(signal) = &mut self.0
+            && signal.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))
 }

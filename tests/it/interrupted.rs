@@ -4,11 +4,16 @@
 //! | --- | --- |
 //! | a_bench_on_nodes_of_its_own_… | SIGINT, SIGTERM and SIGHUP at any time: no process and no folder is left |
 //! | a_bench_that_is_cut_short_… | what was due after the interrupt is not owed |
+//! | ctrl_z_gives_the_terminal_back | the shell is not left on the other screen without a cursor |
 
 use std::{
     fs,
+    io::Read,
     path::Path,
-    process::{Child, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{anyhow, ensure};
@@ -16,6 +21,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
+    cluster::Cluster,
+    config::Settings,
     node::{binary, spawn_mortal},
     wait::{SOON, wait_for},
 };
@@ -71,7 +78,7 @@ fn a_bench_that_is_cut_short_owes_nothing_that_was_due_later() {
     let mut seen = String::new();
     while !seen.contains("  2 s ") {
         let mut piece = [0; 256];
-        let n = std::io::Read::read(&mut stderr, &mut piece).expect("it can be read");
+        let n = stderr.read(&mut piece).expect("it can be read");
         assert_ne!(n, 0, "it ended: {seen}");
         seen += &String::from_utf8_lossy(&piece[..n]);
     }
@@ -81,4 +88,72 @@ fn a_bench_that_is_cut_short_owes_nothing_that_was_due_later() {
     let planned = found["planned"].as_u64().expect("a number");
     assert!((90..300).contains(&planned), "{found}");
     assert!(found["achieved"].as_f64().is_some_and(|part| 0.9 < part), "{found}");
+}
+
+/// What a terminal is told to show the other screen, and its own.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+
+#[test]
+fn ctrl_z_gives_the_terminal_back() {
+    let mut cluster = Cluster::new(1, Settings::new());
+    cluster.start();
+    // `script` gives it a terminal.
+    let program = binary();
+    let line = format!(
+        "exec {} ctl watch --endpoints {}",
+        program.get_program().to_string_lossy(),
+        cluster.node(1).api
+    );
+    let mut command = Command::new("script");
+    command.args(["-qfec", &line, "/dev/null"]).env_remove("BLOCKRAFT_ENDPOINTS");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut script = spawn_mortal(command);
+    let mut stdout = script.stdout.take().expect("piped");
+    let (pieces, shown) = mpsc::channel();
+    thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(n @ 1..) = stdout.read(&mut piece) {
+            if pieces.send(String::from_utf8_lossy(&piece[..n]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut seen = String::new();
+    let mut wait_shown = |what: &str| {
+        wait_for(&format!("{what:?} is shown"), SOON, || {
+            seen.extend(shown.try_iter());
+            let at = seen.find(what).ok_or_else(|| anyhow!("{seen:?}"))?;
+            seen.drain(..at + what.len());
+            Ok(())
+        });
+    };
+    wait_shown(ENTER);
+    wait_shown("blockraft ctl watch");
+    let id = script.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+    let watch = Pid::from_raw(children.trim().parse().expect("one child")).expect("a pid");
+    kill_process(watch, Signal::TSTP).expect("it runs");
+    wait_for("it stands still", SOON, || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", watch.as_raw_nonzero()))?;
+        ensure!(stat.contains(") T "), "{stat}");
+        Ok(())
+    });
+    // `script` stands still with it, before it passes on what it was told last.
+    let (done, is_done) = mpsc::channel::<()>();
+    let both = [Pid::from_child(&script), watch];
+    let go_on = thread::spawn(move || {
+        while is_done.recv_timeout(Duration::from_millis(50)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            both.iter().for_each(|pid| drop(kill_process(*pid, Signal::CONT)));
+        }
+    });
+    wait_shown(LEAVE);
+    wait_shown(ENTER);
+    wait_shown("blockraft ctl watch");
+    drop(done);
+    go_on.join().expect("it ends");
+    kill_process(watch, Signal::INT).expect("it runs");
+    wait_shown(LEAVE);
+    wait_for("it ends", SOON, || script.try_wait()?.ok_or_else(|| anyhow!("it runs")));
+    cluster.end();
 }

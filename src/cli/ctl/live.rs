@@ -9,11 +9,12 @@ use crate::cli::ctl::command::Watch;
 use crate::cli::ctl::{Context, plan};
 use crate::cli::dev::board::Board;
 use crate::cli::dev::feed::{self, Feeds};
-use crate::cli::dev::screen::{Facts, Screen};
+use crate::cli::dev::screen::Facts;
+use crate::cli::dev::terminal::Screen;
 use crate::cli::dev::watch::{self, Look};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
-use crate::cli::signals::Ends;
+use crate::cli::signals::{Ends, Suspends};
 use crate::client::cluster::Cluster;
 use crate::client::endpoint::Endpoint;
 use crate::client::wire::{Member, Members, Status};
@@ -32,10 +33,11 @@ pub(crate) fn is_wanted(cx: &Context, asked: &Watch) -> bool {
 pub(crate) async fn run(cx: &Context) -> Result<u8, Failure> {
     let mut known = learn(cx).await?;
     let mut ends = Ends::listen()?;
+    let mut suspends = Suspends::listen()?;
     let screen = Screen::open()?;
     loop {
         let watched = tokio::select! {
-            watched = follow(cx, known, &screen) => watched,
+            watched = follow(cx, known, &screen, &mut suspends) => watched,
             () = ends.next() => return Ok(exit::DONE),
         };
         known = watched?;
@@ -87,7 +89,12 @@ fn apis(members: &Members, told: &[(&Endpoint, Status)], cluster_id: &str) -> Ve
 }
 
 /// Shows these nodes until others belong to the cluster.
-async fn follow(cx: &Context, known: Known, screen: &Screen) -> Result<Known, Failure> {
+async fn follow(
+    cx: &Context,
+    known: Known,
+    screen: &Screen,
+    suspends: &mut Suspends,
+) -> Result<Known, Failure> {
     let stop = CancellationToken::new();
     let _guard = stop.clone().drop_guard();
     let apis: Vec<String> = known.nodes.iter().map(|(_, api)| api.clone()).collect();
@@ -101,6 +108,7 @@ async fn follow(cx: &Context, known: Known, screen: &Screen) -> Result<Known, Fa
     let facts = Facts { cluster_id: known.cluster_id, apis, demo: None };
     let mut board = Board::new(known.nodes);
     let mut draw = tokio::time::interval(DRAW_EVERY);
+    draw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tokio::select! {
             Some(look) = looks.recv() => {
@@ -115,6 +123,7 @@ async fn follow(cx: &Context, known: Known, screen: &Screen) -> Result<Known, Fa
                 }
             }
             Some(feeds) = feeds.recv() => board.feeds(feeds),
+            () = suspends.next() => screen.suspend()?,
             _ = draw.tick() => screen.draw(&facts, &board)?,
         }
     }

@@ -1,10 +1,10 @@
-//! What `dev` and `ctl watch` show: one screen that is drawn again and again on a terminal; `dev` prints lines elsewhere.
+//! What `dev` and `ctl watch` show: the texts of one screen that is drawn again and again, and of the lines that `dev`
+//! prints where there is no terminal.
 //!
-//! The texts are made by plain functions; [`Screen`] puts them on the terminal and gives it back.
+//! Made by plain functions; `terminal` puts them on the terminal.
 
 use std::{
     fmt::Write,
-    io,
     time::{Instant, UNIX_EPOCH},
 };
 
@@ -13,7 +13,7 @@ use crate::cli::dev::board::{Board, Row};
 use crate::cli::dev::feed::Feed;
 use crate::cli::dev::install;
 use crate::cli::table::{Cell, Table, Tone};
-use crate::cli::{out, units};
+use crate::cli::units;
 use crate::client::wire::Status;
 
 /// The check that says only who leads.
@@ -303,50 +303,6 @@ fn clip(line: &str, width: usize) -> String {
         out.push_str("\x1b[0m");
     }
     out
-}
-
-/// The terminal, while it shows the view. Gives it back when dropped.
-pub(crate) struct Screen {
-    is_colored: bool,
-}
-
-impl Screen {
-    /// The other screen of the terminal, and no cursor.
-    pub(crate) fn open() -> io::Result<Self> {
-        out::print("\x1b[?1049h\x1b[?25l\x1b[2J")?;
-        Ok(Self { is_colored: out::is_colored() })
-    }
-
-    pub(crate) fn draw(&self, facts: &Facts, board: &Board) -> io::Result<()> {
-        let (width, height) = size();
-        let frame = frame(facts, board, width, height, self.is_colored, Instant::now());
-        let mut text = String::from("\x1b[H");
-        for (i, line) in frame.lines().enumerate() {
-            if 0 < i {
-                text.push_str("\r\n");
-            }
-            text.push_str(line);
-            // The rest of the line as it was before.
-            text.push_str("\x1b[K");
-        }
-        text.push_str("\x1b[J");
-        out::print(&text)
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        // A terminal that is gone needs nothing back.
-        let _ = out::print("\x1b[?25h\x1b[?1049l");
-    }
-}
-
-/// Columns and lines of the terminal; the usual 80 by 24 where it does not tell.
-fn size() -> (usize, usize) {
-    match rustix::termios::tcgetwinsize(io::stdout()) {
-        Ok(size) if 0 < size.ws_col && 0 < size.ws_row => (size.ws_col.into(), size.ws_row.into()),
-        Ok(_) | Err(_) => (80, 24),
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::ctl::curl::quote;
@@ -15,12 +15,13 @@ use crate::cli::dev::child::{self, Ended, Launch, Process};
 use crate::cli::dev::demo::{self, News};
 use crate::cli::dev::feed::{self, Feeds};
 use crate::cli::dev::folder::Folder;
-use crate::cli::dev::screen::{self, Demo, Facts, Screen};
+use crate::cli::dev::screen::{self, Demo, Facts};
+use crate::cli::dev::terminal::Screen;
 use crate::cli::dev::watch::{self, Look};
 use crate::cli::dev::{Args, ports};
 use crate::cli::exit::{self, Failure};
 use crate::cli::out;
-use crate::cli::signals::Ends;
+use crate::cli::signals::{Ends, Suspends};
 use crate::client::cluster::Cluster;
 use crate::client::endpoint::Endpoint;
 use crate::client::http::Http;
@@ -183,10 +184,20 @@ impl Stage {
 
     /// Until somebody stops it, or no node is left.
     async fn watch(&mut self, inputs: &mut Inputs, restarts: bool, ends: &mut Ends) -> Result<(), Failure> {
+        let mut suspends = match &self.display {
+            Display::Screen(_) => Suspends::listen()?,
+            Display::Plain { .. } => Suspends::ignored(),
+        };
         let mut draw = tokio::time::interval(DRAW_EVERY);
+        draw.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             tokio::select! {
                 () = ends.next() => return Ok(()),
+                () = suspends.next() => {
+                    if let Display::Screen(screen) = &self.display {
+                        screen.suspend()?;
+                    }
+                }
                 Some(ended) = inputs.ended.recv() => self.on_ended(&ended, restarts)?,
                 Some(look) = inputs.looks.recv() => {
                     for text in self.board.look(look) {
