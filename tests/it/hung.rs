@@ -9,6 +9,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc,
     thread,
 };
 
@@ -117,15 +118,20 @@ fn a_tail_goes_on_at_another_node_when_its_own_hangs() {
     let stdout = child.stdout.take().expect("piped");
     let stderr = child.stderr.take().expect("piped");
     let notes = thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).next());
-    let mut lines = BufReader::new(stdout).lines();
-    let mut until_block = |height: u64| {
-        loop {
-            let line = lines.next().expect("the tail goes on").expect("it can be read");
-            let item: Value = serde_json::from_str(&line).expect("JSON");
-            if item["block"]["height"] == height {
+    let (items, taken) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if items.send(serde_json::from_str::<Value>(&line).expect("JSON")).is_err() {
                 return;
             }
         }
+    });
+    let until_block = |height: u64| {
+        wait_for(&format!("the tail has block {height}"), LATER, || {
+            let item = taken.try_recv()?;
+            ensure!(item["block"]["height"] == height, "{item}");
+            Ok(())
+        });
     };
     let leader_api = cluster.node(leader).api.clone();
     fill(&leader_api, &[Block::new(1, "tail")]);

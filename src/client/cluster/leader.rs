@@ -26,8 +26,13 @@ pub(crate) struct ReadyLeader {
     pub(crate) fence: u64,
 }
 
+/// One that is not ready does not count where another one is known: it may be cut off, and not know it.
 pub(super) fn is_known(leader: &Leader) -> bool {
-    leader.leader_id.is_some()
+    leader.leader_id.is_some() && !is_unready(leader)
+}
+
+fn is_unready(leader: &Leader) -> bool {
+    leader.is_self && leader.ready == Some(false)
 }
 
 impl Cluster {
@@ -72,7 +77,7 @@ impl Cluster {
         }
         let mut search = self.search(halfway(end), is_known).await;
         let endpoint = match search.leaderless.pop() {
-            Some(leaderless) if search.found.is_none() => leaderless,
+            Some(leaderless) if search.found.is_none() && search.unready.is_none() => leaderless,
             _ => search.any()?,
         };
         self.call_at(&endpoint, METHOD, params, end).await.map_err(ClusterError::Look)
@@ -101,6 +106,9 @@ impl Cluster {
                     search.found = Some((endpoint, leader));
                     return search;
                 }
+                Some(Ok((endpoint, leader))) if is_unready(&leader) => {
+                    search.unready.get_or_insert((endpoint, leader));
+                }
                 Some(Ok((endpoint, _))) => search.leaderless.push(endpoint),
                 Some(Err(e)) => {
                     search.tried.push(e.to_string());
@@ -120,6 +128,8 @@ impl Cluster {
 pub(super) struct Search {
     /// The first answer that was enough.
     found: Option<(Endpoint, Leader)>,
+    /// Leads, and is not ready.
+    unready: Option<(Endpoint, Leader)>,
     /// Those that answered, and not enough.
     leaderless: Vec<Endpoint>,
     /// The first one that answered with an error of its own.
@@ -131,7 +141,7 @@ pub(super) struct Search {
 
 impl Search {
     pub(super) fn any(self) -> Result<Endpoint, ClusterError> {
-        match (self.found, self.faulty) {
+        match (self.found.or(self.unready), self.faulty) {
             (Some((endpoint, _)), _) => Ok(endpoint),
             // It answers, so it is there; whatever else is wrong the call itself will tell.
             (None, Some(CallError::Rpc { endpoint, .. })) => Ok(endpoint),
@@ -142,7 +152,7 @@ impl Search {
     }
 
     pub(super) fn leader(self) -> Result<(Endpoint, Leader), ClusterError> {
-        match (self.found, self.faulty) {
+        match (self.found.or(self.unready), self.faulty) {
             (Some(found), _) => Ok(found),
             (None, _) if !self.leaderless.is_empty() => {
                 Err(ClusterError::NoLeader { asked: self.leaderless, silent: self.tried })

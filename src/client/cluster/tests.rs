@@ -154,6 +154,22 @@ async fn of_two_leaders_the_younger_fence_counts() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_cut_off_does_not_hide_the_new_one() {
+    let chain = Chain::default();
+    let (old, new) = (Fake::start(1, &chain).await, Fake::start(2, &chain).await);
+    old.set(|s| s.leader_id = Some(1));
+    new.leads(8);
+    let c = cluster(&[&old.endpoint, &new.endpoint]);
+    assert_eq!(answered_by(&c, Target::Leader, "x").await.expect("an answer"), 2);
+    // One that is alone with it leads, ready or not.
+    assert_eq!(answered_by(&cluster(&[&old.endpoint]), Target::Leader, "x").await.expect("an answer"), 1);
+    assert_eq!(
+        cluster(&[&old.endpoint]).leader(&Value::Null).await.expect("an answer").value()["isSelf"],
+        true
+    );
+}
+
+#[tokio::test]
 async fn the_leader_is_asked_for_itself_and_another_where_it_hangs() {
     let chain = Chain::default();
     let (wiped, a, b) =
