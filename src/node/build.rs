@@ -349,7 +349,10 @@ async fn assemble(
     };
     tasks.spawn("doubts", never_fails(judge.run(doubts)));
     tasks.spawn("membership", changer.clone().run());
-    tasks.spawn("members", members::run(raft.clone(), changer, remembered, audit.history.clone()));
+    tasks.spawn(
+        "members",
+        members::run(raft.clone(), changer, remembered, audit.history.clone(), opened.reader.clone()),
+    );
     let judge = agreement::Judge {
         agreement,
         raft: raft.clone(),

@@ -7,6 +7,8 @@ use crate::consensus::core::Stopped;
 use crate::consensus::handle::Handle;
 use crate::consensus::membership::Changer;
 use crate::node::remembered::Remembered;
+use crate::peer::Floor;
+use crate::store;
 use crate::telemetry::ticks;
 use crate::types::NodeId;
 use crate::types::member::Members;
@@ -41,6 +43,7 @@ pub(super) async fn run(
     changer: Changer,
     remembered: Remembered,
     history: History,
+    reader: store::Reader,
 ) -> Result<(), Stopped> {
     let mut changes = raft.role_changes();
     let mut looks = ticks::every(LOOK_EVERY);
@@ -89,11 +92,19 @@ pub(super) async fn run(
             seen = committed;
         }
         if are_floors_due {
+            remembered.set_own_floor(own_floor(&raft, &reader));
             for (node_id, pos) in raft.held_by_others() {
                 remembered.raise_floor(node_id, pos);
             }
         }
     }
+}
+
+/// What is committed and on this leader's own disk.
+fn own_floor(raft: &Handle, reader: &store::Reader) -> Option<Floor> {
+    let pos = reader.committed_before(raft.status().term)?;
+    let is_held = raft.is_leader() && pos.index <= reader.log_stats().synced;
+    is_held.then(|| Floor { node_id: raft.node_id(), incarnation: raft.config().incarnation, pos })
 }
 
 /// What became of whom between two memberships that are not joint.

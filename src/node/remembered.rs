@@ -38,6 +38,8 @@ struct Shared {
     /// A lock, held for a look-up: handshakes ask, and must not wait for a task.
     peers: Mutex<BTreeMap<NodeId, Known>>,
     removed: Option<Removed>,
+    /// What this node holds itself, while it leads: nobody else can tell the others.
+    own: Mutex<Option<Floor>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,7 +98,15 @@ impl Remembered {
             known.commands = value.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
         })?;
         let removed = local.get(REMOVED)?.and_then(|value| read_removed(&value));
-        Ok(Self { shared: Arc::new(Shared { local, health, peers: Mutex::new(peers), removed }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                local,
+                health,
+                peers: Mutex::new(peers),
+                removed,
+                own: Mutex::default(),
+            }),
+        })
     }
 
     fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeId, Known>> {
@@ -128,7 +138,15 @@ impl Remembered {
             let (incarnation, pos) = known.floor.filter(|(of, _)| known.incarnation == Some(*of))?;
             Some(Floor { node_id: *node_id, incarnation, pos })
         });
-        floors.collect()
+        floors.chain(*self.own()).collect()
+    }
+
+    fn own(&self) -> MutexGuard<'_, Option<Floor>> {
+        self.shared.own.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn set_own_floor(&self, own: Option<Floor>) {
+        *self.own() = own;
     }
 
     /// A leader knows it of a node; it counts where the same life of that is known here.

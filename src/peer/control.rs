@@ -8,13 +8,14 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use openraft::{
-    raft::{AppendEntriesRequest, StreamAppendResult, VoteRequest},
+    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest},
     storage::RaftStateMachine,
 };
 use tokio::time::{Instant, timeout};
 
 use crate::consensus::{Declined, HandoverAsk, HandoverRefusal};
 use crate::peer::{
+    Floor,
     clock::unix_ns,
     convert,
     hello::{Connection, refused_by_dialler},
@@ -121,11 +122,10 @@ where
                 if let Some(evidence) = told {
                     context.shared.notices.state_evidence_told(evidence);
                 }
-                context.shared.notices.floors_told(floors);
                 if !request.entries.is_empty() {
                     return Err(WireError::Malformed("entries on a control connection".into()));
                 }
-                self.ask_raft(id, Box::pin(heartbeat(context, id, request, received_at_ns)));
+                self.ask_raft(id, Box::pin(heartbeat(context, id, request, floors, received_at_ns)));
             }
             Some(kind @ (FrameKind::Vote | FrameKind::PreVote)) => {
                 let rpc = if kind == FrameKind::Vote { Rpc::Vote } else { Rpc::PreVote };
@@ -210,12 +210,17 @@ async fn heartbeat<SM>(
     context: &Context<SM>,
     id: u64,
     request: AppendEntriesRequest<TypeConfig>,
+    floors: Vec<Floor>,
     received_at_ns: u64,
 ) -> Answer
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotData>,
 {
     let answer = hear(context, request).await.map(|result| {
+        // Of one whose term is over nothing is taken: a node may have been added again since.
+        if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
+            context.shared.notices.floors_told(floors);
+        }
         let mut answer = convert::append_answer_to_proto(&result);
         answer.stamps = Some(Stamps { received_at_ns, answered_at_ns: unix_ns() });
         answer.hash_mark = context

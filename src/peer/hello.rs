@@ -225,9 +225,9 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
         not_member_version: not_member,
         advertise: shared.config.advertise.clone(),
         process: shared.process,
-        incarnation_version: match shared.newest_membership() {
-            (version, true) => version,
-            (_, false) => 0,
+        recorded_by: match shared.newest_membership() {
+            (entry, true) => Some(proto::LogId { term: entry.term, index: entry.index }),
+            (_, false) => None,
         },
     }
 }
@@ -312,8 +312,7 @@ fn check_position(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> 
     if shared.was_admitted(hello.node_id, hello.process) {
         return Ok(());
     }
-    let last = hello.last_log_id.unwrap_or_default();
-    let last = LogPos { term: last.term, index: last.index };
+    let last = hello.last_log_id.map(pos_from_proto).unwrap_or_default();
     if last < floor {
         let reason = format!(
             "node {} ends at index {} of term {}, it had acknowledged index {} of term {}",
@@ -322,6 +321,10 @@ fn check_position(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> 
         return Err(Refused::new(RefusalCode::Position, reason));
     }
     Ok(())
+}
+
+fn pos_from_proto(id: proto::LogId) -> LogPos {
+    LogPos { term: id.term, index: id.index }
 }
 
 async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> {
@@ -336,7 +339,7 @@ async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), 
     // one lost its data and was added again would else refuse the only one that may tell it so.
     if let Some(expected) = recorded.or(known)
         && expected != shown
-        && hello.incarnation_version <= shared.newest_membership().0
+        && hello.recorded_by.map(pos_from_proto).unwrap_or_default() <= shared.newest_membership().0
     {
         let reason = format!(
             "node {node_id} shows incarnation {}, known is {}: it lost its data; remove it and add it again",

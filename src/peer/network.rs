@@ -163,10 +163,10 @@ impl Shared {
         (!names(&look.applied) && !names(&look.newest)).then_some(version)
     }
 
-    /// Version of the newest membership, and whether it records this life of this node.
-    pub(super) fn newest_membership(&self) -> (LogIndex, bool) {
-        let Some(look) = self.membership.get().map(|look| look()) else { return (0, false) };
-        let version = look.newest.log_id().as_ref().map_or(0, |id| id.index());
+    /// Entry of the newest membership, and whether it records this life of this node.
+    pub(super) fn newest_membership(&self) -> (LogPos, bool) {
+        let Some(look) = self.membership.get().map(|look| look()) else { return Default::default() };
+        let version = look.newest.log_id().as_ref().map(pos_of).unwrap_or_default();
         let own = look.newest.membership().get_node(&self.identity.node_id).and_then(|own| own.incarnation);
         (version, own == Some(self.identity.incarnation))
     }

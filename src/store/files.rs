@@ -17,8 +17,7 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// As [`create_dir`], the names durable on return. `PermissionDenied` of a folder above is no error: whoever made that
-/// looks after it.
+/// As [`create_dir`], the names durable on return.
 pub(crate) fn create_dir_synced(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> =
         path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
@@ -26,10 +25,14 @@ pub(crate) fn create_dir_synced(path: &Path) -> io::Result<()> {
     missing.into_iter().rev().try_for_each(sync_name)
 }
 
-/// Makes the name of a folder durable in the one above it, where that may be read.
+/// Makes the name of a folder durable in the one above it, where that may be read and can be synced: what a disk is mounted
+/// under need not.
 pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     match sync_dir(parent(path)) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(e) if matches!(e.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem | Unsupported) => {
+            Ok(())
+        }
         synced => synced,
     }
 }

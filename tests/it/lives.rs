@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | a_wiped_node_comes_back_by_remove_and_add | safety 8: the record's incarnation overrules |
 //! | a_folder_put_back_from_an_older_copy… | safety 8: both positions are named |
+//! | a_leaders_folder_put_back_… | safety 8: what a leader held itself is known too |
 //! | a_leader_that_was_added_again_… | safety 8: the newer membership record overrules |
 //! | a_node_ends_that_the_others_contradict | safety 8: what was committed is never taken for something else |
 
@@ -79,6 +80,41 @@ fn a_folder_put_back_from_an_older_copy_is_refused() {
     call(&cluster, leader, "raft_addLearner", params);
     call(&cluster, leader, "raft_promote", json!({"nodeId": old}));
     cluster.leader();
+    cluster.end();
+}
+
+#[test]
+fn a_leaders_folder_put_back_from_an_older_copy_is_refused_too() {
+    let mut cluster = Cluster::three(Settings::new());
+    cluster.allow_strangers();
+    cluster.allow_deaths();
+    let old = cluster.leader();
+    one_more_block(&cluster, old);
+    cluster.settled();
+    cluster.node_mut(old).kill();
+    let (data, copy) =
+        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
+    copy_dir(&data, &copy);
+    let other = cluster.leader();
+    cluster.node_mut(old).start();
+    cluster.settled();
+    wait_for("it leads again", SOON, || {
+        cluster.node(other).call("raft_transferLeader", &json!({"to": old}))?;
+        Ok(())
+    });
+    assert_eq!(cluster.leader(), old);
+    (0..20).for_each(|_| one_more_block(&cluster, old));
+    cluster.settled();
+    // What it holds itself it tells once a second, as what the others hold.
+    pause(Duration::from_secs(3));
+    cluster.node_mut(old).kill();
+    fs::remove_dir_all(&data).expect("writable");
+    fs::rename(&copy, &data).expect("writable");
+    let other = cluster.leader();
+    cluster.node_mut(old).start();
+    let said = cluster.node(other).wait_line(&["it had acknowledged index"]);
+    assert!(said.text.contains(&format!("node {old} ends at index")), "{}", said.text);
+    cluster.node_mut(old).kill();
     cluster.end();
 }
 

@@ -62,7 +62,11 @@ impl Pending {
         let who = Who { cluster_id: identity.cluster_id.clone(), node_id: identity.node_id };
         let lock = Lock::take(data_dir, &who)?;
         settle(data_dir)?;
-        let found = inspect::look_held(data_dir, Depth::Start)?;
+        let mut found = inspect::look_held(data_dir, Depth::Start)?;
+        if found.state.is_none() && found.log_end().index < found.end().index {
+            // A snapshot is all there is of the end: it counts if every byte of it is right.
+            found = inspect::look_held(data_dir, Depth::All)?;
+        }
         let is_own = |file: &Path| file == Path::new(UNFINISHED);
         if let Some(refused) = found.findings.iter().find(|f| f.refuses && !is_own(&f.file)) {
             return Err(OpenError::damage(&data_dir.join(&refused.file), &refused.what).into());

@@ -198,6 +198,10 @@ impl Receiving {
                 metrics.count("verify", "failed", 0.0);
                 if matches!(error, ReceiveError::Unsynced(_)) {
                     let _ = files::remove_dir(&self.tmp);
+                    // It may be in its place already.
+                    if self.snapshots.find(&self.manifest.id).is_none() {
+                        let _ = files::remove_dir(&self.snapshots.inner.dir.join(&self.manifest.id));
+                    }
                 }
                 tracing::warn!(id = self.manifest.id, error = %error, "a received snapshot could not be kept");
             }

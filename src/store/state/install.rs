@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use bytes::Bytes;
+use prost::Message;
 
 use crate::raft::{SnapshotData, SnapshotMeta, pos_of};
 use crate::store::OpenError;
@@ -24,6 +24,7 @@ use crate::telemetry::names;
 use crate::types::Height;
 use crate::types::block::BlockRef;
 use crate::types::position::LogPos;
+use crate::types::proto::BlockRow;
 
 /// How long an install that met a full disk waits before it is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
@@ -42,24 +43,31 @@ pub(crate) enum InstallError {
     Contradicted { height: Height },
 }
 
-/// The last block of the state that a snapshot is to replace, as it is stored.
+/// The last block of the state that a snapshot is to replace.
 pub(crate) struct Head {
     height: Height,
-    row: Bytes,
+    row: BlockRow,
 }
 
 impl Head {
-    fn of(db: &StateDb, head: Option<&BlockRef>) -> Result<Option<Self>, StateError> {
-        let Some(height) = head.map(|head| head.height) else { return Ok(None) };
-        let row = db.bytes(Family::Rows, &height_key(height))?;
-        Ok(row.map(|row| Self { height, row }))
+    /// `None` also where it cannot be read: that state is to be replaced anyway.
+    fn of(db: &StateDb, head: Option<&BlockRef>) -> Option<Self> {
+        let height = head?.height;
+        Some(Self { height, row: row_at(db, height).ok()?? })
     }
 
     /// Whether a newer state went on from it, as far as that still tells.
     fn is_in(&self, db: &StateDb, floor: Height) -> Result<bool, StateError> {
-        let other = db.bytes(Family::Rows, &height_key(self.height))?;
-        Ok(self.height < floor || other.is_none_or(|row| row == self.row))
+        let is_same = |row: BlockRow| {
+            (row.term, row.index, row.hash) == (self.row.term, self.row.index, self.row.hash.clone())
+        };
+        Ok(self.height < floor || row_at(db, self.height)?.is_none_or(is_same))
     }
+}
+
+fn row_at(db: &StateDb, height: Height) -> Result<Option<BlockRow>, StateError> {
+    let row = db.bytes(Family::Rows, &height_key(height))?.map(BlockRow::decode);
+    row.transpose().map_err(|_| StateError::Record { what: "a row" })
 }
 
 impl InstallError {
@@ -107,7 +115,7 @@ impl StateMachine {
             let (old, head) = (self.db.clone(), self.machine.view().head.clone());
             let task = tokio::task::spawn_blocking(move || {
                 let data = adopt(&snapshots, data)?;
-                let head = Head::of(&old, head.as_ref())?;
+                let head = Head::of(&old, head.as_ref());
                 build(&data_dir, &data.dir, &rocks, expected, head)
             });
             let error = match task.await {
