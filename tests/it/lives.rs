@@ -8,17 +8,49 @@
 //! | a_leader_that_was_added_again_… | safety 8: the newer membership record overrules |
 //! | a_node_ends_that_the_others_contradict | safety 8: what was committed is never taken for something else |
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::support::{
+    NodeId,
     cluster::Cluster,
     config::Settings,
     folder::{FOLDER, copy_dir},
     members::{add, call, one_more_block},
+    node::Node,
     wait::{SOON, pause, wait_for},
 };
+
+/// The folder of a node that is down, as it was once.
+struct Older {
+    data: PathBuf,
+    copy: PathBuf,
+}
+
+impl Older {
+    fn of(node: &Node) -> Self {
+        let (data, copy) = (node.data_dir.clone(), node.data_dir.with_extension("copy"));
+        copy_dir(&data, &copy);
+        Self { data, copy }
+    }
+
+    /// The node is down again.
+    fn put_back(self) {
+        fs::remove_dir_all(&self.data).expect("writable");
+        fs::rename(&self.copy, &self.data).expect("writable");
+    }
+}
+
+/// A voter goes, and comes back as one.
+#[track_caller]
+fn remove_and_add(cluster: &Cluster, leader: NodeId, id: NodeId) {
+    call(cluster, leader, "raft_removeMember", json!({"nodeId": id}));
+    let mut params = add(cluster.node(id));
+    params["wait"] = true.into();
+    call(cluster, leader, "raft_addLearner", params);
+    call(cluster, leader, "raft_promote", json!({"nodeId": id}));
+}
 
 #[test]
 fn a_wiped_node_comes_back_by_remove_and_add() {
@@ -33,11 +65,7 @@ fn a_wiped_node_comes_back_by_remove_and_add() {
     cluster.node_mut(wiped).wipe();
     cluster.node_mut(wiped).start();
     cluster.node(leader).wait_line(&["incarnation", &wiped.to_string()]);
-    call(&cluster, leader, "raft_removeMember", json!({"nodeId": wiped}));
-    let mut params = add(cluster.node(wiped));
-    params["wait"] = true.into();
-    call(&cluster, leader, "raft_addLearner", params);
-    call(&cluster, leader, "raft_promote", json!({"nodeId": wiped}));
+    remove_and_add(&cluster, leader, wiped);
     let leader = cluster.leader();
     one_more_block(&cluster, leader);
     cluster.end();
@@ -53,9 +81,7 @@ fn a_folder_put_back_from_an_older_copy_is_refused() {
     cluster.settled();
     let old = cluster.others(leader)[0];
     cluster.node_mut(old).stop(SOON);
-    let (data, copy) =
-        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
-    copy_dir(&data, &copy);
+    let older = Older::of(cluster.node(old));
     cluster.node_mut(old).start();
     let leader = cluster.leader();
     (0..20).for_each(|_| one_more_block(&cluster, leader));
@@ -63,8 +89,7 @@ fn a_folder_put_back_from_an_older_copy_is_refused() {
     // How far each came is written down and told once a second.
     pause(Duration::from_secs(3));
     cluster.node_mut(old).stop(SOON);
-    fs::remove_dir_all(&data).expect("writable");
-    fs::rename(&copy, &data).expect("writable");
+    older.put_back();
     cluster.node_mut(old).start();
     let said = cluster.node(leader).wait_line(&["it had acknowledged index"]);
     assert!(said.text.contains(&format!("node {old} ends at index")), "{}", said.text);
@@ -74,11 +99,7 @@ fn a_folder_put_back_from_an_older_copy_is_refused() {
     cluster.node(other).wait_line(&["it had acknowledged index"]);
     assert_eq!(cluster.node(old).status().expect("it answers")["leaderId"], Value::Null);
     // The only way back.
-    call(&cluster, leader, "raft_removeMember", json!({"nodeId": old}));
-    let mut params = add(cluster.node(old));
-    params["wait"] = true.into();
-    call(&cluster, leader, "raft_addLearner", params);
-    call(&cluster, leader, "raft_promote", json!({"nodeId": old}));
+    remove_and_add(&cluster, leader, old);
     cluster.leader();
     cluster.end();
 }
@@ -92,9 +113,7 @@ fn a_leaders_folder_put_back_from_an_older_copy_is_refused_too() {
     one_more_block(&cluster, old);
     cluster.settled();
     cluster.node_mut(old).kill();
-    let (data, copy) =
-        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
-    copy_dir(&data, &copy);
+    let older = Older::of(cluster.node(old));
     let other = cluster.leader();
     cluster.node_mut(old).start();
     cluster.settled();
@@ -108,8 +127,7 @@ fn a_leaders_folder_put_back_from_an_older_copy_is_refused_too() {
     // What it holds itself it tells once a second, as what the others hold.
     pause(Duration::from_secs(3));
     cluster.node_mut(old).kill();
-    fs::remove_dir_all(&data).expect("writable");
-    fs::rename(&copy, &data).expect("writable");
+    older.put_back();
     let other = cluster.leader();
     cluster.node_mut(old).start();
     let said = cluster.node(other).wait_line(&["it had acknowledged index"]);
@@ -129,9 +147,7 @@ fn a_node_ends_that_the_others_contradict() {
     one_more_block(&cluster, leader);
     cluster.settled();
     cluster.node_mut(old).kill();
-    let (data, copy) =
-        (cluster.node(old).data_dir.clone(), cluster.node(old).data_dir.with_extension("copy"));
-    copy_dir(&data, &copy);
+    let older = Older::of(cluster.node(old));
     cluster.node_mut(old).start();
     cluster.settled();
     cluster.node_mut(away).kill();
@@ -139,8 +155,7 @@ fn a_node_ends_that_the_others_contradict() {
     (0..3).for_each(|_| one_more_block(&cluster, leader));
     cluster.settled();
     [leader, old].into_iter().for_each(|id| cluster.node_mut(id).kill());
-    fs::remove_dir_all(&data).expect("writable");
-    fs::rename(&copy, &data).expect("writable");
+    older.put_back();
     [away, old].into_iter().for_each(|id| cluster.node_mut(id).start());
     let other = cluster.leader();
     (0..3).for_each(|_| one_more_block(&cluster, other));
@@ -166,11 +181,7 @@ fn a_leader_that_was_added_again_is_known_to_who_was_away() {
     cluster.node_mut(wiped).wipe();
     cluster.node_mut(wiped).start();
     cluster.node(leader).wait_line(&["incarnation", &wiped.to_string()]);
-    call(&cluster, leader, "raft_removeMember", json!({"nodeId": wiped}));
-    let mut params = add(cluster.node(wiped));
-    params["wait"] = true.into();
-    call(&cluster, leader, "raft_addLearner", params);
-    call(&cluster, leader, "raft_promote", json!({"nodeId": wiped}));
+    remove_and_add(&cluster, leader, wiped);
     wait_for("the node that came back leads", SOON, || {
         cluster.node(leader).call("raft_transferLeader", &json!({"to": wiped}))?;
         Ok(())
