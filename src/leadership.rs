@@ -20,6 +20,7 @@ pub(crate) mod operations;
 mod pause;
 pub(crate) mod policy;
 pub(crate) mod record;
+mod stall;
 pub(crate) mod target;
 pub(crate) mod task;
 

@@ -21,6 +21,7 @@ mod clock;
 mod control;
 mod convert;
 mod dial;
+mod flow;
 mod hello;
 mod install;
 mod keeper;

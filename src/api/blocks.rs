@@ -31,7 +31,7 @@ const MESSAGE_EXTRA_BYTES: u64 = 4 << 10;
 
 /// Longest message of a block that is taken here.
 pub(crate) fn message_bytes_max(api: &Api) -> u64 {
-    api.parts.reader.view().settings.settings.max_block_bytes + MESSAGE_EXTRA_BYTES
+    settings::block_bytes_max(api.config.max_body) + MESSAGE_EXTRA_BYTES
 }
 
 /// What the headers of a proposal say.
@@ -104,7 +104,7 @@ pub(crate) fn decode(message: Bytes) -> Result<Block, Fault> {
 
 pub(crate) fn too_large(bytes: u64, max: u64) -> Fault {
     Fault::too_large(format!(
-        "the block's message has {bytes} bytes, at most {max}: chain.max_block_bytes and {MESSAGE_EXTRA_BYTES} for the rest of it"
+        "the block's message has {bytes} bytes, this node takes at most {max}: half of api.max_body, as for chain.max_block_bytes, and {MESSAGE_EXTRA_BYTES} for the rest of it"
     ))
 }
 
@@ -160,9 +160,13 @@ async fn accept(
             BodyError::NoRoom => {
                 return plain(Fault::overloaded("too many bytes of requests are being read", 1));
             }
-            BodyError::TooSlow | BodyError::Broken => Fault::new(Code::InvalidRequest, e.to_string()),
+            BodyError::TooSlow => {
+                api.parts.metrics.reject(Rejected::BodyTimeout);
+                Fault::new(Code::InvalidRequest, e.to_string())
+            }
+            // A client that is gone was turned away by nobody.
+            BodyError::Broken => Fault::new(Code::InvalidRequest, e.to_string()),
         };
-        api.parts.metrics.reject(Rejected::BodyTimeout);
         (Some(StatusCode::REQUEST_TIMEOUT), fault)
     })?;
     let permit = match permit {

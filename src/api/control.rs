@@ -26,6 +26,9 @@ pub(crate) const OPERATION_ID: Param = Param::named::<OperationId>(
     "Chosen by the caller: a second call with it within 10 minutes joins or answers the first.",
 );
 
+/// Of rows that can say what they would do, and not do it.
+const DRY_RUN: &str = "dryRun";
+
 /// Who calls, where there are no tokens.
 const NOBODY: &str = "-";
 
@@ -74,7 +77,11 @@ pub(crate) async fn run(method: &'static Method, mut call: Call, args: Args<'_>)
         call.operation_id = args.get::<OperationId>(OPERATION_ID.name)?.map(|id| id.0);
     }
     let params = args.to_object(OPERATION_ID.name);
+    // A look has no outcome to be found again: the act that follows it may bear its id.
+    let is_look =
+        method.params.iter().any(|p| p.name == DRY_RUN) && args.get::<bool>(DRY_RUN)?.unwrap_or(false);
     let turn = match &call.operation_id {
+        _ if is_look => None,
         None => None,
         Some(id) => Some(call.api.once.turn(id, method.name, &params)?),
     };
@@ -89,7 +96,7 @@ pub(crate) async fn run(method: &'static Method, mut call: Call, args: Args<'_>)
         let acting = AssertUnwindSafe(act(method, &call, &params)).catch_unwind().await;
         let outcome = acting.unwrap_or_else(|_| Err(Fault::internal("the method broke off")));
         if let Some(begun) = begun {
-            begun.end(outcome.clone());
+            begun.end(outcome.clone(), call.noted().is_unknown);
         }
         outcome
     });

@@ -35,8 +35,6 @@ const PAGE_BYTES_HTTP: u64 = 8 << 20;
 const PAGE_BYTES_WS: u64 = 1_000_000;
 /// What the JSON-RPC answer has around a page, its id included.
 const PAGE_ENVELOPE_BYTES: u64 = 4 << 10;
-/// Settings that changed under a change without `expectedIndex`: tried again so often.
-const CONFIGURE_TRIES: usize = 5;
 
 /// How a call came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,8 +143,9 @@ pub(crate) fn raft_configure<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Result<Box<RawValue>, Fault> {
     let api = &call.api;
     let until = Instant::now() + api.parts.proposals.patience();
-    let mut tries = 0;
     loop {
+        // Where nobody asked, its settings may be old ones, and its words about them wrong.
+        api.parts.consensus.may_configure()?;
         let base = api.parts.reader.view().settings.clone();
         if let Some(version) = expected
             && version != base.index
@@ -155,7 +154,6 @@ async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Re
         }
         let mut settings = base.settings;
         patch.apply(&mut settings, api.config.max_body)?;
-        tries += 1;
         match api.parts.consensus.configure(settings, Some(base.index), until).await {
             Ok(now) => {
                 call.note(None, Some(now.index));
@@ -163,7 +161,7 @@ async fn configure(call: &Call, patch: &Patch, expected: Option<LogIndex>) -> Re
                 return Ok(to_raw(&SettingsJson { settings, index: now.index }));
             }
             // Without an index the caller wants its change on top of whatever holds.
-            Err(ConfigureError::VersionMismatch { .. }) if expected.is_none() && tries < CONFIGURE_TRIES => {}
+            Err(ConfigureError::VersionMismatch { .. }) if expected.is_none() && Instant::now() < until => {}
             Err(e) => return Err(e.into()),
         }
     }

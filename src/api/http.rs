@@ -99,8 +99,13 @@ impl Front {
             };
             let version = request.version();
             let is_drained = body::is_drained(request.headers());
+            let wants_socket = is_rpc && is_upgrade(&request);
             body::refuse(request);
             let mut answer = match goodbye {
+                // A status that no client of WebSocket takes for a success.
+                None if wants_socket && matches!(reason, Rejected::Connections | Rejected::ShuttingDown) => {
+                    plain_fault(&fault)
+                }
                 Some(why) => sse::goodbye(version, why),
                 // A client of JSON-RPC that is told to wait keeps its connection, where its body can be read away.
                 None if is_rpc && reason == Rejected::RateLimit && is_drained => {
@@ -185,11 +190,7 @@ impl Front {
     }
 
     async fn json_rpc(&self, request: Request<Incoming>, connection: Arc<Connection>) -> Response<Body> {
-        let wants_socket = [header::UPGRADE, header::SEC_WEBSOCKET_KEY]
-            .iter()
-            .any(|name| request.headers().contains_key(name));
-        let is_upgrade = wants_socket && *request.method() == Method::GET;
-        let answered = if is_upgrade {
+        let answered = if is_upgrade(&request) {
             self.upgrade(request, connection).await
         } else if *request.method() == Method::POST {
             self.post(request, connection).await
@@ -220,6 +221,11 @@ impl Front {
         let read = body::read(incoming, stated, self.api.config.max_body, budget).await;
         let (bytes, _room) = match read {
             Ok(read) => read,
+            // A client that is gone was turned away by nobody.
+            Err(e @ BodyError::Broken) => {
+                let fault = Fault::new(Code::InvalidRequest, e.to_string());
+                return Ok(rpc_fault(&fault, Rejected::BodyTimeout));
+            }
             Err(e) => return Err(body_fault(e, self.api.config.max_body)),
         };
         let length = bytes.len();
@@ -301,6 +307,11 @@ impl Front {
         });
         Ok(answer)
     }
+}
+
+fn is_upgrade<B>(request: &Request<B>) -> bool {
+    let wants = |name: &header::HeaderName| request.headers().contains_key(name);
+    *request.method() == Method::GET && [header::UPGRADE, header::SEC_WEBSOCKET_KEY].iter().any(wants)
 }
 
 fn body_fault(error: BodyError, limit: u64) -> (Rejected, Fault) {

@@ -1,7 +1,8 @@
 //! Operation ids of the last ten minutes: a call that is sent again joins or answers the first.
 //!
 //! Clients send calls in flight again after a reconnect (design 5, "Once"). A call that was refused did
-//! nothing, so its id may be used again.
+//! nothing, so its id may be used again; one whose outcome is unknown is looked at anew, for more may be known by now:
+//! what it did meanwhile is found in the log, or its `expectedVersion` is over.
 
 use std::{
     collections::HashMap,
@@ -13,12 +14,13 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use crate::api::control::{OPERATION_ID, Outcomes};
-use crate::api::error::{Fault, Kind};
+use crate::api::error::Fault;
 use crate::leadership::once::REMEMBERED_FOR;
 
-/// Ids at once. By eye: 16 a second over ten minutes, far above what operators do.
+/// Ids at once. By eye: 16 a second over ten minutes, far above what operators do. One more takes the place of the
+/// oldest that has ended: whoever sends so many must not keep others from acting.
 const IDS_MAX: usize = 10_000;
-/// Before a caller that found no room tries again.
+/// Before a caller that found no room, all of them being under way, tries again.
 const RETRY_AFTER_MS: u64 = 1_000;
 
 /// The ids and what became of their calls.
@@ -59,7 +61,7 @@ fn lock(calls: &Mutex<HashMap<String, Made>>) -> MutexGuard<'_, HashMap<String, 
 }
 
 impl Once {
-    /// Refused where the id was given to another call, or too many are remembered.
+    /// Refused where the id was given to another call, or too many are under way.
     pub(crate) fn turn(&self, id: &str, method: &'static str, params: &RawValue) -> Result<Turn, Fault> {
         self.turn_at(id, method, params, Instant::now())
     }
@@ -84,7 +86,14 @@ impl Once {
             return Err(Fault::param(OPERATION_ID.name, message));
         }
         if IDS_MAX <= calls.len() {
-            return Err(Fault::overloaded("too many operationIds are remembered", RETRY_AFTER_MS));
+            let ended = calls.iter().filter(|(_, made)| made.outcome.borrow().is_some());
+            let Some(oldest) = ended.min_by_key(|(_, made)| made.at).map(|(id, _)| id.clone()) else {
+                return Err(Fault::overloaded(
+                    "too many calls with an operationId are under way",
+                    RETRY_AFTER_MS,
+                ));
+            };
+            calls.remove(&oldest);
         }
         let (outcome, receiver) = watch::channel(None);
         let made = Made { at: now, method, params, outcome: receiver };
@@ -94,10 +103,11 @@ impl Once {
 }
 
 impl Begun {
-    pub(crate) fn end(self, outcome: Outcomes) {
-        let is_refused = outcome.as_ref().is_err_and(|fault| fault.data.kind != Some(Kind::Unknown));
+    /// `is_unknown`: though it is answered, nobody knows what came of it.
+    pub(crate) fn end(self, outcome: Outcomes, is_unknown: bool) {
+        let is_kept = outcome.is_ok() && !is_unknown;
         self.outcome.send_replace(Some(outcome));
-        if is_refused {
+        if !is_kept {
             lock(&self.calls).remove(&self.id);
         }
     }
@@ -107,6 +117,7 @@ impl Drop for Begun {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
             self.outcome.send_replace(Some(Err(Fault::internal("the first call with this id broke off"))));
+            lock(&self.calls).remove(&self.id);
         }
     }
 }
@@ -123,8 +134,10 @@ impl First {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::api::error::Code;
+    use crate::api::error::{Code, Kind};
 
     fn raw(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
@@ -149,7 +162,7 @@ mod tests {
         let (once, now) = (Once::default(), Instant::now());
         let begun = first(&once, "a", now);
         let second = joined(&once, "a", now);
-        begun.end(Ok(raw("7")));
+        begun.end(Ok(raw("7")), false);
         assert_eq!(second.answer().await.unwrap().get(), "7");
         assert_eq!(joined(&once, "a", now + REMEMBERED_FOR / 2).answer().await.unwrap().get(), "7");
         drop(first(&once, "a", now + REMEMBERED_FOR));
@@ -165,13 +178,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_refused_may_be_tried_again() {
+    async fn what_was_refused_or_is_unknown_is_looked_at_anew() {
         let (once, now) = (Once::default(), Instant::now());
         let begun = first(&once, "a", now);
         let second = joined(&once, "a", now);
-        begun.end(Err(Fault::overloaded("busy", 5)));
+        begun.end(Err(Fault::overloaded("busy", 5)), false);
         assert_eq!(second.answer().await.unwrap_err().code, Code::Overloaded);
+        first(&once, "a", now).end(Err(Fault::internal("broke off")), false);
+        first(&once, "a", now).end(Ok(raw("\"timedOut\"")), true);
         drop(first(&once, "a", now));
+        first(&once, "a", now).end(Ok(raw("8")), false);
+        assert_eq!(joined(&once, "a", now).answer().await.unwrap().get(), "8");
     }
 
     #[test]
@@ -184,13 +201,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_more_are_remembered_than_there_is_room_for() {
+    #[tokio::test]
+    async fn who_sends_many_ids_keeps_nobody_from_acting() {
         let (once, now) = (Once::default(), Instant::now());
-        for n in 0..IDS_MAX {
-            first(&once, &n.to_string(), now).end(Ok(raw("1")));
+        let under_way: Vec<Begun> = (0..10).map(|n| first(&once, &format!("slow-{n}"), now)).collect();
+        let later = |n: usize| now + Duration::from_millis(n as u64);
+        for n in 10..IDS_MAX {
+            first(&once, &n.to_string(), later(n)).end(Ok(raw("1")), false);
         }
+        first(&once, "one more", later(IDS_MAX)).end(Ok(raw("2")), false);
+        assert_eq!(joined(&once, "one more", later(IDS_MAX)).answer().await.unwrap().get(), "2");
+        assert_eq!(joined(&once, "11", later(IDS_MAX)).answer().await.unwrap().get(), "1");
+        drop(joined(&once, "slow-0", later(IDS_MAX)));
+        // The oldest that had ended.
+        drop(first(&once, "10", later(IDS_MAX)));
+        drop(under_way);
+    }
+
+    #[test]
+    fn no_more_are_under_way_than_there_is_room_for() {
+        let (once, now) = (Once::default(), Instant::now());
+        let under_way: Vec<Begun> = (0..IDS_MAX).map(|n| first(&once, &n.to_string(), now)).collect();
         let fault = once.turn_at("one more", "m", &raw("{}"), now).err().unwrap();
         assert_eq!(fault.code, Code::Overloaded);
+        drop(under_way);
     }
 }

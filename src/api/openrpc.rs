@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use crate::api::args::Args;
 use crate::api::error::{Code, Data};
 use crate::api::handlers::{Answer, Call};
-use crate::api::routes::Route;
+use crate::api::routes::{Access, Route};
 use crate::api::table::Method;
 use crate::api::wire::MethodNames;
 use crate::api::{handlers, routes, rpc, table};
@@ -109,7 +109,8 @@ fn method(m: &Method, name: &str, generator: &mut SchemaGenerator) -> Value {
     json!({
         "name": name,
         "summary": m.says,
-        "paramStructure": "either",
+        // One that is given by name alone has no position: whoever gives all of them gives them by name.
+        "paramStructure": if m.params.iter().any(|p| p.is_named) { "by-name" } else { "either" },
         "params": params,
         "result": { "name": "result", "schema": (m.result)(generator) },
         "errors": errors,
@@ -190,9 +191,11 @@ fn operation(route: &Route, error: &Schema, generator: &mut SchemaGenerator) -> 
             .or_insert_with(|| json!({ "description": reply.says, "content": {} }));
         response["content"][reply.media] = json!({ "schema": schema });
     }
-    for status in route.errors {
+    for status in route.errors.iter().chain(refused_before(route)) {
         let content = json!({ "application/json": { "schema": error } });
-        responses.insert(status.to_string(), json!({ "description": says(*status), "content": content }));
+        responses
+            .entry(status.to_string())
+            .or_insert_with(|| json!({ "description": says(*status), "content": content }));
     }
     let mut operation = json!({ "summary": route.says, "parameters": params, "responses": responses });
     if let Some(media) = route.takes {
@@ -201,10 +204,22 @@ fn operation(route: &Route, error: &Schema, generator: &mut SchemaGenerator) -> 
     operation
 }
 
+/// What a request may be answered before its route is asked.
+fn refused_before(route: &Route) -> &'static [u16] {
+    match (route.open, route.takes) {
+        (Access::Anyone, _) => &[400],
+        (Access::Scrapers, _) => &[400, 403],
+        (Access::Clients, None) => &[400, 403, 429, 503],
+        (Access::Clients, Some(_)) => &[400, 403, 408, 429, 503],
+    }
+}
+
 fn says(status: u16) -> &'static str {
     match status {
         400 => "Malformed: -32602, data.param names what.",
+        403 => "forbidden: the Host or the Origin is not one of api.allowed_hosts.",
         404 => "notFound: -32037.",
+        408 => "The body did not arrive in time.",
         409 => "fenced, conflict, stale, gap, badParent, badTimestamp: -32032, -32033.",
         410 => "pruned: -32037.",
         413 => "tooLarge: -32602.",

@@ -142,6 +142,7 @@ pub(crate) const PROPOSE: (&str, &str) = ("POST /v1/blocks", "/v1/blocks");
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
+const OPEN_METRICS: &str = "application/openmetrics-text";
 const PROTOBUF: &str = "application/x-protobuf";
 
 const FENCE: HttpParam = HttpParam {
@@ -394,6 +395,12 @@ pub(crate) const ROUTES: &[Route] = &[
                 media: TEXT,
                 schema: None,
             },
+            Reply {
+                status: 503,
+                says: "With verbose.",
+                media: JSON,
+                schema: Some(schema::<probes::Readiness>),
+            },
         ],
         errors: &[],
         run: |asked| {
@@ -409,7 +416,7 @@ pub(crate) const ROUTES: &[Route] = &[
         open: Access::Scrapers,
         params: &[],
         takes: None,
-        replies: &[ok("Every family.", TEXT)],
+        replies: &[ok("Every family.", TEXT), ok("The same, with exemplars.", OPEN_METRICS)],
         errors: &[],
         run: |asked| {
             Box::pin(async {

@@ -221,7 +221,7 @@ where
     async fn answer_all(&self, batch: Batch<'_>) -> MethodResponse {
         let limit = usize::try_from(self.api.config.max_body).unwrap_or(usize::MAX);
         let mut answers = BatchResponseBuilder::new_with_limit(limit);
-        let mut has_notification = false;
+        let (mut has_notification, mut too_large) = (false, None);
         let span = BatchSpan::begin(&batch, &self.api);
         // In the order given, one after the other: who needs an order uses a batch.
         for entry in batch {
@@ -250,12 +250,16 @@ where
                     MethodResponse::error(id, ErrorObjectOwned::owned(error.code(), NO_CALL, None::<()>))
                 }
             };
-            if let Err(too_large) = answers.append(answer) {
-                return too_large;
+            // What is behind it runs all the same: of a batch that is answered as unknown all was done.
+            if too_large.is_none() {
+                too_large = answers.append(answer).err();
             }
         }
         if let Some(span) = span {
             span.end(&self.api);
+        }
+        if let Some(too_large) = too_large {
+            return too_large;
         }
         if answers.is_empty() && has_notification {
             return MethodResponse::notification();

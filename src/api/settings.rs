@@ -60,8 +60,13 @@ impl Decode for Patch {
     }
 }
 
+/// The most that `chain.max_block_bytes` may be on a node whose `api.max_body` that is: a block must fit into a request as hex.
+pub(crate) fn block_bytes_max(body_max: u64) -> u64 {
+    body_max.saturating_sub(ENVELOPE_BYTES) / 2
+}
+
 impl Patch {
-    /// `body_max` is this node's `api.max_body`: a block must fit into a request as hex.
+    /// `body_max` is this node's `api.max_body`.
     pub(crate) fn apply(&self, settings: &mut ClusterSettings, body_max: u64) -> Result<(), Fault> {
         *settings = apply_json(settings, &self.0).map_err(|problems| {
             // All at once, as a config file is told of; an error stays short whatever was sent.
@@ -71,7 +76,7 @@ impl Patch {
             });
             Fault::param("set", told.collect::<Vec<_>>().join("; "))
         })?;
-        if body_max.saturating_sub(ENVELOPE_BYTES) / 2 < settings.max_block_bytes {
+        if block_bytes_max(body_max) < settings.max_block_bytes {
             return Err(Fault::param(
                 "set",
                 "chain.max_block_bytes: api.max_body of this node is below twice as much and 64 KiB",

@@ -200,7 +200,7 @@ pub(crate) fn create<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         }
         let id = parts.snapshots.reserve();
         // A task of its own: the build goes on when the caller goes away.
-        let built = call.api.tasks.spawn(build(Arc::clone(parts), id.clone()));
+        let built = call.api.tasks.spawn(build(Arc::clone(parts), id.clone(), call.operation_id.clone()));
         if !wait {
             return Ok(to_raw(&SnapshotAnswer::Building(SnapshotBuilding { id, building: true })));
         }
@@ -210,7 +210,11 @@ pub(crate) fn create<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
 }
 
 /// Asks for the snapshot that was promised under this id until it is there or failed.
-async fn build(parts: Arc<Parts>, id: String) -> Result<SnapshotManifest, Fault> {
+async fn build(
+    parts: Arc<Parts>,
+    id: String,
+    operation_id: Option<String>,
+) -> Result<SnapshotManifest, Fault> {
     let mut progress = parts.snapshots.progress();
     parts.consensus.ask_snapshot();
     loop {
@@ -219,7 +223,7 @@ async fn build(parts: Arc<Parts>, id: String) -> Result<SnapshotManifest, Fault>
             // What is answered agrees with what the status says next.
             parts.consensus.snapshot_taken_over(index).await;
             let event = Event::new(Kind::Snapshot, parts.consensus.status().term, "asked");
-            parts.audit.history.record(Event { index: Some(index), ..event.with("id", id) });
+            parts.audit.history.record(Event { index: Some(index), operation_id, ..event.with("id", id) });
             return Ok(manifest);
         }
         let now = progress.borrow_and_update().clone();

@@ -72,6 +72,22 @@ struct Shared {
     n_written: AtomicU64,
     /// Something was written.
     progress: Notify,
+    /// Counts what a block was refused for that no outcome of a proposal stands for.
+    refused: Refused,
+}
+
+type Refused = Box<dyn Fn(&Fault) + Send + Sync>;
+
+/// The answer as a whole is a 200. What has another code was counted where it was found.
+fn count_refused(api: &Arc<Api>) -> Refused {
+    let api = Arc::clone(api);
+    Box::new(move |fault| {
+        if fault.code == Code::InvalidParams {
+            let is_too_large = fault.data.reason == Some(TOO_LARGE);
+            let reason = if is_too_large { Rejected::BodyTooLarge } else { Rejected::Malformed };
+            api.parts.metrics.reject(reason);
+        }
+    })
 }
 
 /// A piece of the body that was read before the route was asked.
@@ -113,6 +129,7 @@ pub(crate) fn serve(front: Arc<Front>, request: Request<Incoming>) -> Response<B
         is_over: CancellationToken::new(),
         n_written: AtomicU64::new(0),
         progress: Notify::new(),
+        refused: count_refused(&api),
     });
     let lane = Lane::default();
     let reader = Reader {
@@ -280,12 +297,7 @@ impl Reader {
 
     /// Says why, as the last line.
     async fn end(&self, fault: Fault) -> Result<(), Over> {
-        // The answer as a whole is a 200. What has another code was counted where it was found.
-        if fault.code == Code::InvalidParams {
-            let is_too_large = fault.data.reason == Some(TOO_LARGE);
-            let reason = if is_too_large { Rejected::BodyTooLarge } else { Rejected::Malformed };
-            self.api.parts.metrics.reject(reason);
-        }
+        (self.shared.refused)(&fault);
         let _ = self.lines_tx.send(Line::Fault(fault)).await;
         Err(Over)
     }
@@ -328,6 +340,14 @@ impl Lines {
         polled
     }
 
+    fn write_outcome(&mut self, outcome: Outcome) {
+        let outcome = outcome.map_err(Fault::from);
+        if let Err(fault) = &outcome {
+            (self.shared.refused)(fault);
+        }
+        self.write(outcome);
+    }
+
     fn write(&mut self, outcome: Result<Accepted, Fault>) {
         match outcome {
             Ok(accepted) => {
@@ -348,13 +368,13 @@ impl Lines {
         while self.buffer.len() < PIECE_BYTES && !self.has_ended {
             if let Some(front) = self.front.take() {
                 if let Some(outcome) = std::task::ready!(self.poll_front(front, cx)) {
-                    self.write(outcome.map_err(Fault::from));
+                    self.write_outcome(outcome);
                 }
                 continue;
             }
             match std::task::ready!(self.lines_rx.poll_recv(cx)) {
                 Some(Line::Waiting(underway)) => self.front = Some(Turn::New(underway)),
-                Some(Line::Done(outcome)) => self.write(outcome.map_err(Fault::from)),
+                Some(Line::Done(outcome)) => self.write_outcome(outcome),
                 Some(Line::Fault(fault)) => self.write(Err(fault)),
                 None => self.has_ended = true,
             }
@@ -395,6 +415,7 @@ mod tests {
             is_over: CancellationToken::new(),
             n_written: AtomicU64::new(0),
             progress: Notify::new(),
+            refused: Box::new(|_| {}),
         });
         let wait: Wait = Box::new(|mut underway| {
             Box::pin(async move {

@@ -68,8 +68,8 @@ const PROPOSAL: &[Code] = &[
     Code::Unavailable,
 ];
 const LOCAL: &[Code] = &[Code::Overloaded, Code::Unavailable];
-const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Unavailable];
-const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Unavailable];
+const LINEARIZABLE: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Storage, Code::Unavailable];
+const BY_HEIGHT: &[Code] = &[Code::NotFound, Code::Overloaded, Code::Storage, Code::Unavailable];
 const BY_LEADER: &[Code] = &[
     Code::NotLeader,
     Code::NoLeader,

@@ -257,6 +257,19 @@ impl Handle {
         self.shared.core.write(command, Reply { complete }).await
     }
 
+    /// Whether this node may change the settings: who leads, as far as it knows.
+    pub(crate) fn may_configure(&self) -> Result<Status, ConfigureError> {
+        let status = self.status();
+        match status.leader_id {
+            Some(id) if id == self.shared.node_id => Ok(status),
+            Some(leader_id) => {
+                let leader_api = self.api_addr(&status, leader_id);
+                Err(ConfigureError::NotLeader { leader_id, leader_api })
+            }
+            None => Err(self.no_leader()),
+        }
+    }
+
     /// Puts settings into the log, if those of `expected_index` are still in force. Leader only. After
     /// `until` the outcome is unknown: an entry without a quorum is neither applied nor refused.
     pub(crate) async fn configure(
@@ -265,15 +278,7 @@ impl Handle {
         expected_index: Option<LogIndex>,
         until: Instant,
     ) -> Result<SettingsInForce, ConfigureError> {
-        let status = self.status();
-        match status.leader_id {
-            Some(id) if id == self.shared.node_id => {}
-            Some(leader_id) => {
-                let leader_api = self.api_addr(&status, leader_id);
-                return Err(ConfigureError::NotLeader { leader_id, leader_api });
-            }
-            None => return Err(self.no_leader()),
-        }
+        let status = self.may_configure()?;
         let (kind, version) = (Kind::Configure, 1);
         // A node stops when it meets a command that it does not know.
         let lacks = |id: &&NodeId| self.shared.peers.lacks(**id, kind.to_u8(), version);

@@ -20,7 +20,7 @@ use crate::leadership::metrics::Facts;
 use crate::leadership::numbers::Numbers;
 use crate::leadership::operations::Operations;
 use crate::leadership::pause;
-use crate::leadership::policy::{Inputs, Intent, Verdict, hint, judge};
+use crate::leadership::policy::{Inputs, Intent, Verdict, hint, is_stuck, judge};
 use crate::leadership::target::Candidate;
 use crate::store;
 use crate::telemetry::trace::Tracer;
@@ -248,7 +248,7 @@ impl Handle {
             is_paused: memory.is_paused,
             executor: ill.as_ref(),
             sync_in_progress: health.sync_in_progress(),
-            stalled_for: memory.stall.lasts(now),
+            stalled_for: memory.stall.lasts(now, config.stall_after),
             is_clock_unsure: memory.unsure_term == Some(status.term),
             given_up_term: memory.given_up_term,
             fenced_term: memory.fenced_term,
@@ -327,9 +327,8 @@ impl Handle {
         self.raft().core().elect().await
     }
 
-    /// The log's disk hangs: a sync has been running for `leadership.stall_after`.
     pub(crate) fn is_sync_stuck(&self) -> bool {
-        self.sync_in_progress().is_some_and(|age| self.shared.config.stall_after <= age)
+        is_stuck(self.sync_in_progress(), self.shared.config.stall_after)
     }
 
     /// Since when the log's sync in progress runs.

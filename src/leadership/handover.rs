@@ -319,7 +319,11 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
     }
     let give_up = Instant::now() + ASK_FOR.max(asked.within);
     loop {
-        let ask_again = Instant::now() + handle.config().election_timeout;
+        let is_own = asked.cause == LeadershipCause::Removed;
+        // An election takes less.
+        let patience =
+            if is_own { raft.config().heartbeat_timeout } else { handle.config().election_timeout };
+        let ask_again = Instant::now() + patience;
         if let Some(leader_id) = successor(handle, term, ask_again, deadline, || {
             let late = Done {
                 outcome: Outcome::TimedOut,
@@ -336,6 +340,10 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         }
         // Who was removed meanwhile hears of no later term.
         let is_removed = raft.removal().get().is_some();
+        if is_removed && let Some(leader_id) = who_leads(handle, to).await {
+            let outcome = if leader_id == to { Outcome::Transferred } else { Outcome::OtherLeads };
+            return Ok(Done { outcome, leader_id: Some(leader_id), elapsed: began.elapsed(), ..done });
+        }
         if is_removed || give_up < Instant::now() {
             return Ok(Done { outcome: Outcome::TimedOut, leader_id: None, ..done });
         }
@@ -376,12 +384,25 @@ async fn successor(
         if deadline <= now {
             late();
         }
-        // With a later term there is nothing to ask again: somebody is being elected.
-        if until <= now && (status.term == term || !status.is_running) {
+        // With a later term there is nothing to ask again: somebody is being elected. Who was removed does not hear whom.
+        let is_removed = handle.raft().removal().get().is_some();
+        if until <= now && (status.term == term || !status.is_running || is_removed) {
             return None;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Who leads by its own word, with a quorum behind it; the one that was asked to take over is asked first.
+async fn who_leads(handle: &Handle, to: NodeId) -> Option<NodeId> {
+    let raft = handle.raft();
+    let others = raft.status().members.voters.into_iter().filter(|id| ![to, raft.node_id()].contains(id));
+    for node_id in std::iter::once(to).chain(others) {
+        if raft.peers().read_index(node_id, raft.config().heartbeat_timeout).await.is_ok() {
+            return Some(node_id);
+        }
+    }
+    None
 }
 
 /// What became of a hand-over whose task ended with the node, in the term in which it was asked for: behind the word to raft

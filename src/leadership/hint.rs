@@ -50,13 +50,16 @@ async fn stand(handle: &Handle, term: Term, leader_id: NodeId) -> Result<(), Sto
     };
     let n_voters = u32::try_from(status.members.voters.len()).unwrap_or(u32::MAX);
     let wait = first_wait(raft.config().lease(), raft.heard_age(), rank);
-    tracing::info!(term, leader_id, ?wait, "the leader's process is gone");
     tokio::time::sleep(wait).await;
-    for _ in 0..ROUNDS_MAX {
+    for round in 0..ROUNDS_MAX {
         let status = raft.status();
         let is_heard = raft.heard_age().is_some_and(|age| age < raft.config().lease());
+        // Heard again: the link to it was not up yet, or it broke alone.
         if status.term != term || is_heard {
             return Ok(());
+        }
+        if round == 0 {
+            tracing::info!(term, leader_id, waited = ?wait, "the leader's process is gone");
         }
         // Its own fitness holds here too (safety rule 14).
         let may_stand = handle.judged(&status, |verdict, _, _| verdict.may_stand);

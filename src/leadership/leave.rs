@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::leadership::handle::Handle;
-use crate::leadership::handover::{Asked, By};
+use crate::leadership::handover::{Asked, By, Outcome};
 use crate::leadership::policy::Intent;
 use crate::types::proto::{FitnessGrade, LeadershipCause};
 
@@ -32,7 +32,11 @@ pub(crate) async fn hand_over(handle: &Handle, operation_id: String) {
         if !handle.raft().is_leader() {
             return;
         }
-        tracing::info!(?outcome, "nobody took over from a leader without a vote yet");
+        // Who was removed is sent nothing any more, the new term neither: it asked.
+        if outcome.is_ok_and(|done| done.outcome != Outcome::TimedOut) {
+            break;
+        }
+        tracing::info!("no successor of a leader without a vote is known yet");
         tokio::time::sleep(RETRY_AFTER).await;
     }
     // A removed leader becomes a learner and falls silent. A demoted one goes on, without a fence.

@@ -11,6 +11,7 @@ use crate::leadership::executor::Executor;
 use crate::leadership::metrics::LagMax;
 use crate::leadership::once::LEADERSHIPS_LOOKED_AT;
 use crate::leadership::policy::{Check, Intent};
+use crate::leadership::stall::Stall;
 use crate::types::{LogIndex, NodeId, Term};
 
 /// Commit indexes are remembered this far back, for *caught up* (design 11).
@@ -196,41 +197,6 @@ impl Memory {
     }
 }
 
-/// For how long nothing of what a leader accepted was applied.
-#[derive(Debug, Default)]
-pub(super) struct Stall {
-    /// Applied index at the last look, and since when nothing moved while entries wait.
-    waits: Option<(LogIndex, Instant)>,
-    sent: BTreeMap<NodeId, u64>,
-}
-
-impl Stall {
-    /// `sent` are the bytes of log data given to the network for each other voter; `n_needed` of them make a
-    /// quorum with this node. While bytes still leave for so many nothing is stalled: a large block takes its time.
-    pub(super) fn look(
-        &mut self,
-        now: Instant,
-        status: &Status,
-        sent: BTreeMap<NodeId, u64>,
-        n_needed: usize,
-    ) {
-        let p = &status.positions;
-        let before = std::mem::replace(&mut self.sent, sent);
-        let n_moved = self.sent.iter().filter(|(id, n)| before.get(id).is_some_and(|b| b < n)).count();
-        let is_waiting = status.role == Role::Leader && p.applied < p.last;
-        let is_flowing = 0 < n_needed && n_needed <= n_moved;
-        self.waits = match self.waits {
-            _ if !is_waiting => None,
-            Some((applied, since)) if applied == p.applied && !is_flowing => Some((applied, since)),
-            _ => Some((p.applied, now)),
-        };
-    }
-
-    pub(super) fn lasts(&self, now: Instant) -> Duration {
-        self.waits.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since))
-    }
-}
-
 /// The two clocks at the last look.
 #[derive(Debug, Default)]
 struct Clocks {
@@ -312,33 +278,6 @@ mod tests {
         let fresh = memory();
         assert!(fresh.has_applied_enough(&alone(166_320)));
         assert!(!fresh.has_applied_enough(&alone(5)));
-    }
-
-    #[test]
-    fn nothing_is_stalled_while_entries_or_bytes_move() {
-        let start = Instant::now();
-        let sent = |a, b| BTreeMap::from([(2, a), (3, b)]);
-        let mut stall = Stall::default();
-        stall.look(start, &status(Role::Leader, 5, 5, 9), sent(10, 10), 1);
-        stall.look(start + SECOND, &status(Role::Leader, 5, 5, 9), sent(10, 10), 1);
-        assert_eq!(stall.lasts(start + SECOND), SECOND);
-        // Bytes of it still leave for a quorum.
-        stall.look(start + 2 * SECOND, &status(Role::Leader, 5, 5, 9), sent(11, 10), 1);
-        assert_eq!(stall.lasts(start + 2 * SECOND), Duration::ZERO);
-        stall.look(start + 3 * SECOND, &status(Role::Leader, 5, 5, 9), sent(11, 10), 1);
-        // Of five nodes one more follower is no quorum.
-        let mut five = Stall::default();
-        five.look(start, &status(Role::Leader, 5, 5, 9), sent(10, 10), 2);
-        five.look(start + SECOND, &status(Role::Leader, 5, 5, 9), sent(11, 10), 2);
-        assert_eq!(five.lasts(start + SECOND), SECOND);
-        // Something is applied.
-        stall.look(start + 4 * SECOND, &status(Role::Leader, 6, 6, 9), sent(11, 10), 1);
-        assert_eq!(stall.lasts(start + 5 * SECOND), SECOND);
-        // Nothing waits, or somebody else leads.
-        stall.look(start + 6 * SECOND, &status(Role::Leader, 9, 9, 9), sent(11, 10), 1);
-        assert_eq!(stall.lasts(start + 9 * SECOND), Duration::ZERO);
-        stall.look(start + 9 * SECOND, &status(Role::Follower, 5, 5, 9), sent(11, 10), 1);
-        assert_eq!(stall.lasts(start + 20 * SECOND), Duration::ZERO);
     }
 
     /// Safety rule 17.

@@ -146,6 +146,11 @@ pub(crate) fn grade(unfit: &[Check]) -> FitnessGrade {
     }
 }
 
+/// Whether the log's disk hangs: a sync has been running for `leadership.stall_after`.
+pub(crate) fn is_stuck(sync_in_progress: Option<Duration>, stall_after: Duration) -> bool {
+    sync_in_progress.is_some_and(|age| stall_after <= age)
+}
+
 pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     let s = i.status;
     let leads = s.role == Role::Leader;
@@ -161,7 +166,7 @@ pub(crate) fn judge(i: &Inputs<'_>) -> Verdict {
     // then refuses every other (promise 3).
     let has_own_leadership =
         i.view.leadership.as_ref().is_some_and(|l| l.pos.term == s.term && l.node_id == i.node_id);
-    let is_sync_stuck = i.sync_in_progress.is_some_and(|age| i.stall_after <= age);
+    let is_sync_stuck = is_stuck(i.sync_in_progress, i.stall_after);
     let is_stalled = leads && i.stall_after <= i.stalled_for;
     let is_member = i.removed.is_none() && i.is_itself;
     // A leader whose vote was taken leads on until somebody took over, and holds no fence.

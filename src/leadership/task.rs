@@ -16,6 +16,7 @@ use crate::leadership::metrics::{Counters, reason};
 use crate::leadership::numbers;
 use crate::leadership::policy::Intent;
 use crate::leadership::record;
+use crate::leadership::stall::{Other, Seen};
 use crate::leadership::target::Candidate;
 use crate::machine::{Command, Outcome, apply::settings_to_proto};
 use crate::telemetry::ticks;
@@ -165,13 +166,31 @@ impl Task {
 
     fn sample(&mut self, status: &Status) {
         let peers = self.handle.raft().peers();
-        let others = status.members.voters.iter().filter(|id| **id != self.handle.raft().node_id());
-        let sent = others.map(|id| (*id, peers.log_bytes_sent(*id))).collect();
+        let voters = &status.members.voters;
+        let others: Vec<Other> = status
+            .peers
+            .iter()
+            .flatten()
+            .filter(|peer| voters.contains(&peer.node_id) && peer.node_id != self.handle.raft().node_id())
+            .map(|peer| Other {
+                node_id: peer.node_id,
+                matched: peer.matched.unwrap_or(0),
+                left: peers.log_bytes_sent(peer.node_id),
+            })
+            .collect();
+        let seen = Seen {
+            is_leader: status.role == Role::Leader,
+            positions: &status.positions,
+            others: &others,
+            // With this node itself so many more make a quorum.
+            n_needed: voters.len() / 2,
+            synced: self.handle.reader().log_stats().synced,
+            stall_after: self.handle.config().stall_after,
+        };
         let now = Instant::now();
         let mut memory = self.handle.memory();
         memory.sample(now, status);
-        // With this node itself so many more make a quorum.
-        memory.stall.look(now, status, sent, status.members.voters.len() / 2);
+        memory.stall.look(now, &seen);
         drop(memory);
         // The watch tells of what comes; this of what was there before it.
         if !self.is_establishing {

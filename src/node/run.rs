@@ -1,5 +1,6 @@
 //! The node as a process: signals, how it ended last time, what systemd is told, the exit code.
 
+use std::io::Write;
 use std::{path::PathBuf, time::Duration};
 
 use prometheus::Registry;
@@ -52,10 +53,10 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     builder.enable_all().thread_name("blockraft").build()
 }
 
-/// A start that was refused is told on stderr too: the log may go elsewhere, or nowhere.
-#[expect(clippy::print_stderr, reason = "the one line a person at a terminal looks for")]
+/// A start that was refused is told on stderr too: the log may go elsewhere, or nowhere. The exit code says it where that
+/// cannot be written.
 fn refuse(error: &StartError) -> u8 {
-    eprintln!("blockraft: {error}");
+    let _ = writeln!(std::io::stderr().lock(), "blockraft: {error}");
     error.exit_code
 }
 

@@ -316,6 +316,7 @@ where
         if let Ok(Some(last)) = &outcome
             && 0 < pending.n_entries
         {
+            self.metrics.log_acknowledged();
             let replicated = Replicated {
                 last: pos_of(last),
                 n_entries: pending.n_entries,
@@ -440,6 +441,7 @@ where
                 this.stage = Stage::Ended;
                 this.log = None;
                 this.home.is_proven = false;
+                this.metrics.log_failed();
                 this.metrics.failed(Rpc::Append, e.label());
                 Poll::Ready(Some(Err(unreachable_node(&e))))
             }
@@ -452,6 +454,8 @@ impl<S> Drop for Answers<'_, S> {
     fn drop(&mut self) {
         if self.pending.is_empty() {
             self.home.log = self.log.take();
+        } else {
+            self.metrics.log_failed();
         }
     }
 }

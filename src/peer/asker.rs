@@ -143,7 +143,7 @@ impl Peers for Asker {
     ) -> BoxFuture<'_, Result<Bytes, PeerError>> {
         Box::pin(async move {
             let kinds = (FrameKind::Timeline, FrameKind::TimelineAnswer);
-            let entry = proto::LogId { term: pos.term, index: pos.index };
+            let entry = proto::LogId::from(pos);
             let question = Bytes::from(entry.encode_to_vec());
             let answer: proto::TimelineAnswer =
                 self.ask(node_id, Rpc::Timeline, kinds, question, within).await?;
@@ -219,7 +219,7 @@ impl Peers for Asker {
     }
 
     fn log_bytes_sent(&self, node_id: NodeId) -> u64 {
-        self.shared.metrics_of(node_id).log_bytes()
+        self.shared.metrics_of(node_id).new_log_bytes()
     }
 
     fn gone(&self, node_id: NodeId) -> BoxFuture<'static, ()> {

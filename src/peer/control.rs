@@ -26,7 +26,6 @@ use crate::peer::{
     wire::{self, Frame, WireError},
 };
 use crate::raft::{SnapshotData, TypeConfig, pos_of};
-use crate::types::position::LogPos;
 use crate::types::proto::{self, ErrorCode, FrameKind, Stamps};
 use crate::types::{LogIndex, NodeId};
 
@@ -181,8 +180,7 @@ where
     }
 
     fn timeline(&mut self, id: u64, entry: proto::LogId) {
-        let pos = LogPos { term: entry.term, index: entry.index };
-        let json = self.context.answers.timeline(pos);
+        let json = self.context.answers.timeline(entry.into());
         self.connection.outbox.put(FrameKind::TimelineAnswer, id, &proto::TimelineAnswer { json });
     }
 
@@ -252,13 +250,17 @@ where
         return answer;
     }
     // Raft is given this behind the heartbeat, and does one after the other: what refuses that was answered by then.
-    let taken_up = context.raft.with_raft_state(move |state| *state.vote_ref() == vote);
+    // A task of its own: raft says that something is wrong where nobody waits for it any more.
+    let raft = context.raft.clone();
+    let taken_up =
+        tokio::spawn(async move { raft.with_raft_state(move |state| *state.vote_ref() == vote).await });
     tokio::select! {
         biased;
         answer = &mut answered => return answer,
         is_followed = taken_up => {
             let is_durable = context.raft.watch_vote_progress().get() == Some(vote);
-            if !is_followed.unwrap_or(false) || !is_durable || context.answers.is_sync_stuck() {
+            let is_followed = is_followed.ok().and_then(Result::ok).unwrap_or(false);
+            if !is_followed || !is_durable || context.answers.is_sync_stuck() {
                 return answered.await;
             }
         }

@@ -28,8 +28,8 @@ use crate::raft::{
         vote_from_proto, vote_to_proto,
     },
 };
+use crate::types::NodeId;
 use crate::types::proto::{self, AppendOutcome, FitnessGrade, FrameKind, LeadershipCause, TransferOutcome};
-use crate::types::{NodeId, position::LogPos};
 
 const ENTRY_BLANK: u32 = 0;
 const ENTRY_MEMBERSHIP: u32 = 1;
@@ -144,7 +144,7 @@ pub(super) fn floor_from_proto(told: &proto::Floor) -> Option<Floor> {
     Some(Floor {
         node_id: told.node_id,
         incarnation: told.incarnation.as_ref().try_into().ok()?,
-        pos: LogPos { term: at.term, index: at.index },
+        pos: at.into(),
     })
 }
 

@@ -217,7 +217,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
         incarnation: bytes::Bytes::copy_from_slice(&who.incarnation),
         purpose: purpose as i32,
         expected_node_id: expected,
-        last_log_id: shared.notices.own_last().map(|pos| proto::LogId { term: pos.term, index: pos.index }),
+        last_log_id: shared.notices.own_last().map(proto::LogId::from),
         known_commands: KNOWN_COMMANDS
             .iter()
             .map(|(kind, version)| u32::from(kind.to_u8()) << 8 | u32::from(*version))
@@ -226,7 +226,7 @@ fn own_hello(shared: &Shared, purpose: Purpose, expected: NodeId, not_member: Lo
         advertise: shared.config.advertise.clone(),
         process: shared.process,
         recorded_by: match shared.newest_membership() {
-            (entry, true) => Some(proto::LogId { term: entry.term, index: entry.index }),
+            (entry, true) => Some(entry.into()),
             (_, false) => None,
         },
     }
@@ -312,7 +312,7 @@ fn check_position(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> 
     if shared.was_admitted(hello.node_id, hello.process) {
         return Ok(());
     }
-    let last = hello.last_log_id.map(pos_from_proto).unwrap_or_default();
+    let last = hello.last_log_id.map(LogPos::from).unwrap_or_default();
     if last < floor {
         let reason = format!(
             "node {} ends at index {} of term {}, it had acknowledged index {} of term {}",
@@ -321,10 +321,6 @@ fn check_position(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> 
         return Err(Refused::new(RefusalCode::Position, reason));
     }
     Ok(())
-}
-
-fn pos_from_proto(id: proto::LogId) -> LogPos {
-    LogPos { term: id.term, index: id.index }
 }
 
 async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), Refused> {
@@ -339,7 +335,7 @@ async fn check_incarnation(shared: &Shared, hello: &proto::Hello) -> Result<(), 
     // one lost its data and was added again would else refuse the only one that may tell it so.
     if let Some(expected) = recorded.or(known)
         && expected != shown
-        && hello.recorded_by.map(pos_from_proto).unwrap_or_default() <= shared.newest_membership().0
+        && hello.recorded_by.map(LogPos::from).unwrap_or_default() <= shared.newest_membership().0
     {
         let reason = format!(
             "node {node_id} shows incarnation {}, known is {}: it lost its data; remove it and add it again",

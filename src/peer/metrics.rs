@@ -14,6 +14,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
+use crate::peer::flow::Flow;
 use crate::peer::wire::uncounted;
 use crate::telemetry::buckets;
 use crate::types::NodeId;
@@ -204,6 +205,7 @@ impl Metrics {
             sent_bytes: bytes.with_label_values(&[UNKNOWN, "sent"]),
             received_bytes: bytes.with_label_values(&[UNKNOWN, "received"]),
             log_bytes: uncounted(),
+            log_flow: Flow::default(),
             connected: None,
             clock_offset: None,
         });
@@ -266,6 +268,7 @@ impl Metrics {
             sent_bytes: self.bytes.with_label_values(&[id.as_str(), "sent"]),
             received_bytes: self.bytes.with_label_values(&[id.as_str(), "received"]),
             log_bytes: uncounted(),
+            log_flow: Flow::default(),
             connected: Some(self.connected.with_label_values(&[&id])),
             clock_offset: Some(self.clock_offset.with_label_values(&[&id])),
         }
@@ -301,6 +304,7 @@ pub(super) struct PeerMetrics {
     received_bytes: IntCounter,
     /// What of the sent bytes went over connections for log data; shown nowhere.
     log_bytes: IntCounter,
+    log_flow: Flow,
     connected: Option<IntGauge>,
     clock_offset: Option<Gauge>,
 }
@@ -332,8 +336,18 @@ impl PeerMetrics {
         self.log_bytes.clone()
     }
 
-    pub(super) fn log_bytes(&self) -> u64 {
-        self.log_bytes.get()
+    /// Those that had not left before.
+    pub(super) fn new_log_bytes(&self) -> u64 {
+        self.log_flow.new_bytes(self.log_bytes.get())
+    }
+
+    pub(super) fn log_acknowledged(&self) {
+        self.log_flow.acknowledged(self.log_bytes.get());
+    }
+
+    /// What was sent and not acknowledged is sent again.
+    pub(super) fn log_failed(&self) {
+        self.log_flow.failed(self.log_bytes.get());
     }
 
     pub(super) fn set_connected(&self, is_connected: bool) {

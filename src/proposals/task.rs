@@ -161,9 +161,8 @@ impl Task {
         ProposeError::NoLeader { retry_after_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX) }
     }
 
-    /// What is wrong with a proposal whoever leads and wherever the chain stands.
-    fn check(&self, proposal: &Proposal) -> Result<(), ProposeError> {
-        proposal.block.check_well_formed()?;
+    /// What the settings in force refuse. A block that was agreed on under others is known by then.
+    fn check_settings(&self, proposal: &Proposal) -> Result<(), ProposeError> {
         let view = self.chain.view();
         let settings = &view.settings.settings;
         if settings.require_fence && proposal.fence.is_none() {
@@ -188,8 +187,8 @@ impl Task {
         if queued.answer.is_shut_out() {
             return;
         }
-        if let Err(refused) = self.check(&queued.proposal) {
-            return queued.answer.answer(Err(refused));
+        if let Err(malformed) = queued.proposal.block.check_well_formed() {
+            return queued.answer.answer(Err(malformed.into()));
         }
         if let Gate::NotLeading(error) = gate {
             return queued.answer.answer(Err(error.clone()));
@@ -203,6 +202,9 @@ impl Task {
                 return queued.answer.answer(Err(error.clone()));
             }
         };
+        if let Err(refused) = self.check_settings(&queued.proposal) {
+            return queued.answer.answer(Err(refused));
+        }
         if *queued.proposal.fence.get_or_insert(fence) != fence {
             let head = self.chain.view().head.clone();
             return queued.answer.answer(Err(ProposeError::Fenced { fence: Some(fence), term: fence, head }));

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::machine::{Command, command::Kind};
 use crate::raft::{LogId, Membership, NodeRecord, StoredMembership, Vote, log_id_of, pos_of};
-use crate::types::{NodeId, member::Members, position::LogPos, proto};
+use crate::types::{NodeId, member::Members, proto};
 
 /// What a received membership lacks.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +29,11 @@ pub(crate) fn received_command(kind: u8, version: u8, crc: u32, payload: Bytes) 
 }
 
 pub(crate) fn log_id_to_proto(id: &LogId) -> proto::LogId {
-    let pos = pos_of(id);
-    proto::LogId { term: pos.term, index: pos.index }
+    pos_of(id).into()
 }
 
 pub(crate) fn log_id_from_proto(id: &proto::LogId) -> LogId {
-    log_id_of(LogPos { term: id.term, index: id.index })
+    log_id_of((*id).into())
 }
 
 pub(crate) fn vote_to_proto(vote: &Vote) -> proto::Vote {

@@ -99,11 +99,7 @@ impl Found {
     pub(crate) fn end(&self) -> LogPos {
         let applied = match &self.state {
             Some(state) => state.applied,
-            None => self
-                .snapshots
-                .first()
-                .and_then(|s| s.last_log_id)
-                .map(|id| LogPos { term: id.term, index: id.index }),
+            None => self.snapshots.first().and_then(|s| s.last_log_id).map(LogPos::from),
         };
         let (last, applied) = (self.log_end(), applied.unwrap_or_default());
         if last.index < applied.index { applied } else { last }

@@ -252,7 +252,7 @@ fn rebuild_state(
     let last = log.contents.last.map(|e| e.pos).unwrap_or_default();
     while let Some(data) = snapshots.newest_data().filter(|d| purged <= last_index(&d.manifest)) {
         let id = data.manifest.id.clone();
-        let expected = data.manifest.last_log_id.as_ref().map(|l| LogPos { term: l.term, index: l.index });
+        let expected = data.manifest.last_log_id.map(LogPos::from);
         let metrics = snapshots.metrics();
         // Terms never fall along one history: such a snapshot came before the log took another turn.
         let is_foreign = expected.is_some_and(|end| last.index < end.index && end.term < last.term);

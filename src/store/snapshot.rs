@@ -25,7 +25,6 @@ use crate::store::snapshot::progress::Progress;
 use crate::store::snapshot::shared::Links;
 use crate::store::state::install::is_database_file;
 use crate::types::member::Members;
-use crate::types::position::LogPos;
 use crate::types::{LogIndex, proto::SnapshotManifest};
 
 pub(crate) mod build;
@@ -244,7 +243,7 @@ impl Snapshots {
         self.arrived(id);
         let Some(stored) = self.pending().take_if(|s| s.manifest.id == id) else { return };
         let last = stored.manifest.last_log_id.unwrap_or_default();
-        let pos = LogPos { term: last.term, index: last.index };
+        let pos = last.into();
         self.know_checksums(&stored.manifest);
         self.add(stored);
         self.inner.progress.send_modify(|p| p.received = Some((id.to_owned(), pos)));

@@ -1,12 +1,24 @@
 //! Places in the log, and the distances between them.
 
-use crate::types::{LogIndex, Term};
+use crate::types::{LogIndex, Term, proto};
 
 /// A place in the log and the term of the leader that put it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LogPos {
     pub term: Term,
     pub index: LogIndex,
+}
+
+impl From<proto::LogId> for LogPos {
+    fn from(id: proto::LogId) -> Self {
+        Self { term: id.term, index: id.index }
+    }
+}
+
+impl From<LogPos> for proto::LogId {
+    fn from(pos: LogPos) -> Self {
+        Self { term: pos.term, index: pos.index }
+    }
 }
 
 /// Where one node stands. Invariant: `purged <= snapshot <= applied <= committed <= last`.

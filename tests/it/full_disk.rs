@@ -5,23 +5,29 @@
 //! | a_full_disk_kills_… | safety 28: entries, then a snapshot that comes in |
 //! | a_disk_that_fills_during_a_build_… | safety 28: no checkpoint, no manifest; the next build is fine |
 //! | a_disk_that_fills_during_an_install_… | safety 28: in the middle of a transfer, which goes on from there |
+//! | a_leader_whose_followers_are_full_… | design 11: what waits longer than `stall_after` costs the fence, whatever the cause |
 //! | killed_on_a_full_disk_… | design 4: with 2 MiB it opens, whatever it did when there was no room |
 
-use std::{fs, thread, time::Instant};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
+use crate::faults::UNABLE;
 use crate::support::{
-    block::{Answer, Block},
-    cluster::Cluster,
+    NodeId,
+    block::{Answer, Block, Way},
+    cluster::{CLUSTER_ID, Cluster},
     config::{Settings, patient, settings},
     net::{Net, Snapshots},
     node::Node,
     rpc,
     small_disk::{SmallDisk, give_back},
     stream::{Stream, fill, fill_patiently},
-    wait::{LATER, SOON, wait_for},
+    wait::{LATER, SOON, pause, wait_for},
 };
 
 /// Of node 3's file system: what the databases reserve, and a little more.
@@ -332,4 +338,49 @@ fn killed_on_a_full_disk_a_node_opens_with_a_little_room() {
         fill_patiently(&mut cluster, &blocks(head + 1..=head + 20, 1_000));
         cluster.end();
     }
+}
+
+/// Their heartbeats pass, and each of its entries is refused: it leaves again and again, and arrives nowhere.
+#[test]
+fn a_leader_whose_followers_are_full_holds_no_fence() {
+    let mut cluster = Cluster::three(Settings::new());
+    allow_full(&mut cluster);
+    UNABLE.iter().for_each(|said| cluster.allow(said));
+    let leader = cluster.leader();
+    let restart = |cluster: &mut Cluster, id: NodeId, more: Settings| {
+        let (founders, mut all) = (cluster.founders(), cluster.settings.clone());
+        all.extend(more);
+        cluster.node_mut(id).stop(SOON);
+        cluster.node(id).write_config(CLUSTER_ID, &founders, &all);
+        cluster.node_mut(id).start();
+    };
+    let others = cluster.others(leader);
+    for id in &others {
+        restart(&mut cluster, *id, settings([("store.min_free", "1000TiB".into())]));
+        wait_for("it follows", SOON, || {
+            let status = cluster.node(*id).status()?;
+            ensure!(status["leaderId"] == leader, "{status}");
+            Ok(())
+        });
+    }
+    let params = json!({"block": Block::new(1, "waits").to_json(), "timeoutMs": 500});
+    let error = cluster.node(leader).call("block_propose", &params).expect_err("nobody stores it").rpc();
+    assert_eq!(error.code, -32035, "{error}");
+    let is_withheld = |cluster: &Cluster| {
+        let status = cluster.node(leader).status()?;
+        ensure!(status["fence"].is_null(), "{status}");
+        Ok(status)
+    };
+    wait_for("the fence is withdrawn", LATER, || is_withheld(&cluster));
+    // Sent again, it is not held again.
+    for _ in 0..40 {
+        let withheld: anyhow::Result<Value> = is_withheld(&cluster);
+        withheld.unwrap_or_else(|e| panic!("{e}"));
+        pause(Duration::from_millis(100));
+    }
+    others.iter().for_each(|id| restart(&mut cluster, *id, Settings::new()));
+    let leader = cluster.leader();
+    Block::new(1, "waits").propose(&mut cluster.node(leader).connect(), Way::JsonRpc, None).acknowledged();
+    cluster.settled();
+    cluster.end();
 }

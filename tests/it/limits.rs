@@ -3,6 +3,8 @@
 //! | test | attacks |
 //! | --- | --- |
 //! | a_refusal_names_the_limit_… | design 5: 429 for the rate alone, the rest 200; the message says which setting |
+//! | an_upgrade_over_a_bound_… | design 5: a failed upgrade is no 200 |
+//! | a_batch_runs_to_its_end_… | design 5: -32011 comes after the calls ran |
 //! | who_asks_is_… | a proxy's `X-Forwarded-For` and its kin are never believed |
 //! | what_is_no_call_costs_… | `api.rate_limit` binds every request, also one that no method ever sees |
 //! | a_socket_that_reads_no_… | answers nobody reads are bounded: requests behind them are left with the kernel |
@@ -70,6 +72,41 @@ fn a_refusal_names_the_limit_that_was_met() {
     });
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(message(&answer).contains("api.max_connections_per_address"), "{answer:?}");
+    cluster.end();
+}
+
+#[test]
+fn an_upgrade_over_a_bound_is_no_success() {
+    let mut cluster = Cluster::new(1, settings([("api.max_connections_per_address", 8.into())]));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    let _held: Vec<Connection> = (0..8).map(|_| Connection::open(&addr).expect("it listens")).collect();
+    let upgrade = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", KEY),
+    ];
+    let answer = request(&addr, "GET", "/", &upgrade, b"").expect("it answers");
+    assert_eq!(answer.status, 429, "{answer:?}");
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    cluster.end();
+}
+
+#[test]
+fn a_batch_runs_to_its_end_whatever_its_answers_come_to() {
+    let bounds = [("api.max_body", "1MiB".into()), ("chain.max_block_bytes", "400KiB".into())];
+    let mut cluster = Cluster::new(1, settings(bounds));
+    cluster.start();
+    let addr = cluster.node(1).api.clone();
+    fill(&addr, &[Block::sized(1, "large", 300 << 10)]);
+    let get = json!({"jsonrpc": "2.0", "id": 1, "method": "block_get", "params": {"height": 1}});
+    let act = json!({"jsonrpc": "2.0", "id": 2, "method": "raft_pause"});
+    let batch = json!([get, get, get, act]).to_string();
+    let answer = request(&addr, "POST", "/", &[MEDIA], batch.as_bytes()).expect("it answers");
+    let error = answer.json().expect("JSON")["error"].clone();
+    assert_eq!(error["code"], -32011, "{}", answer.text());
+    assert_eq!(cluster.node(1).status().expect("it answers")["paused"], true);
     cluster.end();
 }
 

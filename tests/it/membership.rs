@@ -382,6 +382,17 @@ fn the_leader_leaves_and_holds_no_fence() {
         ensure!(status["role"] != "leader" && blockers.iter().any(|b| b["check"] == "member"), "{status}");
         Ok(())
     });
+    // Nobody tells it of the new term: it asked, and records what came of it once.
+    let records = wait_for("its hand-over has ended", SOON, || {
+        let all = cluster.node(leader).call("audit_list", &json!({"limit": 1000}))?["records"].clone();
+        let all = all.as_array().context("a list")?.clone();
+        let own: Vec<Value> = all.into_iter().filter(|r| r["params"]["cause"] == "removed").collect();
+        ensure!(own.iter().any(|r| r["outcome"] != "started"), "{own:?}");
+        Ok(own)
+    });
+    let outcomes: Vec<&Value> = records.iter().map(|r| &r["outcome"]).collect();
+    assert_eq!(outcomes[outcomes.len() - 2..], ["started", "ok"], "{records:?}");
+    assert_eq!(cluster.node(leader).status().expect("it answers")["role"], "learner");
     cluster.node_mut(leader).stop(SOON);
     cluster.end();
 }

@@ -156,6 +156,9 @@ fn an_operation_is_one_act_on_every_node() {
     let leader = cluster.leader();
     let others = cluster.others(leader);
     let params = json!({"to": others[0], "operationId": "op-1"});
+    // A look beforehand does not use the id up.
+    let look = json!({"to": others[0], "operationId": "op-1", "dryRun": true});
+    assert!(call(&cluster, leader, "raft_transferLeader", look)["would"].is_string());
     let done = call(&cluster, leader, "raft_transferLeader", params.clone());
     assert_eq!(done["outcome"], "transferred");
     let facts =
@@ -180,6 +183,22 @@ fn an_operation_is_one_act_on_every_node() {
     // Another id is another act.
     let back = json!({"to": leader, "operationId": "op-2"});
     assert_eq!(call(&cluster, others[0], "raft_transferLeader", back)["outcome"], "transferred");
+    // What was not known in time is looked at anew, by whoever was asked first too.
+    cluster.leader();
+    cluster.settled();
+    let hasty = json!({"to": others[1], "operationId": "op-3", "timeoutMs": 1});
+    call(&cluster, leader, "raft_transferLeader", hasty.clone());
+    assert_eq!(cluster.leader_among(&others, 0), others[1]);
+    let term = cluster.term_of(others[1]);
+    cluster.settled();
+    for id in 1..=3 {
+        let again = call(&cluster, id, "raft_transferLeader", hasty.clone());
+        assert_eq!(
+            (&again["outcome"], &again["newTerm"]),
+            (&json!("transferred"), &json!(term)),
+            "node {id}: {again}"
+        );
+    }
     cluster.end();
 }
 

@@ -5,6 +5,7 @@
 //! | each_block_of_a_stream_… | design 6: a line for each block that was taken; unknown is told as unknown |
 //! | a_block_that_waits_… | promise 3: a block enters in the term it was proposed in, or not at all |
 //! | a_change_of_settings_… | a call ends in time, without a quorum too |
+//! | a_block_that_was_agreed_on_… | promise 2, and the order of checks of design 5 |
 //! | a_part_of_a_block_… | memory: room is taken before bytes are kept |
 //! | a_stream_that_waits_for_room_… | promise 7: slowing a producer down is no refusal |
 //! | a_stream_that_falls_silent_… | memory and room held by who sends no more |
@@ -153,6 +154,51 @@ fn a_change_of_settings_without_a_quorum_is_unknown_in_time() {
         ensure!(now["settings"]["chain.max_ahead"] == "16s", "{now}");
         Ok(())
     });
+    cluster.end();
+}
+
+#[test]
+fn a_block_that_was_agreed_on_stays_so_under_other_settings() {
+    let mut cluster = Cluster::three(Settings::new());
+    let leader = cluster.leader();
+    let follower = cluster.others(leader)[0];
+    let propose = |at: &Cluster, id, block: &Block, way| block.propose(&mut at.node(id).connect(), way, None);
+    let block = Block::sized(1, "agreed on", 2_000);
+    propose(&cluster, leader, &block, Way::Protobuf).acknowledged();
+    let set = json!({"set": {"chain.max_block_bytes": 1_000, "chain.require_fence": true}});
+    cluster.node(leader).call("raft_configure", &set).expect("a leader configures");
+    cluster.settled();
+    for way in [Way::Protobuf, Way::JsonRpc] {
+        propose(&cluster, leader, &block, way).acknowledged();
+        assert_eq!(
+            propose(&cluster, follower, &block, way).refused().code,
+            -32030,
+            "{way:?}: who leads comes first"
+        );
+        let refused = propose(&cluster, leader, &Block::new(2, "without a fence"), way);
+        assert_eq!(refused.refused().data["param"], "fence", "{way:?}: {refused}");
+    }
+    // Who leads comes first there too: a follower's own settings may be old ones.
+    for params in [
+        json!({"set": {"chain.max_ahead": "16s"}, "expectedIndex": 999}),
+        json!({"set": {"chain.nonsense": 1}}),
+    ] {
+        let error = cluster.node(follower).call("raft_configure", &params).expect_err("it follows").rpc();
+        assert_eq!(error.code, -32030, "{params}: {error}");
+    }
+    // The stream counts what has no outcome of its own.
+    let counted =
+        |reason| cluster.node(leader).counted("blockraft_rpc_rejected_total", &[("reason", reason)]);
+    let (malformed, too_large) = (counted("malformed"), counted("body_too_large"));
+    let fence = cluster.term_of(leader);
+    for (fence, block) in [(None, Block::new(2, "no fence")), (Some(fence), Block::sized(2, "large", 2_000))]
+    {
+        let mut stream = Stream::open(&cluster.node(leader).api, fence).expect("it answers");
+        stream.send(&[block]).expect("it reads");
+        let line = stream.next().expect("it answers").expect("a line for each");
+        assert_eq!(line.refused().code, -32602, "{line}");
+    }
+    assert_eq!((counted("malformed") - malformed, counted("body_too_large") - too_large), (1.0, 1.0));
     cluster.end();
 }
 

@@ -9,9 +9,10 @@
 //! | different_founding_lists_never_form_a_cluster | safety 9 |
 //! | an_unspecified_advertise_address_is_refused | design 10, exit 2 |
 //! | a_second_process_on_the_same_folder_is_refused | design 4: our own lock first, exit 1 |
+//! | the_exit_code_says_it_… | design 4 and 10: exit 4, which keeps a supervisor from starting it again |
 //! | a_cluster_for_a_moment_… | design 10, exit 2, before a node is started |
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -236,6 +237,34 @@ fn an_unspecified_advertise_address_is_refused() {
             assert!(!cluster.node(1).data_dir.exists(), "a refused config makes no folder");
         }
     }
+}
+
+/// What supervisors go by: `RestartPreventExitStatus=2 4`.
+#[test]
+fn the_exit_code_says_it_where_nothing_can_be_written() {
+    let mut cluster = Cluster::new(1, Settings::new());
+    cluster.start();
+    cluster.node_mut(1).stop(SOON);
+    let node = cluster.node(1);
+    let identity = node.data_dir.join("IDENTITY");
+    let whole = fs::read(&identity).expect("it reads");
+    fs::write(&identity, b"").expect("it writes");
+    for full in [false, true] {
+        let mut command = binary();
+        command.args(["node", "--config"]).arg(&node.config).stdin(Stdio::null());
+        if full {
+            let nowhere = || fs::OpenOptions::new().write(true).open("/dev/full").expect("it opens");
+            command.stdout(nowhere()).stderr(nowhere());
+        } else {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        let status = command.status().expect("it runs");
+        assert_eq!(status.code(), Some(FOLDER), "/dev/full: {full}");
+    }
+    fs::write(&identity, whole).expect("it writes");
+    cluster.node_mut(1).start();
+    cluster.leader();
+    cluster.end();
 }
 
 #[test]

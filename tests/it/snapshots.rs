@@ -83,7 +83,9 @@ fn a_snapshot_on_demand_is_made_once_and_joined() {
     });
     // `retain` is 3, and the newest are kept.
     fill(&node.api, &blocks(61..=70, 300));
-    call(node, "snapshot_create", &json!({}));
+    call(node, "snapshot_create", &json!({"operationId": "snap-1"}));
+    let asked = call(node, "raft_history", &json!({"operationId": "snap-1"}))["events"].clone();
+    assert_eq!((&asked[0]["kind"], &asked[0]["cause"]), (&json!("snapshot"), &json!("asked")), "{asked}");
     let list = call(node, "snapshot_list", &Value::Null)["snapshots"].clone();
     let heights: Vec<_> = list.as_array().expect("a list").iter().map(|s| s["height"].clone()).collect();
     assert_eq!(heights, [70, 60, 50]);

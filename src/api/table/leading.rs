@@ -14,7 +14,9 @@ use crate::api::table::{
 };
 use crate::api::{executors, moves, subscriptions};
 
-const MOVES: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Precondition, Code::Unavailable];
+const RESIGN: &[Code] = &[Code::NoLeader, Code::Overloaded, Code::Precondition, Code::Unavailable];
+const ELECTION: &[Code] =
+    &[Code::NoLeader, Code::Overloaded, Code::Unknown, Code::Precondition, Code::Unavailable];
 const PAUSES: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable, Code::Unknown];
 const EXECUTOR: &[Code] = &[Code::Overloaded, Code::Storage, Code::Unavailable];
 
@@ -68,7 +70,7 @@ pub(crate) const METHODS: &[Method] = &[
             OPERATION_ID,
         ],
         result: schema::<HandoverJson>,
-        errors: MOVES,
+        errors: RESIGN,
         example: (
             r#"{"reason":"maintenance"}"#,
             r#"{"operationId":"8c1f0a6e2b7d4935","from":1,"to":2,"oldTerm":7,"newTerm":8,"elapsedMs":12,"leaderId":2,"outcome":"transferred"}"#,
@@ -87,7 +89,7 @@ pub(crate) const METHODS: &[Method] = &[
             OPERATION_ID,
         ],
         result: schema::<ElectionJson>,
-        errors: MOVES,
+        errors: ELECTION,
         example: ("{}", r#"{"term":7,"started":false}"#),
         run: moves::trigger_election,
     },

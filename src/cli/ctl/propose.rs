@@ -47,8 +47,13 @@ fn whole(text: &str) -> Result<Value, Failure> {
 fn finish(args: &Propose, head: Option<wire::Head>) -> Result<Value, Failure> {
     let head = head.unwrap_or_default();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-    let height = args.height.unwrap_or(head.height + 1);
-    let timestamp = args.timestamp.unwrap_or(now.max(head.timestamp + 1));
+    let behind = |last: u64, option: &str| {
+        let message = format!("the head's is 2^64 - 1, and nothing follows it: give {option}");
+        last.checked_add(1).ok_or_else(|| Failure::usage(message))
+    };
+    let height = args.height.map_or_else(|| behind(head.height, "--height"), Ok)?;
+    let timestamp =
+        args.timestamp.map_or_else(|| behind(head.timestamp, "--timestamp").map(|next| now.max(next)), Ok)?;
     let header = content("--header", args.header.as_deref())?;
     let data = content("--data", args.data.as_deref())?;
     let hash = match &args.hash {
@@ -113,6 +118,15 @@ mod tests {
         assert_eq!(block["hash"].as_str().map(str::len), Some(2 + 64));
         assert!(block.get("parentHash").is_none());
         assert_eq!(finish(&args(), None).expect("a block")["height"], 1);
+    }
+
+    #[test]
+    fn nothing_follows_the_end_of_the_range() {
+        let head = wire::Head { height: 41, hash: "0xaa".into(), timestamp: u64::MAX };
+        let failure = finish(&args(), Some(head.clone())).expect_err("refused");
+        assert!(failure.message.as_deref().is_some_and(|m| m.contains("--timestamp")), "{failure:?}");
+        let given = Propose { timestamp: Some(u64::MAX), ..args() };
+        assert_eq!(finish(&given, Some(head)).expect("a block")["height"], 42);
     }
 
     #[test]

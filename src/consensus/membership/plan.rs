@@ -132,6 +132,7 @@ fn new_record(
         ));
     }
     check_addr_is_free(now, node_id, "peerAddr", peer_addr)?;
+    api_addr.map_or(Ok(()), |addr| check_addr_is_free(now, node_id, "apiAddr", addr))?;
     Ok(NodeRecord {
         name,
         peer_addr: peer_addr.to_owned(),
@@ -158,6 +159,7 @@ fn changed_record(
     }
     if let Some(addr) = api_addr {
         check_addr("apiAddr", addr)?;
+        check_addr_is_free(now, node_id, "apiAddr", addr)?;
         record.api_addr.clone_from(addr);
     }
     if let Some(name) = name {
@@ -192,7 +194,9 @@ fn check_addr_is_free(
     param: &'static str,
     addr: &str,
 ) -> Result<(), ChangeError> {
-    match now.nodes.iter().find(|(id, record)| **id != node_id && record.peer_addr == addr) {
+    // Neither as another's peer address nor as its API: callers would be sent to a node that does not lead.
+    let is_its = |record: &NodeRecord| record.peer_addr == addr || record.api_addr == addr;
+    match now.nodes.iter().find(|(id, record)| **id != node_id && is_its(record)) {
         None => Ok(()),
         Some((other, _)) => {
             let why = format!("{param} {addr} is that of node {other}");
@@ -245,6 +249,10 @@ mod tests {
         Change::Update { node_id, peer_addr: own(addr), api_addr: None, name: own(name) }
     }
 
+    fn api_at(node_id: NodeId, addr: &str) -> Change {
+        Change::Update { node_id, peer_addr: None, api_addr: Some(addr.into()), name: None }
+    }
+
     #[test]
     fn each_change_and_what_is_left_behind_it() {
         let three = now(&[1, 2, 3], &[4]);
@@ -265,6 +273,7 @@ mod tests {
         assert_eq!((moved.nodes[&2].peer_addr.as_str(), moved.dial.as_deref()), ("m:1", Some("m:1")));
         let named = of(update(2, Some("n2:7500"), Some("other")));
         assert_eq!((named.nodes[&2].name.as_str(), named.dial), ("other", None));
+        assert_eq!(of(api_at(2, "n2:7400")).nodes[&2].api_addr, "n2:7400");
     }
 
     #[test]
@@ -282,6 +291,17 @@ mod tests {
             (add(4, "elsewhere:1"), Reason::AlreadyMember),
             (add(5, "n2:7500"), Reason::Unreachable),
             (update(2, Some("n1:7500"), None), Reason::Unreachable),
+            (update(2, Some("n1:7400"), None), Reason::Unreachable),
+            (api_at(2, "n1:7400"), Reason::Unreachable),
+            (api_at(2, "n3:7500"), Reason::Unreachable),
+            (
+                Change::AddLearner {
+                    node_id: 5,
+                    peer_addr: "n5:7500".into(),
+                    api_addr: Some("n1:7400".into()),
+                },
+                Reason::Unreachable,
+            ),
         ] {
             assert_eq!(reason(of(change.clone())), expected, "{change:?}");
         }

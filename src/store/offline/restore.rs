@@ -120,7 +120,7 @@ impl Making<'_> {
         let rocks = rocks::Shared::new().map_err(|e| OpenError::rocks(self.data_dir, &e))?;
         check::content(&tmp.join(FILES), &export, &rocks).map_err(OfflineError::Export)?;
         let last = export.last_log_id.unwrap_or_default();
-        let base = LogPos { term: last.term, index: last.index };
+        let base = LogPos::from(last);
 
         // The snapshot first, since the log will begin behind it.
         let own =

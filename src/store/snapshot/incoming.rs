@@ -50,7 +50,7 @@ impl Snapshots {
         let last = manifest.last_log_id.unwrap_or_default();
         Some(Incoming {
             id: manifest.id.clone(),
-            last: LogPos { term: last.term, index: last.index },
+            last: last.into(),
             stage: *stage,
             received_bytes: *received_bytes,
             size_bytes: size_of(manifest),
