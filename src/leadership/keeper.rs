@@ -39,7 +39,8 @@ pub(crate) struct Look<'a> {
     pub(crate) is_barred: bool,
     /// For how long no leader was heard; zero while one is.
     pub(crate) leaderless_for: Duration,
-    /// Its log's sync is late. Raft cannot save a vote then, waits for it, and hears nobody meanwhile.
+    /// Its log's sync is late: raft cannot save a vote then, waits for it, and hears nobody meanwhile. Or its process
+    /// stood still.
     pub(crate) is_deaf: bool,
     /// The fittest other voter that answers; `None`: there is none that could take over.
     pub(crate) fittest: Option<FitnessGrade>,

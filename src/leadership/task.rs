@@ -54,6 +54,7 @@ pub(crate) async fn run(
         known: None,
         first_led: None,
         led_at: None,
+        looked_at: Instant::now(),
         started: Instant::now(),
     };
     task.run(requests).await
@@ -89,6 +90,8 @@ struct Task {
     first_led: Option<Term>,
     /// When this node led last, with a quorum behind it.
     led_at: Option<Instant>,
+    /// The last look: a process that stood still since heard nobody.
+    looked_at: Instant,
     started: Instant,
 }
 
@@ -238,6 +241,7 @@ impl Task {
         // (safety rule 8).
         let is_barred = self.handle.barred(Instant::now()).is_some() || status.members.nodes.is_empty();
         let patience = self.handle.raft().config().heartbeat_timeout;
+        let stood_still_for = std::mem::replace(&mut self.looked_at, Instant::now()).elapsed();
         let (actions, unsure) = self.handle.judged(status, |verdict, inputs, memory| {
             let look = Look {
                 now: inputs.now,
@@ -247,7 +251,8 @@ impl Task {
                 is_fit_to_stand: verdict.may_stand,
                 is_barred,
                 leaderless_for: if status.leader_id.is_some() { Duration::ZERO } else { leaderless_for },
-                is_deaf: inputs.sync_in_progress.is_some_and(|age| patience <= age),
+                is_deaf: patience <= stood_still_for
+                    || inputs.sync_in_progress.is_some_and(|age| patience <= age),
                 fittest,
                 is_forced: memory.forced_term == Some(status.term),
                 is_busy: memory.handover.is_some(),

@@ -5,12 +5,14 @@
 //! | ctl_asks_past_a_node_that_was_wiped | the members and the leader are those that any endpoint knows |
 //! | bench_goes_on_… | a leader that hangs costs an outage, not the rest of the run |
 //! | a_tail_goes_on_… | a subscription to a node that hangs is opened at another one |
+//! | a_node_that_stood_still_… | safety 15: the last resort is for who hears nobody, not for who could not hear |
 
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use anyhow::{anyhow, ensure};
@@ -21,10 +23,10 @@ use crate::support::{
     NodeId,
     block::Block,
     cluster::Cluster,
-    config::Settings,
+    config::{Settings, settings},
     node::{binary, spawn_mortal},
     stream::fill,
-    wait::{LATER, SOON, wait_for},
+    wait::{LATER, SOON, pause, wait_for},
 };
 
 /// The endpoints of all nodes, one of them first.
@@ -144,5 +146,28 @@ fn a_tail_goes_on_at_another_node_when_its_own_hangs() {
     cluster.node(hung).signal(Signal::CONT);
     child.kill().expect("it runs");
     child.wait().expect("a child can be waited for");
+    cluster.end();
+}
+
+/// Its patience was over while it stood still: nobody was silent but itself.
+#[test]
+fn a_node_that_stood_still_says_nothing_of_the_others() {
+    let mut cluster = Cluster::new(3, settings([("leadership.last_resort_after", "1s".into())]));
+    cluster.allow_deaths();
+    let leader = cluster.start();
+    cluster.settled();
+    let id = cluster.others(leader)[0];
+    for height in 1..=4 {
+        cluster.node(id).signal(Signal::STOP);
+        fill(&cluster.node(leader).api, &[Block::new(height, "meanwhile")]);
+        pause(Duration::from_millis(1_500));
+        cluster.node(id).signal(Signal::CONT);
+        wait_for("it follows again", SOON, || {
+            let status = cluster.node(id).status()?;
+            ensure!(status["leaderId"] == leader, "{status}");
+            Ok(())
+        });
+    }
+    // A warning of it ends the test.
     cluster.end();
 }
