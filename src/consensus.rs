@@ -115,7 +115,7 @@ pub(crate) trait Peers: Send + Sync + 'static {
         ask: HandoverAsk,
         within: Duration,
     ) -> BoxFuture<'_, Result<Result<Term, HandoverRefusal>, PeerError>>;
-    /// Bytes of log data given to the network for a node that had not been before; never falls.
+    /// Bytes of log data given to the network for a node, but for those that are known to have left in vain; never falls.
     fn log_bytes_sent(&self, node_id: NodeId) -> u64;
     /// Completes when the node's process is found to be gone: its connection broke, and its machine says that
     /// nobody listens.

@@ -29,8 +29,13 @@ use crate::types::proto::RaftBlockState;
 /// a later sequencer may add.
 const MESSAGE_EXTRA_BYTES: u64 = 4 << 10;
 
-/// Longest message of a block that is taken here.
+/// Longest message of a new block.
 pub(crate) fn message_bytes_max(api: &Api) -> u64 {
+    api.parts.reader.view().settings.settings.max_block_bytes + MESSAGE_EXTRA_BYTES
+}
+
+/// Longest message of a block that was agreed on under any settings.
+fn old_message_bytes_max(api: &Api) -> u64 {
     settings::block_bytes_max(api.config.max_body) + MESSAGE_EXTRA_BYTES
 }
 
@@ -104,7 +109,7 @@ pub(crate) fn decode(message: Bytes) -> Result<Block, Fault> {
 
 pub(crate) fn too_large(bytes: u64, max: u64) -> Fault {
     Fault::too_large(format!(
-        "the block's message has {bytes} bytes, this node takes at most {max}: half of api.max_body, as for chain.max_block_bytes, and {MESSAGE_EXTRA_BYTES} for the rest of it"
+        "the block's message has {bytes} bytes, at most {max} are taken: chain.max_block_bytes, or for one that was agreed on before that was changed half of api.max_body; and {MESSAGE_EXTRA_BYTES} for the rest of it"
     ))
 }
 
@@ -138,13 +143,14 @@ async fn accept(
     traced: &Arc<Traced>,
 ) -> Result<Acknowledged, (Option<StatusCode>, Fault)> {
     let plain = |fault: Fault| (None, fault);
-    let max = message_bytes_max(api);
+    let (max, usual) = (old_message_bytes_max(api), message_bytes_max(api));
     let stated = body::stated_length(headers);
     // Before a byte of it is read: a node that is full does not buffer what it will refuse.
     let before = Terms::from_headers(headers).and_then(|terms| match stated {
         Some(bytes) if max < bytes => Err(too_large(bytes, max)),
-        Some(bytes) => Ok((terms, Some(api.parts.proposals.admit(bytes)?))),
-        None => Ok((terms, None)),
+        Some(bytes) if bytes <= usual => Ok((terms, Some(api.parts.proposals.admit(bytes)?))),
+        // What can only be an old block takes no room of new ones while it is read.
+        Some(_) | None => Ok((terms, None)),
     });
     let (terms, permit) = match before {
         Ok(before) => before,

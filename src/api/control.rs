@@ -95,10 +95,10 @@ pub(crate) async fn run(method: &'static Method, mut call: Call, args: Args<'_>)
         // A panic is a fault of ours, and an outcome like any other.
         let acting = AssertUnwindSafe(act(method, &call, &params)).catch_unwind().await;
         let outcome = acting.unwrap_or_else(|_| Err(Fault::internal("the method broke off")));
-        if let Some(begun) = begun {
-            begun.end(outcome.clone(), call.noted().is_unknown);
+        match begun {
+            Some(begun) => begun.end(outcome, call.noted().is_unknown),
+            None => outcome,
         }
-        outcome
     });
     task.await.map_err(|_| Fault::internal("the method broke off"))?
 }

@@ -1,11 +1,11 @@
 //! Operation ids of the last ten minutes: a call that is sent again joins or answers the first.
 //!
 //! Clients send calls in flight again after a reconnect (design 5, "Once"). A call that was refused did
-//! nothing, so its id may be used again; one whose outcome is unknown is looked at anew, for more may be known by now:
-//! what it did meanwhile is found in the log, or its `expectedVersion` is over.
+//! nothing, so its id may be used again. One whose outcome is unknown is looked at anew, for more may be known by now; a
+//! refusal says nothing of what came of the first, so that it stays unknown.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use crate::api::control::{OPERATION_ID, Outcomes};
-use crate::api::error::Fault;
+use crate::api::error::{Fault, Kind};
 use crate::leadership::once::REMEMBERED_FOR;
 
 /// Ids at once. By eye: 16 a second over ten minutes, far above what operators do. One more takes the place of the
@@ -38,6 +38,8 @@ struct Made {
     params: blake3::Hash,
     /// `None`: under way.
     outcome: watch::Receiver<Option<Outcomes>>,
+    /// It has ended, and nobody knows what came of it.
+    is_unknown: bool,
 }
 
 /// What a call with an id is.
@@ -51,6 +53,8 @@ pub(crate) struct Begun {
     calls: Arc<Mutex<HashMap<String, Made>>>,
     id: String,
     outcome: watch::Sender<Option<Outcomes>>,
+    /// What the call before it with the same id was answered, where nobody knows what came of that.
+    before: Option<Outcomes>,
 }
 
 /// The call that another one with the same id waits for.
@@ -78,9 +82,19 @@ impl Once {
         calls.retain(|_, made| {
             now.saturating_duration_since(made.at) < REMEMBERED_FOR || made.outcome.borrow().is_none()
         });
-        if let Some(made) = calls.get(id) {
+        let begin = |before| {
+            let (outcome, receiver) = watch::channel(None);
+            (receiver, Begun { calls: Arc::clone(&self.calls), id: id.to_owned(), outcome, before })
+        };
+        if let Some(made) = calls.get_mut(id) {
             if (made.method, made.params) == (method, params) {
-                return Ok(Turn::Join(First(made.outcome.clone())));
+                if !std::mem::take(&mut made.is_unknown) {
+                    return Ok(Turn::Join(First(made.outcome.clone())));
+                }
+                let before = made.outcome.borrow().clone();
+                let (receiver, begun) = begin(before);
+                made.outcome = receiver;
+                return Ok(Turn::First(begun));
             }
             let message = "operationId was given to another call less than 10 minutes ago";
             return Err(Fault::param(OPERATION_ID.name, message));
@@ -95,29 +109,46 @@ impl Once {
             };
             calls.remove(&oldest);
         }
-        let (outcome, receiver) = watch::channel(None);
-        let made = Made { at: now, method, params, outcome: receiver };
+        let (receiver, begun) = begin(None);
+        let made = Made { at: now, method, params, outcome: receiver, is_unknown: false };
         calls.insert(id.to_owned(), made);
-        Ok(Turn::First(Begun { calls: Arc::clone(&self.calls), id: id.to_owned(), outcome }))
+        Ok(Turn::First(begun))
     }
 }
 
 impl Begun {
-    /// `is_unknown`: though it is answered, nobody knows what came of it.
-    pub(crate) fn end(self, outcome: Outcomes, is_unknown: bool) {
-        let is_kept = outcome.is_ok() && !is_unknown;
-        self.outcome.send_replace(Some(outcome));
-        if !is_kept {
-            lock(&self.calls).remove(&self.id);
+    /// What the call is answered. `is_unknown`: though it is answered, nobody knows what came of it.
+    pub(crate) fn end(mut self, outcome: Outcomes, is_unknown: bool) -> Outcomes {
+        let kind = outcome.as_ref().err().map(|fault| fault.data.kind == Some(Kind::Unknown));
+        let is_refused = kind == Some(false);
+        match self.before.take() {
+            Some(before) if is_refused => self.told(before, Some(true)),
+            _ => self.told(outcome, (!is_refused).then_some(is_unknown || kind == Some(true))),
         }
+    }
+
+    /// Keeps it, as unknown or not, or forgets it.
+    fn told(&self, outcome: Outcomes, keep: Option<bool>) -> Outcomes {
+        let mut calls = lock(&self.calls);
+        let own = self.outcome.subscribe();
+        // Somebody else may have been given the id meanwhile, where many were.
+        if let Entry::Occupied(mut made) = calls.entry(self.id.clone())
+            && made.get().outcome.same_channel(&own)
+        {
+            match keep {
+                Some(is_unknown) => made.get_mut().is_unknown = is_unknown,
+                None => drop(made.remove()),
+            }
+        }
+        self.outcome.send_replace(Some(outcome.clone()));
+        outcome
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
         if self.outcome.borrow().is_none() {
-            self.outcome.send_replace(Some(Err(Fault::internal("the first call with this id broke off"))));
-            lock(&self.calls).remove(&self.id);
+            let _ = self.told(Err(Fault::internal("the first call with this id broke off")), Some(true));
         }
     }
 }
@@ -137,7 +168,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::error::{Code, Kind};
+    use crate::api::error::Code;
 
     fn raw(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
@@ -162,7 +193,7 @@ mod tests {
         let (once, now) = (Once::default(), Instant::now());
         let begun = first(&once, "a", now);
         let second = joined(&once, "a", now);
-        begun.end(Ok(raw("7")), false);
+        begun.end(Ok(raw("7")), false).unwrap();
         assert_eq!(second.answer().await.unwrap().get(), "7");
         assert_eq!(joined(&once, "a", now + REMEMBERED_FOR / 2).answer().await.unwrap().get(), "7");
         drop(first(&once, "a", now + REMEMBERED_FOR));
@@ -182,12 +213,18 @@ mod tests {
         let (once, now) = (Once::default(), Instant::now());
         let begun = first(&once, "a", now);
         let second = joined(&once, "a", now);
-        begun.end(Err(Fault::overloaded("busy", 5)), false);
+        begun.end(Err(Fault::overloaded("busy", 5)), false).unwrap_err();
         assert_eq!(second.answer().await.unwrap_err().code, Code::Overloaded);
-        first(&once, "a", now).end(Err(Fault::internal("broke off")), false);
-        first(&once, "a", now).end(Ok(raw("\"timedOut\"")), true);
+        // A refusal of the second says nothing of what came of the first.
+        let unknown = first(&once, "a", now).end(Err(Fault::internal("broke off")), false).unwrap_err();
+        let again = first(&once, "a", now).end(Err(Fault::overloaded("busy", 5)), false).unwrap_err();
+        assert_eq!((again.code, again.data.kind), (unknown.code, Some(Kind::Unknown)));
+        let late = first(&once, "a", now).end(Ok(raw("\"timedOut\"")), true);
+        assert_eq!(late.unwrap().get(), "\"timedOut\"");
+        let again = first(&once, "a", now).end(Err(Fault::overloaded("busy", 5)), false);
+        assert_eq!(again.unwrap().get(), "\"timedOut\"");
         drop(first(&once, "a", now));
-        first(&once, "a", now).end(Ok(raw("8")), false);
+        first(&once, "a", now).end(Ok(raw("8")), false).unwrap();
         assert_eq!(joined(&once, "a", now).answer().await.unwrap().get(), "8");
     }
 
@@ -207,9 +244,9 @@ mod tests {
         let under_way: Vec<Begun> = (0..10).map(|n| first(&once, &format!("slow-{n}"), now)).collect();
         let later = |n: usize| now + Duration::from_millis(n as u64);
         for n in 10..IDS_MAX {
-            first(&once, &n.to_string(), later(n)).end(Ok(raw("1")), false);
+            first(&once, &n.to_string(), later(n)).end(Ok(raw("1")), false).unwrap();
         }
-        first(&once, "one more", later(IDS_MAX)).end(Ok(raw("2")), false);
+        first(&once, "one more", later(IDS_MAX)).end(Ok(raw("2")), false).unwrap();
         assert_eq!(joined(&once, "one more", later(IDS_MAX)).answer().await.unwrap().get(), "2");
         assert_eq!(joined(&once, "11", later(IDS_MAX)).answer().await.unwrap().get(), "1");
         drop(joined(&once, "slow-0", later(IDS_MAX)));

@@ -233,6 +233,8 @@ where
                     in_flight.end(answer.as_error_code());
                     answer
                 }
+                // Its answer would be thrown away.
+                Ok(BatchEntry::Call(request)) if too_large.is_some() && !acts(&request.method) => continue,
                 Ok(BatchEntry::Call(mut request)) => {
                     if let Some(span) = &span {
                         request.extensions.insert(span.within());
@@ -250,7 +252,7 @@ where
                     MethodResponse::error(id, ErrorObjectOwned::owned(error.code(), NO_CALL, None::<()>))
                 }
             };
-            // What is behind it runs all the same: of a batch that is answered as unknown all was done.
+            // What acts behind it does all the same: of a batch that is answered as unknown all was done.
             if too_large.is_none() {
                 too_large = answers.append(answer).err();
             }
@@ -266,6 +268,12 @@ where
         }
         MethodResponse::from_batch(answers.finish())
     }
+}
+
+/// Whether a call does more than read.
+fn acts(method: &str) -> bool {
+    table::find(method)
+        .is_some_and(|row| row.audited || row.once || [table::PROPOSE, "executor_report"].contains(&row.name))
 }
 
 impl<S> RpcServiceT for Observe<S>

@@ -126,6 +126,13 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
 }
 
+impl Done {
+    /// The term of who leads, where it is known.
+    fn later_term(&self) -> Option<Term> {
+        (self.old_term < self.new_term).then_some(self.new_term)
+    }
+}
+
 /// Why there was no hand-over. Raft was not told, and the fence is back if it was there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
@@ -193,7 +200,7 @@ pub(super) async fn run(handle: Handle, mut request: Request) {
             operation_id = done.operation_id,
             from = done.from,
             to = done.to,
-            term = done.new_term,
+            term = done.later_term(),
             outcome = done.outcome.label(),
             cause = word(asked.cause),
             "leadership was handed over"
@@ -253,11 +260,8 @@ fn span(handle: &Handle, asked: &Asked, began: Instant, outcome: &'static str, d
     ]);
     span.attributes.extend(asked.reason.clone().map(|reason| text(names::REASON, reason)));
     if let Some(done) = done {
-        span.attributes.extend([
-            int(names::TERM, done.old_term),
-            int(names::NEW_TERM, done.new_term),
-            int(names::PEER_ID, done.to),
-        ]);
+        span.attributes.extend([int(names::TERM, done.old_term), int(names::PEER_ID, done.to)]);
+        span.attributes.extend(done.later_term().map(|term| int(names::NEW_TERM, term)));
     }
     span
 }
@@ -340,8 +344,9 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
         }
         // Who was removed meanwhile hears of no later term.
         let is_removed = raft.removal().get().is_some();
-        if is_removed && let Some(leader_id) = who_leads(handle, to).await {
+        if is_removed && let Some(leader_id) = who_leads(handle, to, deadline).await {
             let outcome = if leader_id == to { Outcome::Transferred } else { Outcome::OtherLeads };
+            // In which term it does not say.
             return Ok(Done { outcome, leader_id: Some(leader_id), elapsed: began.elapsed(), ..done });
         }
         if is_removed || give_up < Instant::now() {
@@ -394,15 +399,21 @@ async fn successor(
 }
 
 /// Who leads by its own word, with a quorum behind it; the one that was asked to take over is asked first.
-async fn who_leads(handle: &Handle, to: NodeId) -> Option<NodeId> {
+async fn who_leads(handle: &Handle, to: NodeId, until: Instant) -> Option<NodeId> {
     let raft = handle.raft();
-    let others = raft.status().members.voters.into_iter().filter(|id| ![to, raft.node_id()].contains(id));
-    for node_id in std::iter::once(to).chain(others) {
-        if raft.peers().read_index(node_id, raft.config().heartbeat_timeout).await.is_ok() {
-            return Some(node_id);
+    let patience = raft.config().heartbeat_timeout;
+    loop {
+        let others = raft.status().members.voters.into_iter().filter(|id| ![to, raft.node_id()].contains(id));
+        for node_id in std::iter::once(to).chain(others) {
+            if raft.peers().read_index(node_id, patience).await.is_ok() {
+                return Some(node_id);
+            }
         }
+        if until <= Instant::now() {
+            return None;
+        }
+        tokio::time::sleep(patience / 4).await;
     }
-    None
 }
 
 /// What became of a hand-over whose task ended with the node, in the term in which it was asked for: behind the word to raft

@@ -32,8 +32,9 @@ pub(crate) async fn hand_over(handle: &Handle, operation_id: String) {
         if !handle.raft().is_leader() {
             return;
         }
-        // Who was removed is sent nothing any more, the new term neither: it asked.
-        if outcome.is_ok_and(|done| done.outcome != Outcome::TimedOut) {
+        // Who was removed is sent nothing any more, the new term neither: it asked, and asks nobody to take over twice.
+        let is_removed = handle.raft().removal().get().is_some();
+        if outcome.is_ok_and(|done| done.outcome != Outcome::TimedOut || is_removed) {
             break;
         }
         tracing::info!("no successor of a leader without a vote is known yet");

@@ -2,8 +2,8 @@
 //!
 //! Two things are told apart, since one of them is this node's own. Where a quorum of the others holds an entry and
 //! this node's disk does not, it is counted how long they have waited: others would go on without it. Where the others
-//! lack it, somebody else may be slow: it counts from when anything was applied last, or bytes of it left for enough of
-//! them that never had before.
+//! lack it, somebody else may be slow: it counts from when anything was applied last, or bytes left for enough of them
+//! that are not known to have left in vain (`peer/flow.rs`).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,7 +13,7 @@ use std::{
 use crate::types::position::Positions;
 use crate::types::{LogIndex, NodeId};
 
-/// Looks whose entries this node has not applied: a minute of them. By eye.
+/// Looks whose entries this node has not applied. By eye: several times `stall_after`, at ten a second.
 const MARKS_MAX: usize = 256;
 
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub(super) struct Other {
     pub(super) node_id: NodeId,
     /// The newest entry it acknowledged.
     pub(super) matched: LogIndex,
-    /// Bytes of log data that left for it and had not before, in all.
+    /// Bytes of log data that left for it, in all, but for those that are known to have left in vain.
     pub(super) left: u64,
 }
 

@@ -23,6 +23,7 @@ use crate::peer::{
     client::{AppendResult, unreachable_node},
     convert::{self, OutgoingAppend},
     dial::{self, DialError},
+    flow::Again,
     hello::{Connection, wire_reason},
     link::error_reason,
     metrics::{PeerMetrics, Reason, Rpc},
@@ -83,6 +84,16 @@ impl AppendError {
             Self::TimedOut(_) => Reason::Timeout,
             Self::Refused(error) => error_reason(error),
             Self::GivenUp => Reason::Closed,
+        }
+    }
+}
+
+impl AppendError {
+    fn again(&self) -> Again {
+        match self {
+            Self::Dial(_) | Self::GivenUp => Again::Unreachable,
+            Self::Wire(_) => Again::Broken,
+            Self::TimedOut(_) | Self::Refused(_) => Again::InVain,
         }
     }
 }
@@ -441,7 +452,7 @@ where
                 this.stage = Stage::Ended;
                 this.log = None;
                 this.home.is_proven = false;
-                this.metrics.log_failed();
+                this.metrics.log_sends_again(e.again());
                 this.metrics.failed(Rpc::Append, e.label());
                 Poll::Ready(Some(Err(unreachable_node(&e))))
             }
@@ -455,7 +466,7 @@ impl<S> Drop for Answers<'_, S> {
         if self.pending.is_empty() {
             self.home.log = self.log.take();
         } else {
-            self.metrics.log_failed();
+            self.metrics.log_sends_again(Again::Broken);
         }
     }
 }

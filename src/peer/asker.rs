@@ -219,7 +219,7 @@ impl Peers for Asker {
     }
 
     fn log_bytes_sent(&self, node_id: NodeId) -> u64 {
-        self.shared.metrics_of(node_id).new_log_bytes()
+        self.shared.metrics_of(node_id).log_bytes_counted()
     }
 
     fn gone(&self, node_id: NodeId) -> BoxFuture<'static, ()> {

@@ -14,7 +14,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
-use crate::peer::flow::Flow;
+use crate::peer::flow::{Again, Flow};
 use crate::peer::wire::uncounted;
 use crate::telemetry::buckets;
 use crate::types::NodeId;
@@ -336,9 +336,9 @@ impl PeerMetrics {
         self.log_bytes.clone()
     }
 
-    /// Those that had not left before.
-    pub(super) fn new_log_bytes(&self) -> u64 {
-        self.log_flow.new_bytes(self.log_bytes.get())
+    /// Those that are not known to have left in vain.
+    pub(super) fn log_bytes_counted(&self) -> u64 {
+        self.log_flow.counted(self.log_bytes.get())
     }
 
     pub(super) fn log_acknowledged(&self) {
@@ -346,8 +346,8 @@ impl PeerMetrics {
     }
 
     /// What was sent and not acknowledged is sent again.
-    pub(super) fn log_failed(&self) {
-        self.log_flow.failed(self.log_bytes.get());
+    pub(super) fn log_sends_again(&self, why: Again) {
+        self.log_flow.sends_again(self.log_bytes.get(), why);
     }
 
     pub(super) fn set_connected(&self, is_connected: bool) {

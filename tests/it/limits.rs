@@ -42,6 +42,12 @@ fn post(addr: &str, more: &[(&str, &str)]) -> Response {
     request(addr, "POST", "/", &headers, CALL).expect("it answers")
 }
 
+/// Keeps as many connections open as `api.max_connections_per_address` of 8 lets in, and those that came before they had
+/// closed: the next one is one too many.
+fn hold_all(addr: &str) -> Vec<Connection> {
+    (0..16).map(|_| Connection::open(addr).expect("it listens")).collect()
+}
+
 fn message(answer: &Response) -> String {
     answer.json().map_or_else(|| answer.text(), |a| a["error"]["message"].to_string())
 }
@@ -62,8 +68,7 @@ fn a_refusal_names_the_limit_that_was_met() {
     assert_eq!((answer.status, message(&answer).contains("api.rate_limit")), (429, true), "{answer:?}");
     assert!(answer.header("retry-after").is_some_and(|secs| secs != "0"), "{answer:?}");
     assert_eq!(answer.json().expect("JSON")["error"]["data"]["reason"], json!("overloaded"));
-    // Kept open, and as many as may be: the next one is one too many.
-    let _held: Vec<Connection> = (0..8).map(|_| Connection::open(&addr).expect("it listens")).collect();
+    let _held = hold_all(&addr);
     // The rate comes first, and lets one through every ten milliseconds.
     let answer = wait_for("one that the rate lets through", SOON, || {
         let answer = post(&addr, &[]);
@@ -80,7 +85,7 @@ fn an_upgrade_over_a_bound_is_no_success() {
     let mut cluster = Cluster::new(1, settings([("api.max_connections_per_address", 8.into())]));
     cluster.start();
     let addr = cluster.node(1).api.clone();
-    let _held: Vec<Connection> = (0..8).map(|_| Connection::open(&addr).expect("it listens")).collect();
+    let _held = hold_all(&addr);
     let upgrade = [
         ("connection", "upgrade"),
         ("upgrade", "websocket"),

@@ -308,7 +308,11 @@ fn a_recover_that_was_cut_short_says_so_and_is_repeated() {
         if has_log {
             fs::remove_dir_all(dir.join("log")).expect("writable");
             fs::create_dir(dir.join("log")).expect("writable");
-            recovered.iter().for_each(|(path, bytes)| fs::write(path, bytes).expect("writable"));
+            // Much that was written at once lies in a folder of its own.
+            for (path, bytes) in &recovered {
+                fs::create_dir_all(path.parent().expect("it has one")).expect("writable");
+                fs::write(path, bytes).expect("writable");
+            }
         }
         cluster.node_mut(3).assert_refuses(FOLDER, &["UNFINISHED", "recover", "repeat"]);
         let out = run(&["inspect"], &[&dir]);

@@ -34,7 +34,7 @@ pub(crate) async fn how(url: &str) -> Answer {
 pub(crate) async fn how_ws(url: &str) -> Answer {
     // how-ws:
     let client = RpcClient::connect_pubsub(WsConnect::new(url)).await?;
-    let mut subscribe = client.request::<_, B256>("raft_subscribe", ("leadership",)); // one topic, one subscription
+    let mut subscribe = client.request::<_, B256>("raft_subscribe", ("leadership",)); // the topic as a parameter: alloy tells subscriptions apart by those alone
     subscribe.set_is_subscription();
     let mut items = client.get_subscription::<Value>(subscribe.await?).await; // items.recv()
     // end
