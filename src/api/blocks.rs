@@ -166,13 +166,12 @@ async fn accept(
             BodyError::NoRoom => {
                 return plain(Fault::overloaded("too many bytes of requests are being read", 1));
             }
-            BodyError::TooSlow => {
-                api.parts.metrics.reject(Rejected::BodyTimeout);
-                Fault::new(Code::InvalidRequest, e.to_string())
-            }
-            // A client that is gone was turned away by nobody.
-            BodyError::Broken => Fault::new(Code::InvalidRequest, e.to_string()),
+            BodyError::TooSlow | BodyError::Broken => Fault::new(Code::InvalidRequest, e.to_string()),
         };
+        // A client that is gone was turned away by nobody.
+        if e != BodyError::Broken {
+            api.parts.metrics.reject(Rejected::BodyTimeout);
+        }
         (Some(StatusCode::REQUEST_TIMEOUT), fault)
     })?;
     let permit = match permit {

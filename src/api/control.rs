@@ -27,7 +27,7 @@ pub(crate) const OPERATION_ID: Param = Param::named::<OperationId>(
 );
 
 /// Of rows that can say what they would do, and not do it.
-const DRY_RUN: &str = "dryRun";
+pub(crate) const DRY_RUN: &str = "dryRun";
 
 /// Who calls, where there are no tokens.
 const NOBODY: &str = "-";

@@ -221,12 +221,15 @@ impl Front {
         let read = body::read(incoming, stated, self.api.config.max_body, budget).await;
         let (bytes, _room) = match read {
             Ok(read) => read,
-            // A client that is gone was turned away by nobody.
-            Err(e @ BodyError::Broken) => {
-                let fault = Fault::new(Code::InvalidRequest, e.to_string());
-                return Ok(rpc_fault(&fault, Rejected::BodyTimeout));
+            Err(e) => {
+                let (reason, fault) = body_fault(e, self.api.config.max_body);
+                // A client that is gone was turned away by nobody.
+                return if e == BodyError::Broken {
+                    Ok(rpc_fault(&fault, reason))
+                } else {
+                    Err((reason, fault))
+                };
             }
-            Err(e) => return Err(body_fault(e, self.api.config.max_body)),
         };
         let length = bytes.len();
         let checked = aside::run(length, || envelope::check(bytes, self.api.config.max_batch));

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::api::args::{Args, Param};
-use crate::api::control::OPERATION_ID;
+use crate::api::control::{self, OPERATION_ID};
 use crate::api::error::Fault;
 use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::wire::MembersJson;
@@ -29,7 +29,7 @@ const EXPECTED: Param =
     Param::optional::<u64>("expectedVersion", "Refuse when the membership has another version.");
 const FORCE: Param =
     Param::optional::<bool>("force", "Also when no quorum of reachable voters would be left.");
-const DRY_RUN: Param = Param::optional::<bool>("dryRun", "Only say what would be left.");
+const DRY_RUN: Param = Param::optional::<bool>(control::DRY_RUN, "Only say what would be left.");
 
 pub(crate) const ADD_PARAMS: &[Param] = &[
     Param::required::<u64>("nodeId", "The new node's id, 1 to 2^53 - 1."),
@@ -120,7 +120,7 @@ async fn change(call: &Call, args: &Args<'_>, change: Change) -> Result<Box<RawV
         expected: args.get("expectedVersion")?,
         force: args.get::<bool>("force")? == Some(true),
     };
-    let is_dry = args.get::<bool>("dryRun")? == Some(true);
+    let is_dry = args.get::<bool>(control::DRY_RUN)? == Some(true);
     let prepared = call.api.parts.changer.prepare(&request).await?;
     if is_dry {
         call.note(None, Some(prepared.version()));

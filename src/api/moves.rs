@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::api::args::{Args, Patience};
+use crate::api::control::DRY_RUN;
 use crate::api::error::{Code, Fault};
 use crate::api::handlers::{Answer, Call, to_raw};
 use crate::api::status::{RoleJson, ms};
@@ -180,7 +181,7 @@ pub(crate) fn transfer<'a>(call: &'a Call, args: Args<'a>) -> Answer<'a> {
         let accepts = if is_forced { FitnessGrade::Unable } else { FitnessGrade::Fit };
         let leadership = &call.api.parts.leadership;
         let operation_id = operation_of(call);
-        if args.get::<bool>("dryRun")? == Some(true) {
+        if args.get::<bool>(DRY_RUN)? == Some(true) {
             return dry_run(call, to, accepts, operation_id);
         }
         if let Some(made) = made_before(call, to, within).await {

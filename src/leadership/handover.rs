@@ -323,10 +323,10 @@ async fn drive(handle: &Handle, request: &mut Request, began: Instant) -> Result
     }
     let give_up = Instant::now() + ASK_FOR.max(asked.within);
     loop {
-        let is_own = asked.cause == LeadershipCause::Removed;
+        let is_leaving = asked.cause == LeadershipCause::Removed;
         // An election takes less.
         let patience =
-            if is_own { raft.config().heartbeat_timeout } else { handle.config().election_timeout };
+            if is_leaving { raft.config().heartbeat_timeout } else { handle.config().election_timeout };
         let ask_again = Instant::now() + patience;
         if let Some(leader_id) = successor(handle, term, ask_again, deadline, || {
             let late = Done {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use crate::api::args::{Param, Patience};
-use crate::api::control::OPERATION_ID;
+use crate::api::control::{DRY_RUN, OPERATION_ID};
 use crate::api::error::Code;
 use crate::api::executors::{ExecutorJson, VerdictJson};
 use crate::api::leaderships::NoticeJson;
@@ -46,7 +46,7 @@ pub(crate) const METHODS: &[Method] = &[
                 "How long to wait, 1 to 30000; default raft.resign_timeout. After it the transfer may still happen.",
             ),
             Param::optional::<bool>("force", "Also to a node that is not fit."),
-            Param::optional::<bool>("dryRun", "Say whom it would choose, and do nothing."),
+            Param::optional::<bool>(DRY_RUN, "Say whom it would choose, and do nothing."),
             OPERATION_ID,
         ],
         result: schema::<HandoverJson>,
